@@ -1,0 +1,1 @@
+"""Pure torch: tensors in, tensors out. No IO, no logging, no clock."""
