@@ -1,0 +1,201 @@
+"""How a run goes: frozen, closed settings, read from small YAML files that each derive from another.
+
+A setting that can change a cached value is in the cache's fingerprint (see pipeline/fingerprint.py); settings that
+only change speed (device, batch size, workers) are arguments of the stages and not here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.protocols import PARTS
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Frozen and closed: an unknown key stops the run instead of training the default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DetectorConfig(Settings):
+    """How faces are found."""
+
+    weights: str = "retinaface-mobilenet"
+    """Name of a RetinaFace in the catalog."""
+    score_threshold: Fraction = 0.5
+    nms_iou: Fraction = 0.4
+    max_side_px: PositiveInt = 640
+    """Larger frames are shrunk to this long side before detection; boxes come back in full-frame px."""
+    max_gap_frames: Annotated[int, Field(ge=0)] = 5
+    """Longest run of missed frames between two found ones, in one sequence, that is filled linearly."""
+
+
+class CropConfig(Settings):
+    """How a face is cut out (paper 4.1)."""
+
+    side_per_box_frac: PositiveFloat = 200 / 260
+    """Side of the square over (width + height) of the box."""
+    size_px: PositiveInt = 256
+    """Side of the FAN's input."""
+    context_frac: Annotated[float, Field(ge=1)] = 1.75
+    """Side of the stored crop over the side of the square, so that no augmented view samples outside."""
+
+
+class ViewConfig(Settings):
+    """Views of a crop that get cached: 0 clean, 1 clean and flipped, 2 and up augmented (paper 4.1)."""
+
+    num_views: Annotated[int, Field(ge=2)] = 14
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_rotation_deg: Annotated[float, Field(ge=0, le=15)] = 15.0
+    min_scale: Annotated[float, Field(ge=0.75, le=1)] = 0.75
+    max_scale: Annotated[float, Field(ge=1, le=1.25)] = 1.25
+    max_shift_px: Annotated[float, Field(ge=0, le=10)] = 10.0
+    flip_probability: Fraction = 0.5
+
+
+class FeatureConfig(Settings):
+    """Which frozen FAN features are cached, and in what form."""
+
+    weights: str = "fan-128"
+    """Name of a FAN in the catalog."""
+    profile: Literal["exact", "standard"] = "standard"
+    """exact: fp16 maps and all 68 heatmaps; standard: fp16 maps and the heatmaps' sum."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the FAN's forward pass."""
+
+
+class CacheConfig(Settings):
+    """Everything that decides the values in a feature cache."""
+
+    detector: DetectorConfig = DetectorConfig()
+    crop: CropConfig = CropConfig()
+    views: ViewConfig = ViewConfig()
+    features: FeatureConfig = FeatureConfig()
+
+
+class HeadConfig(Settings):
+    """The trained part of FAN-Trans (paper 3.2, 3.3)."""
+
+    variant: Literal[
+        "baseline", "c_t_o2o", "c_t_o2m", "t1_o2o_t1_o2m", "t1_o2o_t2_o2o", "t1_o2m_t2_o2m", "t1_o2o_t2_o2m"
+    ] = "t1_o2o_t2_o2m"
+    """Row of Table 1; the last one is FAN-Trans."""
+    attention_drop: Literal["learned", "learned_from_tokens", "full", "row", "column"] = "learned"
+    input_features: Literal["bl", "bl_no_lf", "bl_no_hm"] = "bl"
+    """Row of Table 2: all maps, without LF, or H1 and H2 without the heatmap gate."""
+    dim: PositiveInt | None = None
+    """Width D of the head; None is a quarter of the input's channels, as in the paper."""
+    num_blocks: PositiveInt = 5
+    top_k: PositiveInt | None = None
+    """Evidence summed by C_o2m; None is half the action units."""
+
+
+class TrainConfig(Settings):
+    """Optimisation (paper 4.1)."""
+
+    num_epochs: PositiveInt = 12
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 1e-4
+    schedule: Literal["step", "one_cycle"] = "step"
+    """step: x `lr_decay` after every `lr_step_epochs`; one_cycle: rise to `lr`, then fall to zero, a step at a time."""
+    lr_decay: Fraction = 0.3
+    lr_step_epochs: PositiveInt = 4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    kd_weight: Annotated[float, Field(ge=0)] = 0.2
+    """Lambda of Eq. 10."""
+    kd_form: Literal["bernoulli", "softmax"] = "bernoulli"
+    kd_temperature: PositiveFloat = 1.0
+    averages_flip: bool = False
+    """Whether test logits are averaged with those of the flipped view."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ExperimentConfig(Settings):
+    """One named experiment."""
+
+    name: str
+    cache: CacheConfig = CacheConfig()
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig()
+    parts: tuple[Literal["P1", "P2", "P3"], ...] = PARTS
+    """Test parts to train a fold for."""
+
+
+CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
+
+
+def load_experiment(name_or_path: str, *, folder: Path = CONFIG_FOLDER) -> ExperimentConfig:
+    """Read an experiment by its name in `folder`, or by path; its `base` is read first and overlaid.
+
+    Raises `ConfigError` in one sentence for an unknown name, a typo or a value out of range.
+    """
+    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else folder / f"{name_or_path}.yaml"
+    merged = _merged_with_bases(path, seen=())
+    merged["name"] = path.stem
+    try:
+        return ExperimentConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_fault(error)}") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a pydantic error in words: where, what was found, what was expected."""
+    fault = error.errors()[0]
+    where = ".".join(str(step) for step in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key `{where}`; mend the spelling or remove it"
+    return f"`{where}` is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
+    """A YAML file's mapping; duplicate keys, which YAML itself lets pass, raise `error`."""
+    try:
+        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as fault:
+        mark = getattr(fault, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise error(f"{path}{line}: {getattr(fault, 'problem', fault)}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} must hold a mapping of keys, not {type(content).__name__}")
+    return content
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the name {key!r} is there twice; rename or remove one", node.value[i][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _merged_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"there is no experiment {path.stem!r} in {path.parent}; known ones: {known}")
+    if path in seen:
+        raise ConfigError(f"{path} derives from itself; remove one `base` of {', '.join(p.stem for p in seen)}")
+    content = read_yaml(path, error=ConfigError)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    return _overlaid(_merged_with_bases(path.parent / f"{base}.yaml", seen=(*seen, path)), content)
+
+
+def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both_nest = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlaid(merged[key], value) if both_nest else value
+    return merged
