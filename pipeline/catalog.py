@@ -1,0 +1,183 @@
+"""The only code that turns a name into a place: data sets, weights and the roots of what is written.
+
+`data_catalog.yaml` is typed and closed. The environment is read here and nowhere below.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from pipeline.config import PositiveInt, Settings, first_fault, read_yaml
+from pipeline.errors import CatalogError, WeightsError
+from pipeline.files import file_sha256
+from pipeline.protocols import PROTOCOLS, Protocol
+
+CATALOG_FILE = Path(__file__).parent.parent / "data_catalog.yaml"
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_RAW_FOLDERS = {
+    "bp4d": ("BP4D-training", "AUCoding/AU_OCC"),
+    "disfa": ("Videos_LeftCamera", "ActionUnit_Labels"),
+}
+
+
+def _known_protocol(name: str) -> str:
+    if name not in PROTOCOLS:
+        raise ValueError(f"expected one of {', '.join(PROTOCOLS)}")
+    return name
+
+
+class RenderedEntry(Settings):
+    """What a data set of rendered faces is made from."""
+
+    num_subjects: PositiveInt
+    num_tasks: PositiveInt
+    num_frames: PositiveInt
+    """Frames a task."""
+    size_px: PositiveInt
+    seed: Annotated[int, Field(ge=0)]
+
+
+class DatasetEntry(Settings):
+    """A data set in its raw layout."""
+
+    root: Path
+    layout: Literal["bp4d", "disfa"]
+    protocol: Annotated[str, AfterValidator(_known_protocol)]
+    rendered: RenderedEntry | None = None
+
+    @property
+    def rules(self) -> Protocol:
+        """The protocol by its name."""
+        return PROTOCOLS[self.protocol]
+
+    def missing_folders(self) -> list[Path]:
+        """Raw folders of the layout that are not there."""
+        return [folder for name in _RAW_FOLDERS[self.layout] if not (folder := self.root / name).is_dir()]
+
+
+class WeightsEntry(Settings):
+    """A file of weights (safetensors) and what its tensors cannot tell."""
+
+    path: Path
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    family: Literal["fan", "retinaface-mobilenet", "retinaface-resnet50"]
+    width: PositiveInt | None = None
+    """Channels of a FAN."""
+    num_stacks: PositiveInt | None = None
+    pooling: Literal["avg", "max"] | None = None
+    """A FAN's pooling: the state dict is the same for both, the features are not."""
+
+    def checked_path(self) -> Path:
+        """The file, once its bytes have the catalog's sha256."""
+        if not self.path.is_file():
+            raise WeightsError(f"weights {self.path} are not there; put them there or mend `path` in the catalog")
+        found = file_sha256(self.path)
+        if found != self.sha256:
+            raise WeightsError(
+                f"weights {self.path} have sha256 {found[:12]}..., the catalog expects {self.sha256[:12]}...; "
+                "fetch them again, or mend `sha256` in the catalog if they were meant to change"
+            )
+        return self.path
+
+
+class Roots(Settings):
+    """Where the pipeline writes."""
+
+    work: Path
+    cache: Path
+    runs: Path
+
+
+class Catalog(Settings):
+    """All places by name."""
+
+    roots: Roots
+    datasets: dict[str, DatasetEntry]
+    weights: dict[str, WeightsEntry]
+
+    def dataset(self, name: str) -> DatasetEntry:
+        """A data set by name."""
+        if name not in self.datasets:
+            raise CatalogError(f"there is no data set {name!r} in the catalog; known ones: {', '.join(self.datasets)}")
+        return self.datasets[name]
+
+    def weights_of(self, name: str) -> WeightsEntry:
+        """Weights by name."""
+        if name not in self.weights:
+            raise CatalogError(f"there are no weights {name!r} in the catalog; known ones: {', '.join(self.weights)}")
+        return self.weights[name]
+
+    def work_of(self, dataset: str) -> Path:
+        """Folder of a data set's index, boxes and crops."""
+        return self.roots.work / dataset
+
+    def caches_of(self, dataset: str) -> Path:
+        """Folder of a data set's feature caches, one folder a fingerprint."""
+        return self.roots.cache / dataset
+
+    def faults(self) -> list[str]:
+        """Everything that `fantrans catalog check` finds wrong on disk, a sentence each."""
+        found = [
+            f"data set {name!r}: {folder} is not there; {_mend_folder(name, entry)}"
+            for name, entry in self.datasets.items()
+            for folder in entry.missing_folders()
+        ]
+        for name, weights in self.weights.items():
+            try:
+                weights.checked_path()
+            except WeightsError as error:
+                found.append(f"weights {name!r}: {error}")
+        return found
+
+
+def _mend_folder(name: str, entry: DatasetEntry) -> str:
+    if entry.rendered is not None:
+        return f"run `fantrans synth --dataset {name}`"
+    return f"unpack the data set there or point {name.upper()}_ROOT at it"
+
+
+def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Catalog:
+    """Read the catalog (FANTRANS_CATALOG, else the one of this checkout) with its variables filled in.
+
+    Raises `CatalogError`, one sentence, for a missing file, a typo, a duplicate name or an unset variable.
+    """
+    path = path or Path(environment.get("FANTRANS_CATALOG", CATALOG_FILE))
+    if not path.is_file():
+        raise CatalogError(f"there is no catalog at {path}; set FANTRANS_CATALOG to a data_catalog.yaml")
+    content = _filled(read_yaml(path, error=CatalogError), environment, path)
+    try:
+        catalog = Catalog.model_validate(content)
+    except ValidationError as error:
+        raise CatalogError(f"{path}: {first_fault(error)}") from None
+    return _anchored(catalog, path.resolve().parent)
+
+
+def _filled(value: object, environment: Mapping[str, str], path: Path) -> object:
+    """`value` with each ${NAME:-default} replaced, in strings at any depth."""
+
+    def fill(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if name not in environment and default is None:
+            raise CatalogError(f"{path}: variable {name} is not set and has no default; set it in the environment")
+        return environment.get(name) or default or ""
+
+    if isinstance(value, str):
+        return _VARIABLE.sub(fill, value)
+    if isinstance(value, dict):
+        return {key: _filled(item, environment, path) for key, item in value.items()}
+    return value
+
+
+def _anchored(catalog: Catalog, folder: Path) -> Catalog:
+    """The catalog with every relative place made absolute against the catalog's folder."""
+    return Catalog(
+        roots=Roots(**{name: folder / place for name, place in catalog.roots}),
+        datasets={n: e.model_copy(update={"root": folder / e.root}) for n, e in catalog.datasets.items()},
+        weights={n: e.model_copy(update={"path": folder / e.path}) for n, e in catalog.weights.items()},
+    )
