@@ -1,0 +1,63 @@
+"""BP4D's raw layout to index rows.
+
+    BP4D-training/{subject}/{task}/{frame}.jpg    integer stems, zero-padded to a width that varies by release
+    AUCoding/AU_OCC/{subject}_{task}.csv          header: 0 (the frame column), then AU numbers; codes 0, 1, 9
+
+One release adds a last column without an AU number: an occlusion flag whose 1 makes the whole row unknown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import DataError
+from pipeline.protocols import Protocol, presence_from_occurrence
+from pipeline.records import UNKNOWN, au_column
+
+CODES = Path("AUCoding/AU_OCC")
+IMAGES = Path("BP4D-training")
+
+
+def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
+    """One row a coded frame, without its part; `source_file` is empty where the coded frame has no image."""
+    tables = [_sequence_rows(path, root, rules) for path in sorted((root / CODES).glob("*.csv"))]
+    if not tables:
+        raise DataError(f"{root / CODES} holds no {{subject}}_{{task}}.csv; expected BP4D's occurrence codes there")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _sequence_rows(path: Path, root: Path, rules: Protocol) -> pd.DataFrame:
+    subject, _, task = path.stem.partition("_")
+    codes = pd.read_csv(path)
+    is_au = [str(name).strip().isdigit() for name in codes.columns]
+    if len(codes.columns) < 2 or not all(is_au[:-1]):
+        raise DataError(f"{path}: expected the header 0, AU, AU, ...; found {', '.join(map(str, codes.columns[:6]))}...")
+    is_occluded = np.zeros(len(codes), bool)
+    if not is_au[-1]:
+        is_occluded = codes.iloc[:, -1].to_numpy() == 1
+        codes = codes.iloc[:, :-1]
+    codes.columns = [int(name) for name in codes.columns]
+    absent = [au for au in rules.aus if au not in codes.columns]
+    if absent:
+        raise DataError(f"{path} has no column for AU {', '.join(map(str, absent))}; protocol {rules.name} needs it")
+
+    frames = codes.iloc[:, 0].to_numpy(np.int64)
+    if len(np.unique(frames)) != len(frames):
+        raise DataError(f"{path} codes a frame twice; remove one of the rows")
+    folder = IMAGES / subject / task
+    name_of = {int(p.stem): p.name for p in (root / folder).glob("*.jpg") if p.stem.isdigit()}
+    rows = pd.DataFrame({
+        "frame_id": [f"{subject}/{task}/{frame}" for frame in frames],
+        "subject": subject,
+        "task": task,
+        "frame": frames,
+        "source_file": [str(folder / name_of[frame]) if frame in name_of else "" for frame in frames],
+        "source_frame": -1,
+    })
+    for au in rules.aus:
+        labels = presence_from_occurrence(codes[au].to_numpy())
+        rows[au_column(au)] = np.where(is_occluded, UNKNOWN, labels).astype(np.int8)
+    return rows

@@ -1,0 +1,67 @@
+"""DISFA's raw layout to index rows.
+
+    Videos_LeftCamera/LeftVideo{subject}_comp.avi
+    ActionUnit_Labels/{subject}/{subject}_au{n}.txt    a line "frame,intensity"; frame is 1-based, intensity 0..5
+
+Label line n belongs to the video frame of 0-based index n - 1. A video can be one frame shorter than its labels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import DataError
+from pipeline.protocols import Protocol, presence_from_intensity
+from pipeline.records import au_column, intensity_column
+
+LABELS = Path("ActionUnit_Labels")
+VIDEOS = Path("Videos_LeftCamera")
+CODED_AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
+TASK = "left"
+"""DISFA has one session a subject; its task is named after the camera."""
+
+
+def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
+    """One row a coded frame, without its part; `source_file` is empty where the subject has no video."""
+    folders = sorted(folder for folder in (root / LABELS).glob("*") if folder.is_dir())
+    if not folders:
+        raise DataError(f"{root / LABELS} holds no subject's folder; expected DISFA's intensity labels there")
+    return pd.concat([_subject_rows(folder, root, rules) for folder in folders], ignore_index=True)
+
+
+def _subject_rows(folder: Path, root: Path, rules: Protocol) -> pd.DataFrame:
+    subject = folder.name
+    intensities = pd.concat([_intensities(folder / f"{subject}_au{au}.txt", au) for au in CODED_AUS], axis=1)
+    if intensities.isna().any(axis=None):
+        short = ", ".join(str(au) for au in CODED_AUS if intensities[au].isna().any())
+        raise DataError(f"{folder}: AU {short} lacks frames that other AUs code; expected the same frames in all files")
+    frames = intensities.index.to_numpy(np.int64)
+    video = VIDEOS / f"LeftVideo{subject}_comp.avi"
+    rows = pd.DataFrame({
+        "frame_id": [f"{subject}/{TASK}/{frame}" for frame in frames],
+        "subject": subject,
+        "task": TASK,
+        "frame": frames,
+        "source_file": str(video) if (root / video).is_file() else "",
+        "source_frame": frames - 1,
+    })
+    assert rules.min_positive_intensity is not None
+    for au in rules.aus:
+        values = intensities[au].to_numpy()
+        rows[au_column(au)] = presence_from_intensity(values, min_positive=rules.min_positive_intensity)
+    for au in CODED_AUS:
+        rows[intensity_column(au)] = intensities[au].to_numpy(np.int8)
+    return rows
+
+
+def _intensities(path: Path, au: int) -> pd.Series:
+    """Intensities by 1-based frame, named by the AU."""
+    if not path.is_file():
+        raise DataError(f"{path} is not there; DISFA has one such file for each of AU {', '.join(map(str, CODED_AUS))}")
+    lines = pd.read_csv(path, header=None, names=["frame", au])
+    if lines["frame"].duplicated().any():
+        raise DataError(f"{path} codes a frame twice; remove one of the lines")
+    return lines.set_index("frame")[au]
