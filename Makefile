@@ -1,0 +1,44 @@
+# Everything runs from here. Each goal does the set-up it needs, once.
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-quick test test-unit check bench clean
+
+help:  ## list the goals
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv with all packages
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[synth,dev]'
+	$(BIN)/pip install --quiet --no-deps 'retinaface-pytorch>=0.0.8'  # its pins are of torch 1.9; its network runs on ours
+	touch $@
+
+demo: $(READY)  ## raw frames to per-AU F1 on rendered faces (under 15 minutes)
+	$(BIN)/fantrans demo
+
+demo-quick: $(READY)  ## the same, small (2 to 3 minutes)
+	$(BIN)/fantrans demo --quick
+
+test: $(READY)  ## all tests, with coverage
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+test-unit: $(READY)  ## the tests that finish within a minute
+	$(BIN)/pytest tests/unit
+
+check: $(READY)  ## style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## speed of extraction, loader and training here
+	$(BIN)/fantrans bench
+
+clean:  ## remove what the pipeline wrote (var/) and build leftovers, not .venv
+	rm -rf var build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*
