@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.config import PositiveInt, Settings, first_fault, read_yaml
 from pipeline.errors import CatalogError, WeightsError
@@ -72,6 +72,12 @@ class WeightsEntry(Settings):
     num_stacks: PositiveInt | None = None
     pooling: Literal["avg", "max"] | None = None
     """A FAN's pooling: the state dict is the same for both, the features are not."""
+
+    @model_validator(mode="after")
+    def _fan_is_described(self) -> WeightsEntry:
+        if self.family == "fan" and None in (self.width, self.num_stacks, self.pooling):
+            raise ValueError("a fan needs width, num_stacks and pooling")
+        return self
 
     def checked_path(self) -> Path:
         """The file, once its bytes have the catalog's sha256."""

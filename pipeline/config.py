@@ -13,7 +13,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.protocols import PARTS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -126,7 +125,7 @@ class ExperimentConfig(Settings):
     cache: CacheConfig = CacheConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
-    parts: tuple[Literal["P1", "P2", "P3"], ...] = PARTS
+    parts: tuple[Literal["P1", "P2", "P3"], ...] = ("P1", "P2", "P3")
     """Test parts to train a fold for."""
 
 
@@ -153,7 +152,9 @@ def first_fault(error: ValidationError) -> str:
     where = ".".join(str(step) for step in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown key `{where}`; mend the spelling or remove it"
-    return f"`{where}` is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
+    return f"`{where}`{found}: {message[0].lower()}{message[1:]}"
 
 
 def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Protocol:
         if subject not in self.subject_parts:
             raise DataError(
                 f"subject {subject!r} is in no part of protocol {self.name}; expected one of "
-                f"{', '.join(sorted(self.subject_parts)[:3])}..., or set `protocol: rendered_{self.name}` in the catalog"
+                f"{', '.join(sorted(self.subject_parts)[:3])}..., "
+                f"or `protocol: rendered_{self.name}` in the catalog, which goes by number"
             )
         return self.subject_parts[subject]
 

@@ -1,0 +1,1 @@
+"""Raw layouts to rows of the frame index."""

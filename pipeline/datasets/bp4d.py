@@ -34,7 +34,8 @@ def _sequence_rows(path: Path, root: Path, rules: Protocol) -> pd.DataFrame:
     codes = pd.read_csv(path)
     is_au = [str(name).strip().isdigit() for name in codes.columns]
     if len(codes.columns) < 2 or not all(is_au[:-1]):
-        raise DataError(f"{path}: expected the header 0, AU, AU, ...; found {', '.join(map(str, codes.columns[:6]))}...")
+        found = ", ".join(map(str, codes.columns[:6]))
+        raise DataError(f"{path}: expected the header 0, AU, AU, ...; found {found}...")
     is_occluded = np.zeros(len(codes), bool)
     if not is_au[-1]:
         is_occluded = codes.iloc[:, -1].to_numpy() == 1

@@ -1,0 +1,90 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.catalog import CATALOG_FILE, load_catalog
+from pipeline.errors import CatalogError, WeightsError
+
+TEXT = """
+roots: {work: "${WORK:-w}", cache: c, runs: r}
+datasets:
+  faces: {root: "${FACES_ROOT:-raw}", layout: bp4d, protocol: bp4d}
+weights:
+  fan: {path: fan.safetensors, sha256: SHA, family: fan, width: 64, num_stacks: 2, pooling: avg}
+"""
+
+
+def write(folder: Path, text: str = TEXT, data: bytes = b"tensors") -> Path:
+    (folder / "fan.safetensors").write_bytes(data)
+    path = folder / "data_catalog.yaml"
+    path.write_text(text.replace("SHA", hashlib.sha256(b"tensors").hexdigest()))
+    return path
+
+
+def test_shipped_catalog_loads_and_its_weights_are_whole():
+    catalog = load_catalog(CATALOG_FILE, environment={})
+    assert {"bp4d", "disfa", "demo"} <= set(catalog.datasets)
+    for entry in catalog.weights.values():
+        assert entry.checked_path().is_file()
+
+
+def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
+    path = write(tmp_path)
+    catalog = load_catalog(path, environment={"WORK": "/elsewhere"})
+    assert catalog.roots.work == Path("/elsewhere")
+    assert catalog.dataset("faces").root == tmp_path / "raw"
+    assert catalog.caches_of("faces") == tmp_path / "c" / "faces"
+    named = load_catalog(environment={"FANTRANS_CATALOG": str(path)})
+    assert named.work_of("faces") == tmp_path / "w" / "faces"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("layout: bp4d", "layout: bp5d", "`datasets.faces.layout` is 'bp5d'"),
+        ("protocol: bp4d", "protocol: ck", "expected one of bp4d"),
+        ("layout:", "layuot:", "`datasets.faces."),
+        ("weights:", "weight:", "weight"),
+        ("weights:\n", "weights:\n  fan: {}\n", "'fan' is there twice"),
+        ("${WORK:-w}", "${WORK}", "variable WORK is not set"),
+        ("pooling: avg", "pooling: mean", "pooling"),
+        (", width: 64", "", "a fan needs width"),
+    ],
+)
+def test_faults_are_one_sentence(tmp_path, old, new, sentence):
+    assert old in TEXT
+    with pytest.raises(CatalogError) as caught:
+        load_catalog(write(tmp_path, TEXT.replace(old, new, 1)), environment={})
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_list_the_known_ones(tmp_path):
+    catalog = load_catalog(write(tmp_path), environment={})
+    with pytest.raises(CatalogError, match="known ones: faces"):
+        catalog.dataset("face")
+    with pytest.raises(CatalogError, match="known ones: fan"):
+        catalog.weights_of("fun")
+    with pytest.raises(CatalogError, match="there is no catalog"):
+        load_catalog(tmp_path / "nowhere.yaml")
+
+
+def test_check_names_missing_folders_and_damaged_weights(tmp_path):
+    catalog = load_catalog(write(tmp_path, data=b"tensorz"), environment={})
+    faults = catalog.faults()
+    assert len(faults) == 3
+    assert "raw/BP4D-training is not there" in faults[0]
+    assert "FACES_ROOT" in faults[0]
+    assert "have sha256" in faults[2]
+    with pytest.raises(WeightsError, match="have sha256"):
+        catalog.weights_of("fan").checked_path()
+    (tmp_path / "fan.safetensors").unlink()
+    with pytest.raises(WeightsError, match="are not there"):
+        catalog.weights_of("fan").checked_path()
+
+
+def test_check_is_silent_when_all_is_there(tmp_path):
+    for name in ("raw/BP4D-training", "raw/AUCoding/AU_OCC"):
+        (tmp_path / name).mkdir(parents=True)
+    assert load_catalog(write(tmp_path), environment={}).faults() == []

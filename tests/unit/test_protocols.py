@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.protocols import PROTOCOLS, presence_from_intensity, presence_from_occurrence
+
+
+@pytest.mark.parametrize(("name", "num_subjects", "num_aus"), [("bp4d", 41, 12), ("disfa", 27, 8)])
+def test_published_parts_hold_every_subject_once(name, num_subjects, num_aus):
+    rules = PROTOCOLS[name]
+    assert len(rules.subject_parts) == num_subjects
+    assert len(rules.aus) == num_aus
+    assert set(rules.subject_parts.values()) == {"P1", "P2", "P3"}
+
+
+def test_bp4d_parts_are_the_published_sizes():
+    sizes = [list(PROTOCOLS["bp4d"].subject_parts.values()).count(part) for part in ("P1", "P2", "P3")]
+    assert sizes == [14, 14, 13]
+
+
+def test_disfa_bad_frames_leave_the_published_number():
+    # 27 subjects x 4845 label lines, SN010 one fewer; 126,144 remain once the bad ranges are left out.
+    rules = PROTOCOLS["disfa"]
+    remaining = sum(
+        not rules.is_bad_frame(subject, frame)
+        for subject in rules.subject_parts
+        for frame in range(1, 4845 if subject == "SN010" else 4846)
+    )
+    assert remaining == 126_144
+
+
+def test_unknown_subject_is_refused_and_rendered_ones_go_by_number():
+    with pytest.raises(DataError, match="'F099' is in no part of protocol bp4d"):
+        PROTOCOLS["bp4d"].part_of("F099")
+    assert [PROTOCOLS["rendered_bp4d"].part_of(s) for s in ("F003", "M001", "F002")] == ["P1", "P2", "P3"]
+    with pytest.raises(DataError, match="no number"):
+        PROTOCOLS["rendered_bp4d"].part_of("Anna")
+
+
+def test_codes_become_labels_and_the_rest_is_unknown():
+    assert presence_from_occurrence(np.array([0, 1, 9, 5])).tolist() == [0, 1, -1, -1]
+    labels = presence_from_intensity(np.array([0, 1, 2, 5, 9, -1]), min_positive=2)
+    assert labels.tolist() == [0, 0, 1, 1, -1, -1]
+    assert labels.dtype == np.int8
