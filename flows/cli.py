@@ -1,0 +1,207 @@
+"""The `fantrans` command line. Each command imports its stage when it runs, so head-only work loads no detector."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from pipeline.errors import FantransError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Facial action units with FAN-Trans.")
+catalog_app = typer.Typer(no_args_is_help=True, help="Where things are.")
+cache_app = typer.Typer(no_args_is_help=True, help="Feature caches.")
+weights_app = typer.Typer(no_args_is_help=True, help="Train and score the shipped networks.")
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(cache_app, name="cache")
+app.add_typer(weights_app, name="weights")
+
+console = Console()
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1...")]
+ConfigName = Annotated[str, typer.Option(help="An experiment in configs/.")]
+
+
+class Layout(StrEnum):
+    """Raw layouts that can be rendered."""
+
+    BP4D = "bp4d"
+    DISFA = "disfa"
+
+
+def main() -> None:
+    """Run the command line: what a user can mend is one sentence on stderr and exit status 2."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    logging.getLogger("fantrans").setLevel(logging.INFO)
+    try:
+        app(standalone_mode=True)
+    except FantransError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option(help="The small set: two to three minutes.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """The whole main job on rendered faces: frames, faces, crops, features, three folds, F1 table."""
+    _set_up_prefect()
+    from flows.main_job import main_job
+
+    name = "demo_quick" if quick else "demo"
+    main_job(name, config=name, device=device)
+
+
+@catalog_app.command("show")
+def catalog_show() -> None:
+    """Data sets, weights and roots, with what is there."""
+    from pipeline.catalog import load_catalog
+
+    catalog = load_catalog()
+    table = Table("data set", "layout", "protocol", "root", "there", title="Data sets", title_justify="left")
+    for name, dataset in catalog.datasets.items():
+        is_there = "no" if dataset.missing_folders() else "yes"
+        table.add_row(name, dataset.layout, dataset.protocol, str(dataset.root), is_there)
+    console.print(table)
+    table = Table("weights", "family", "width", "pooling", "file", title="Weights", title_justify="left")
+    for name, weights in catalog.weights.items():
+        table.add_row(name, weights.family, str(weights.width or ""), weights.pooling or "", str(weights.path))
+    console.print(table)
+    table = Table("root", "folder", title="Roots", title_justify="left")
+    for name, folder in catalog.roots:
+        table.add_row(name, str(folder))
+    console.print(table)
+
+
+@catalog_app.command("check")
+def catalog_check() -> None:
+    """Say what the catalog names and the disk lacks; exit status 2 if anything."""
+    from pipeline.catalog import load_catalog
+
+    faults = load_catalog().faults()
+    for fault in faults:
+        console.print(fault, soft_wrap=True, highlight=False)
+    if faults:
+        raise typer.Exit(2)
+    console.print("catalog: all data sets and weights are there")
+
+
+@app.command()
+def synth(
+    out: Annotated[Path | None, typer.Option(help="Folder to write into.")] = None,
+    layout: Annotated[Layout, typer.Option()] = Layout.BP4D,
+    subjects: Annotated[int, typer.Option(min=1)] = 12,
+    tasks: Annotated[int, typer.Option(min=1, max=8)] = 8,
+    frames: Annotated[int, typer.Option(min=1, help="Frames a task.")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    size: Annotated[int, typer.Option(min=64, help="Side of a frame in px.")] = 512,
+    workers: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    dataset: Annotated[str | None, typer.Option(help="Render this entry of the catalog instead.")] = None,
+) -> None:
+    """Render faces with known action units in a data set's raw layout."""
+    from pipeline.render import render_dataset
+    from pipeline.synthetic.dataset import write_dataset
+
+    if dataset is not None:
+        render_dataset(dataset, num_workers=workers)
+        return
+    if out is None:
+        raise typer.BadParameter("give --out FOLDER, or --dataset NAME for one of the catalog")
+    write_dataset(
+        out, layout=layout.value, num_subjects=subjects, num_tasks=tasks, num_frames=frames, seed=seed, size_px=size,
+        num_workers=workers,
+    )
+
+
+@app.command()
+def refresh(
+    dataset: Annotated[str, typer.Argument(help="A data set of the catalog.")],
+    config: ConfigName = "fan_trans",
+    profile: Annotated[str | None, typer.Option(help="exact or standard; default: the experiment's.")] = None,
+    views: Annotated[int | None, typer.Option(min=2, help="Views a frame; default: the experiment's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames, spread over the set.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Bring a data set's index, boxes, crops and feature cache up to date; computes only what is missing."""
+    run = _flow_or_function("refresh_cache", flow_module="flows.refresh", function_module="pipeline.refresh")
+    run(dataset, config=config, profile=profile, num_views=views, limit=limit, device=device)
+
+
+@cache_app.command("ls")
+def cache_ls(dataset: Annotated[str | None, typer.Argument(help="One data set; default: all.")] = None) -> None:
+    """Every feature cache with its size, revision and what it was made with."""
+    from pipeline.cache.reader import list_caches
+    from pipeline.catalog import load_catalog
+
+    catalog = load_catalog()
+    table = Table("data set", "fingerprint", "revision", "frames", "views", "MB", "weights", "profile")
+    for name in [dataset] if dataset else catalog.datasets:
+        for row in list_caches(catalog.caches_of(name)):
+            table.add_row(name, *map(str, row))
+    console.print(table)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="An experiment in configs/, or a .yaml file.")],
+    dataset: Annotated[str, typer.Option(help="A data set of the catalog, refreshed before.")],
+    parts: Annotated[str | None, typer.Option(help="Test parts, such as P1,P3; default: the experiment's.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Train a head per fold on cached features and score it; prints the report."""
+    run = _flow_or_function("train_folds", flow_module="flows.train", function_module="pipeline.train")
+    folder = run(config, dataset=dataset, parts=parts.split(",") if parts else None, device=device)
+    report([folder])
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or their names under the runs root.")],
+) -> None:
+    """The F1 table of finished runs, and report.json, .csv, .md beside each."""
+    from pipeline.catalog import load_catalog
+    from pipeline.report import render_table, write_report
+
+    root = load_catalog().roots.runs
+    for run in runs:
+        folder = run if run.is_dir() else root / run
+        console.print(render_table(write_report(folder)))
+
+
+def _flow_or_function(name: str, *, flow_module: str, function_module: str):  # noqa: ANN202
+    """The Prefect flow where a server is named (PREFECT_API_URL) to record it, else the same function without one."""
+    from importlib import import_module
+
+    if "PREFECT_API_URL" in os.environ:
+        _set_up_prefect()
+        return getattr(import_module(flow_module), name)
+    return getattr(import_module(function_module), name)
+
+
+def _set_up_prefect() -> None:
+    """Prefect's settings where the user has none: patient start-up, no telemetry, state inside the project's own roots."""
+    from pipeline.catalog import load_catalog
+
+    for name, value in {
+        "PREFECT_HOME": str(load_catalog().roots.work / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "DO_NOT_TRACK": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    main()
