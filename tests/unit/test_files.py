@@ -1,0 +1,67 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from pipeline import progress
+from pipeline.errors import DataError
+from pipeline.files import file_sha256, write_atomically, write_bytes_atomically
+from pipeline.records import read_table, write_table
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "folder" / "value"
+    write_bytes_atomically(path, b"old")
+
+    def fail(temp):
+        temp.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["value"]
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "value"
+    write_bytes_atomically(path, b"old")
+    script = (
+        "import sys, time, pathlib; from pipeline.files import write_atomically\n"
+        "def slow(temp):\n    temp.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
+        "write_atomically(pathlib.Path(sys.argv[1]), slow)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == b"writing\n"
+    writer.send_signal(signal.SIGKILL)
+    assert writer.wait() == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+
+
+def test_sha256_is_of_the_bytes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_tables_round_trip_and_a_foreign_one_is_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_table(path, pd.DataFrame({"a": [1]}))
+    assert read_table(path, columns=("a",), made_by="make it")["a"].tolist() == [1]
+    with pytest.raises(DataError, match="lacks the columns b, c; run `make it`"):
+        read_table(path, columns=("a", "b", "c"), made_by="make it")
+
+
+def test_a_log_gets_rate_and_time_left(caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO, logger="fantrans"), progress.track("crop", total=4, unit="frames") as step:
+        for _ in range(4):
+            time.sleep(0.01)
+            step(1)
+    assert "crop: 1 of 4 frames" in caplog.messages[0]
+    assert "s left" in caplog.messages[0]
+    assert caplog.messages[-1].startswith("crop: 4 frames in")
