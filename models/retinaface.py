@@ -34,7 +34,7 @@ class Faces(NamedTuple):
 
 
 class RawOutput(NamedTuple):
-    """What the heads say of each anchor, encoded: logits (B, A, 2: no face, face), boxes (B, A, 4), points (B, A, 10)."""
+    """What the heads say of each anchor: logits (B, A, 2: none, face), encoded boxes (B, A, 4), points (B, A, 10)."""
 
     logits: Tensor
     boxes: Tensor
