@@ -1,0 +1,191 @@
+"""The frozen face-alignment trunk (FAN) and the feature maps that the heads read from it.
+
+State-dict keys are those of `face_alignment.models.FAN`, so that its weights, and ibug's, load strictly. Pooling is not
+in the weights: `avg` for face-alignment's 2DFAN-4 and ibug's 2dfan4, `max` for ibug's 2dfan2 and 2dfan2_alt.
+
+Shapes: B frames, P 68 landmarks, C channels, H W rows and columns of a map (a quarter of the image's).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_LANDMARKS = 68
+INPUT_SIZE_PX = 256
+HOURGLASS_DEPTH = 4
+
+Pooling = Literal["avg", "max"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A feature map that leaves the trunk; `channels_per_width` None means one channel a landmark."""
+
+    name: str
+    channels_per_width: int | None
+    stride: int
+    description: str
+
+    def channels(self, width: int) -> int:
+        """Channels of the map in a FAN of `width`."""
+        return NUM_LANDMARKS if self.channels_per_width is None else self.channels_per_width * width
+
+    def size(self, image_size_px: int = INPUT_SIZE_PX) -> int:
+        """Rows, and columns, of the map of a square image."""
+        return image_size_px // self.stride
+
+
+TAPS = (
+    Tap("lf", 1, 4, "low-level features: output of conv4, signed"),
+    Tap("h1", 1, 4, "last but one stack: output of its 1x1 convolution bl, signed"),
+    Tap("h2", 1, 4, "last stack: ReLU(bn_end(conv_last)), not negative"),
+    Tap("hm", None, 4, "last stack: raw heatmaps, one a landmark"),
+)
+
+
+class ConvBlock(nn.Module):
+    """Three pre-activation 3x3 convolutions (1/2, 1/4, 1/4 of the channels) concatenated, plus a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        half, quarter = out_channels // 2, out_channels // 4
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, half, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, quarter, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(quarter)
+        self.conv3 = nn.Conv2d(quarter, quarter, 3, padding=1, bias=False)
+        self.downsample = (
+            None
+            if in_channels == out_channels
+            else nn.Sequential(
+                nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            )
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        half = self.conv1(F.relu(self.bn1(x_BCHW), inplace=True))
+        quarter = self.conv2(F.relu(self.bn2(half), inplace=True))
+        last = self.conv3(F.relu(self.bn3(quarter), inplace=True))
+        shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW)
+        return torch.cat((half, quarter, last), 1).add_(shortcut)
+
+
+def _pool(x_BCHW: Tensor, pooling: Pooling) -> Tensor:
+    return F.avg_pool2d(x_BCHW, 2) if pooling == "avg" else F.max_pool2d(x_BCHW, 2)
+
+
+class Hourglass(nn.Module):
+    """Halves the map `HOURGLASS_DEPTH` times and comes back up, with a ConvBlock on each level's shortcut."""
+
+    def __init__(self, width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+        for level in range(HOURGLASS_DEPTH, 0, -1):
+            for name in ("b1", "b2", "b3"):
+                self.add_module(f"{name}_{level}", ConvBlock(width, width))
+        self.add_module("b2_plus_1", ConvBlock(width, width))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, width, H, W) -> the same; H and W are multiples of 16."""
+        return self._level(HOURGLASS_DEPTH, x_BCHW)
+
+    def _level(self, level: int, x_BCHW: Tensor) -> Tensor:
+        blocks = self._modules
+        up = blocks[f"b1_{level}"](x_BCHW)
+        low = blocks[f"b2_{level}"](_pool(x_BCHW, self.pooling))
+        low = self._level(level - 1, low) if level > 1 else blocks["b2_plus_1"](low)
+        low = blocks[f"b3_{level}"](low)
+        return up + F.interpolate(low, scale_factor=2, mode="nearest")
+
+
+class FAN(nn.Module):
+    """Stem, then `num_stacks` hourglasses, each with its own heatmaps (Bulat and Tzimiropoulos, ICCV 2017).
+
+    `width` is a multiple of 16; the stem has a quarter, a half and a half of it before conv4 reaches it. Images are RGB
+    float (B, 3, 256, 256) in [0, 1] without mean or deviation; other sizes pass if they are multiples of 64.
+    """
+
+    def __init__(self, width: int = 256, num_stacks: int = 2, *, pooling: Pooling = "avg") -> None:
+        super().__init__()
+        if width % 16 or width <= 0:
+            raise ValueError(f"a FAN's width must be a positive multiple of 16, found {width}")
+        if num_stacks < 2:
+            raise ValueError(f"a FAN needs 2 stacks or more, since h1 and h2 leave the last two, found {num_stacks}")
+        if pooling not in ("avg", "max"):
+            raise ValueError(f"a FAN's pooling must be 'avg' or 'max', found {pooling!r}")
+        self.width, self.num_stacks, self.pooling = width, num_stacks, pooling
+        self.conv1 = nn.Conv2d(3, width // 4, 7, stride=2, padding=3)
+        self.bn1 = nn.BatchNorm2d(width // 4)
+        self.conv2 = ConvBlock(width // 4, width // 2)
+        self.conv3 = ConvBlock(width // 2, width // 2)
+        self.conv4 = ConvBlock(width // 2, width)
+        for i in range(num_stacks):
+            self.add_module(f"m{i}", Hourglass(width, pooling))
+            self.add_module(f"top_m_{i}", ConvBlock(width, width))
+            self.add_module(f"conv_last{i}", nn.Conv2d(width, width, 1))
+            self.add_module(f"bn_end{i}", nn.BatchNorm2d(width))
+            self.add_module(f"l{i}", nn.Conv2d(width, NUM_LANDMARKS, 1))
+            if i < num_stacks - 1:
+                self.add_module(f"bl{i}", nn.Conv2d(width, width, 1))
+                self.add_module(f"al{i}", nn.Conv2d(NUM_LANDMARKS, width, 1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Raw heatmaps (B, 68, H, W) of every stack; landmark p peaks where its map is highest."""
+        return self._run(images)[-1]
+
+    def taps(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps of `TAPS` by name: lf, h1, h2 (B, width, H, W) and hm (B, 68, H, W) (paper 3.1)."""
+        lf, links, ends, heatmaps = self._run(images)
+        return {"lf": lf, "h1": links[-1], "h2": ends[-1], "hm": heatmaps[-1]}
+
+    def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """Stem output; then, a stack each: bl outputs (none for the last), ReLU(bn_end) maps, heatmaps."""
+        part = self._modules
+        x_BCHW = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x_BCHW = self.conv3(_pool(self.conv2(x_BCHW), self.pooling))
+        lf = x_BCHW = self.conv4(x_BCHW)
+        links: list[Tensor] = []
+        ends: list[Tensor] = []
+        heatmaps: list[Tensor] = []
+        for i in range(self.num_stacks):
+            end = part[f"conv_last{i}"](part[f"top_m_{i}"](part[f"m{i}"](x_BCHW)))
+            ends.append(F.relu(part[f"bn_end{i}"](end), inplace=True))
+            heatmaps.append(part[f"l{i}"](ends[-1]))
+            if i < self.num_stacks - 1:
+                links.append(part[f"bl{i}"](ends[-1]))
+                x_BCHW = x_BCHW + links[-1] + part[f"al{i}"](heatmaps[-1])
+        return lf, links, ends, heatmaps
+
+
+def decode_landmarks(heatmaps_BPHW: Tensor, *, stride: int = 4) -> Tensor:
+    """Landmarks (B, P, 2) as x, y in px of the FAN's input, pixel centres at whole numbers.
+
+    Each is its map's highest cell, refined along either axis by the vertex of the parabola through the logarithms of
+    that cell and its two neighbours, which is exact for a Gaussian: at most half a cell, and none where that cell
+    lies on the border or a neighbour is not positive.
+    """
+    *_, height, width = heatmaps_BPHW.shape
+    flat = heatmaps_BPHW.flatten(2)
+    peak = flat.argmax(2, keepdim=True)
+    x, y = peak % width, peak // width
+    cells = torch.cat((x, y), 2)
+
+    def log_at(dx: int, dy: int) -> Tensor:
+        at = (y + dy).clamp(0, height - 1) * width + (x + dx).clamp(0, width - 1)
+        return flat.gather(2, at).float().clamp_min(1e-6).log()
+
+    centre = log_at(0, 0)
+    before = torch.cat((log_at(-1, 0), log_at(0, -1)), 2)
+    after = torch.cat((log_at(1, 0), log_at(0, 1)), 2)
+    bend = (2 * centre - before - after).clamp_min(1e-6)
+    offset = ((after - before) / (2 * bend)).clamp(-0.5, 0.5)
+    last = torch.tensor([width - 1, height - 1], device=cells.device)
+    has_neighbours = (cells > 0) & (cells < last) & (torch.minimum(before, after) > torch.tensor(1e-6).log())
+    return (cells + torch.where(has_neighbours, offset, 0.0) + 0.5) * stride - 0.5
