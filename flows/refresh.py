@@ -1,0 +1,47 @@
+"""Bring a data set's feature cache up to date: index, detect, crop, extract."""
+
+from __future__ import annotations
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from pipeline import refresh as stages
+from pipeline.refresh import RefreshJob, StageSummary, prepare_refresh
+
+
+@task(cache_policy=NO_CACHE)
+def index_frames(job: RefreshJob) -> StageSummary:
+    """Raw layout to frame index."""
+    return stages.index_frames(job)
+
+
+@task(cache_policy=NO_CACHE)
+def detect_faces(job: RefreshJob) -> StageSummary:
+    """Frames to boxes."""
+    return stages.detect_faces(job)
+
+
+@task(cache_policy=NO_CACHE)
+def crop_faces(job: RefreshJob) -> StageSummary:
+    """Boxes to crops."""
+    return stages.crop_faces(job)
+
+
+@task(cache_policy=NO_CACHE)
+def extract_features(job: RefreshJob) -> StageSummary:
+    """Crops to cached features."""
+    return stages.extract_features(job)
+
+
+@flow(name="refresh-cache", log_prints=False)
+def refresh_cache(
+    dataset: str,
+    config: str = "fan_trans",
+    profile: str | None = None,
+    num_views: int | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> list[StageSummary]:
+    """Compute what is missing, keep the rest; returns what each stage kept and did."""
+    job = prepare_refresh(dataset, config=config, profile=profile, num_views=num_views, limit=limit, device=device)
+    return [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
