@@ -97,11 +97,11 @@ class Hourglass(nn.Module):
         return self._level(HOURGLASS_DEPTH, x_BCHW)
 
     def _level(self, level: int, x_BCHW: Tensor) -> Tensor:
-        blocks = self._modules
-        up = blocks[f"b1_{level}"](x_BCHW)
-        low = blocks[f"b2_{level}"](_pool(x_BCHW, self.pooling))
-        low = self._level(level - 1, low) if level > 1 else blocks["b2_plus_1"](low)
-        low = blocks[f"b3_{level}"](low)
+        block = self.get_submodule
+        up = block(f"b1_{level}")(x_BCHW)
+        low = block(f"b2_{level}")(_pool(x_BCHW, self.pooling))
+        low = self._level(level - 1, low) if level > 1 else block("b2_plus_1")(low)
+        low = block(f"b3_{level}")(low)
         return up + F.interpolate(low, scale_factor=2, mode="nearest")
 
 
@@ -147,7 +147,7 @@ class FAN(nn.Module):
 
     def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Stem output; then, a stack each: bl outputs (none for the last), ReLU(bn_end) maps, heatmaps."""
-        part = self._modules
+        part = self.get_submodule
         x_BCHW = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x_BCHW = self.conv3(_pool(self.conv2(x_BCHW), self.pooling))
         lf = x_BCHW = self.conv4(x_BCHW)
@@ -155,12 +155,12 @@ class FAN(nn.Module):
         ends: list[Tensor] = []
         heatmaps: list[Tensor] = []
         for i in range(self.num_stacks):
-            end = part[f"conv_last{i}"](part[f"top_m_{i}"](part[f"m{i}"](x_BCHW)))
-            ends.append(F.relu(part[f"bn_end{i}"](end), inplace=True))
-            heatmaps.append(part[f"l{i}"](ends[-1]))
+            end = part(f"conv_last{i}")(part(f"top_m_{i}")(part(f"m{i}")(x_BCHW)))
+            ends.append(F.relu(part(f"bn_end{i}")(end), inplace=True))
+            heatmaps.append(part(f"l{i}")(ends[-1]))
             if i < self.num_stacks - 1:
-                links.append(part[f"bl{i}"](ends[-1]))
-                x_BCHW = x_BCHW + links[-1] + part[f"al{i}"](heatmaps[-1])
+                links.append(part(f"bl{i}")(ends[-1]))
+                x_BCHW = x_BCHW + links[-1] + part(f"al{i}")(heatmaps[-1])
         return lf, links, ends, heatmaps
 
 

@@ -34,11 +34,11 @@ def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
 
     Raises `WeightsError` for weights that are missing, changed, or of another network.
     """
-    if entry.family != "fan" or entry.width is None or entry.num_stacks is None or entry.pooling is None:
-        raise WeightsError(
-            f"weights {entry.path} are of the family {entry.family!r} with width {entry.width}, num_stacks "
-            f"{entry.num_stacks} and pooling {entry.pooling}; a FAN needs family 'fan' and all three, mend the catalog"
-        )
+    if entry.family != "fan":
+        raise WeightsError(f"weights {entry.path} are of the family {entry.family!r}; features need the family 'fan'")
+    assert entry.width is not None
+    assert entry.num_stacks is not None
+    assert entry.pooling is not None  # the entry sees to all three
     path = entry.checked_path()
     fan = FAN(entry.width, entry.num_stacks, pooling=entry.pooling)
     try:
@@ -54,7 +54,7 @@ def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
 
 def frozen(fan: FAN, device: torch.device | str) -> FAN:
     """`fan` in evaluation mode, without gradients and channels last on `device`."""
-    fan.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fan.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     return fan
 
 

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.fan import FAN
+from pipeline.catalog import WeightsEntry
+from pipeline.errors import DataError, WeightsError
+from pipeline.features import extract_features, feature_shapes, frozen, load_fan
+from pipeline.files import file_sha256
+
+WIDTH = 16
+
+
+def _fan(seed: int = 0) -> FAN:
+    torch.manual_seed(seed)
+    return FAN(WIDTH)
+
+
+@pytest.fixture(scope="module")
+def fan() -> FAN:
+    return frozen(_fan(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def crops() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (11, 256, 256, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def features(fan: FAN, crops: np.ndarray) -> dict[str, np.ndarray]:
+    return extract_features(fan, crops)
+
+
+def _entry(folder: Path, fan: FAN, **changed: object) -> WeightsEntry:
+    path = folder / "fan.safetensors"
+    save_file({name: v.half() if v.is_floating_point() else v for name, v in fan.state_dict().items()}, path)
+    known = {
+        "path": path,
+        "sha256": file_sha256(path),
+        "family": "fan",
+        "width": WIDTH,
+        "num_stacks": 2,
+        "pooling": "avg",
+    }
+    return WeightsEntry(**(known | changed))
+
+
+def test_features_are_the_taps_of_the_normalised_rgb_crop(fan, crops, features):
+    images = torch.from_numpy(crops[:2].astype(np.float32) / 255).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        taps = fan.taps(images)
+    assert list(features) == ["lf", "h1", "h2", "hm"]
+    for name, values in features.items():
+        assert values.dtype == np.float16
+        assert values.shape == (11, *feature_shapes(WIDTH, profile="exact")[name])
+        np.testing.assert_allclose(values[:2], taps[name].numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_bytes_do_not_depend_on_the_batch(fan, crops, features):
+    backwards = extract_features(fan, crops[::-1])
+    alone = [extract_features(fan, crops[i : i + 1]) for i in (0, 10)]
+    few = extract_features(fan, crops[3:6])
+    for name, values in features.items():
+        np.testing.assert_array_equal(backwards[name][::-1], values)
+        np.testing.assert_array_equal(np.concatenate([a[name] for a in alone]), values[[0, 10]])
+        np.testing.assert_array_equal(few[name], values[3:6])
+
+
+def test_float_crops_are_taken_as_they_are(fan, crops, features):
+    as_floats = extract_features(fan, crops[:8].astype(np.float32) / 255)
+    assert all(np.array_equal(as_floats[name], features[name][:8]) for name in features)
+
+
+def test_standard_profile_sums_the_stored_heatmaps(fan, crops, features):
+    standard = extract_features(fan, crops[:3], profile="standard")
+    expected = torch.from_numpy(features["hm"][:3]).float().sum(1, keepdim=True).half().numpy()
+    np.testing.assert_array_equal(standard["hm"], expected)
+    assert {n: v.shape[1:] for n, v in standard.items()} == feature_shapes(WIDTH, profile="standard")
+    assert all(np.array_equal(standard[name], features[name][:3]) for name in ("lf", "h1", "h2"))
+
+
+def test_precision_changes_the_arithmetic_only_when_told(fan, crops, features):
+    rounded = extract_features(fan, crops[:2], precision="bf16")
+    gap = np.abs(rounded["h2"].astype(np.float32) - features["h2"][:2].astype(np.float32)).max()
+    assert 0 < gap < 0.1 * np.abs(features["h2"]).max()
+
+
+def test_no_crops_give_empty_arrays(fan):
+    empty = extract_features(fan, np.empty((0, 256, 256, 3), np.uint8))
+    assert {n: v.shape for n, v in empty.items()} == {
+        n: (0, *s) for n, s in feature_shapes(WIDTH, profile="exact").items()
+    }
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 128, 128, 3), np.uint8), np.zeros((1, 256, 256, 3), np.float64)])
+def test_wrong_crops_are_refused(fan, wrong):
+    with pytest.raises(DataError, match=r"256, 256, 3"):
+        extract_features(fan, wrong)
+
+
+def test_values_beyond_half_precision_are_refused(crops):
+    fan = _fan()
+    torch.nn.init.constant_(fan.bl0.bias, 1e6)
+    with pytest.raises(DataError, match="h1 exceeds half precision"):
+        extract_features(frozen(fan, "cpu"), crops[:1])
+
+
+def test_loaded_weights_are_frozen_and_those_of_the_file(tmp_path, crops):
+    fan = _fan()
+    loaded = load_fan(_entry(tmp_path, fan), "cpu")
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert all(
+        torch.equal(loaded.state_dict()[name], v.half().float()) for name, v in fan.state_dict().items() if v.dim()
+    )
+
+
+def test_pooling_comes_from_the_entry(tmp_path, crops):
+    fan = _fan()
+    average, maximum = (
+        extract_features(load_fan(_entry(tmp_path, fan, pooling=p), "cpu"), crops[:1]) for p in ("avg", "max")
+    )
+    assert not np.array_equal(average["lf"], maximum["lf"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"family": "retinaface-mobilenet"}, "family 'fan'"),
+        ({"width": 32}, "not those of a FAN of width 32"),
+        ({"num_stacks": 4}, "4 stacks"),
+        ({"sha256": "0" * 64}, "sha256"),
+    ],
+)
+def test_other_weights_are_refused_in_a_sentence(tmp_path, changed, says):
+    with pytest.raises(WeightsError, match=says):
+        load_fan(_entry(tmp_path, _fan(), **changed), "cpu")
