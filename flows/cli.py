@@ -39,9 +39,8 @@ class Layout(StrEnum):
 
 def main() -> None:
     """Run the command line: what a user can mend is one sentence on stderr and exit status 2."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
-    )
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("fantrans").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
@@ -110,8 +109,9 @@ def synth(
     dataset: Annotated[str | None, typer.Option(help="Render this entry of the catalog instead.")] = None,
 ) -> None:
     """Render faces with known action units in a data set's raw layout."""
-    from pipeline.render import render_dataset
     from pipeline.synthetic.dataset import write_dataset
+
+    from pipeline.render import render_dataset
 
     if dataset is not None:
         render_dataset(dataset, num_workers=workers)
@@ -171,15 +171,15 @@ def report(
 ) -> None:
     """The F1 table of finished runs, and report.json, .csv, .md beside each."""
     from pipeline.catalog import load_catalog
-    from pipeline.report import render_table, write_report
+    from pipeline.report import write_report
 
     root = load_catalog().roots.runs
     for run in runs:
         folder = run if run.is_dir() else root / run
-        console.print(render_table(write_report(folder)))
+        console.print(write_report(folder).rich_table())
 
 
-def _flow_or_function(name: str, *, flow_module: str, function_module: str):  # noqa: ANN202
+def _flow_or_function(name: str, *, flow_module: str, function_module: str):
     """The Prefect flow where a server is named (PREFECT_API_URL) to record it, else the same function without one."""
     from importlib import import_module
 
@@ -190,7 +190,7 @@ def _flow_or_function(name: str, *, flow_module: str, function_module: str):  # 
 
 
 def _set_up_prefect() -> None:
-    """Prefect's settings where the user has none: patient start-up, no telemetry, state inside the project's own roots."""
+    """Prefect's settings where the user has none: patient start-up, no telemetry, state under the catalog's roots."""
     from pipeline.catalog import load_catalog
 
     for name, value in {

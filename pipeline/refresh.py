@@ -1,0 +1,219 @@
+"""Bring a data set's feature cache up to date: index, detect, crop, extract. Each stage keeps what stands.
+
+    {work}/{dataset}/frames.parquet
+    {work}/{dataset}/boxes-{detector fingerprint}.parquet, and .parts/ while it is being made
+    {work}/{dataset}/crops/{crop fingerprint}/
+    {cache}/{dataset}/{cache fingerprint}/
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline import crops, fingerprint, frames
+from pipeline.cache.format import features_format
+from pipeline.cache.writer import plan_refresh
+from pipeline.cache.writer import refresh as refresh_features
+from pipeline.catalog import Catalog, DatasetEntry, load_catalog
+from pipeline.config import CacheConfig, CropConfig, load_experiment
+from pipeline.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_detector
+from pipeline.errors import ConfigError
+from pipeline.features import extract_features as extract_maps
+from pipeline.features import feature_shapes, load_fan
+from pipeline.progress import track
+from pipeline.records import BOX_COLUMNS, Status, read_table, write_table
+from pipeline.views import check_context
+
+DETECTION_CHUNK_FRAMES = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshJob:
+    """One data set and everything that decides its cache."""
+
+    dataset: str
+    catalog: Catalog
+    config: CacheConfig
+    limit: int | None
+    device: str
+
+    @property
+    def entry(self) -> DatasetEntry:
+        """The data set's entry in the catalog."""
+        return self.catalog.dataset(self.dataset)
+
+    @property
+    def work(self) -> Path:
+        """Folder of the data set's index, boxes and crops."""
+        return self.catalog.work_of(self.dataset)
+
+    @property
+    def boxes_path(self) -> Path:
+        """Boxes of the job's detector."""
+        document = fingerprint.boxes_document(self.config, self.catalog)
+        return self.work / f"boxes-{fingerprint.fingerprint(document)}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSummary:
+    """What a stage kept and did."""
+
+    stage: str
+    num_kept: int
+    num_done: int
+    num_dropped: int = 0
+    note: str = ""
+
+
+def prepare_refresh(
+    dataset: str,
+    *,
+    config: str = "fan_trans",
+    profile: str | None = None,
+    num_views: int | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> RefreshJob:
+    """Settings of a refresh: the experiment's, with what the caller overrides."""
+    settings = load_experiment(config).cache
+    document = settings.model_dump()
+    if profile is not None:
+        document["features"]["profile"] = profile
+    if num_views is not None:
+        document["views"]["num_views"] = num_views
+    catalog = load_catalog()
+    catalog.dataset(dataset)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} is not there: torch sees no CUDA; give --device cpu")
+    return RefreshJob(dataset=dataset, catalog=catalog, config=CacheConfig.model_validate(document), limit=limit,
+                      device=device)
+
+
+def refresh_cache(dataset: str, **settings: Any) -> list[StageSummary]:
+    """All four stages; see `prepare_refresh` for the settings."""
+    job = prepare_refresh(dataset, **settings)
+    return [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
+
+
+def index_frames(job: RefreshJob) -> StageSummary:
+    """Raw layout to `frames.parquet`; a table that would say the same is left alone."""
+    table = frames.index_frames(job.entry, limit=job.limit)
+    path = job.work / frames.FILE_NAME
+    if path.is_file() and pd.read_parquet(path).equals(table):
+        return StageSummary(stage="index", num_kept=len(table), num_done=0)
+    frames.write_index(job.work, table)
+    return StageSummary(stage="index", num_kept=0, num_done=len(table))
+
+
+def detect_faces(job: RefreshJob) -> StageSummary:
+    """Frames to boxes, a chunk at a time; a killed run keeps its whole chunks."""
+    table = frames.read_index(job.work, dataset=job.dataset)
+    path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
+    known = [pd.read_parquet(p) for p in (path, *sorted(parts.glob("*.parquet"))) if p.is_file()]
+    found = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=list(BOX_COLUMNS))
+    has_source = set(table.loc[table["source_file"] != "", "frame_id"])
+    is_retried = (found["status"] == Status.UNREADABLE) & found["frame_id"].isin(has_source)
+    found = found[~is_retried & found["frame_id"].isin(table["frame_id"])]
+    left = table[~table["frame_id"].isin(found["frame_id"])]
+    if len(left):
+        detector = load_detector(job.catalog.weights_of(job.config.detector.weights), torch.device(job.device))
+        with track("detect faces", total=len(left), unit="frames") as step:
+            for start in range(0, len(left), DETECTION_CHUNK_FRAMES):
+                chunk = detect_frames(
+                    left.iloc[start : start + DETECTION_CHUNK_FRAMES], job.entry.root, detector,
+                    settings=job.config.detector, device=torch.device(job.device), step=step,
+                )
+                write_table(parts / f"{len(list(parts.glob('*.parquet'))):06d}.parquet", chunk)
+                found = pd.concat([found, chunk], ignore_index=True) if len(found) else chunk
+    boxes = found.drop_duplicates("frame_id", keep="last").set_index("frame_id").loc[table["frame_id"]].reset_index()
+    boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)
+    if not path.is_file() or not pd.read_parquet(path).equals(boxes):
+        write_table(path, boxes)
+    shutil.rmtree(parts, ignore_errors=True)
+    return StageSummary(stage="detect", num_kept=len(table) - len(left), num_done=len(left), note=missed_faces(boxes))
+
+
+def without_filled_gaps(boxes: pd.DataFrame) -> pd.DataFrame:
+    """Boxes as the detector left them: what an earlier refresh interpolated is without a face again."""
+    boxes = boxes.copy()
+    is_filled = boxes["status"] == Status.INTERPOLATED
+    boxes.loc[is_filled, VALUE_COLUMNS] = float("nan")
+    boxes.loc[is_filled, "status"] = Status.NO_FACE.value
+    return boxes
+
+
+def missed_faces(boxes: pd.DataFrame) -> str:
+    """How many frames have no face of their own, by status, with the first few names; "" if none."""
+    missed = boxes[boxes["status"] != Status.OK]
+    if missed.empty:
+        return ""
+    counts = ", ".join(f"{count} {status}" for status, count in missed["status"].value_counts().items())
+    names = ", ".join(missed["frame_id"].head(5)) + ("..." if len(missed) > 5 else "")
+    return f"{counts}: {names}"
+
+
+def crop_faces(job: RefreshJob) -> StageSummary:
+    """Boxes to crops."""
+    table, boxes = _tables(job)
+    format = crops.crops_format(*_crop_settings(job))
+    plan = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=format)
+    if plan.is_new:
+        with track("cut crops", total=plan.num_computed, unit="faces") as step:
+            crops.refresh_crops(
+                job.work / "crops", table, boxes, images_root=job.entry.root, settings=job.config.crop, format=format,
+                provenance=_provenance(job), step=step,
+            )
+    return StageSummary(stage="crop", num_kept=plan.num_kept, num_done=plan.num_computed, num_dropped=plan.num_dropped)
+
+
+def _crop_settings(job: RefreshJob) -> tuple[dict[str, Any], CropConfig]:
+    return fingerprint.crops_document(job.config, job.catalog), job.config.crop
+
+
+def _tables(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table = frames.read_index(job.work, dataset=job.dataset)
+    boxes = read_table(job.boxes_path, columns=BOX_COLUMNS, made_by=f"fantrans refresh {job.dataset}")
+    return table, boxes
+
+
+def _provenance(job: RefreshJob) -> dict[str, Any]:
+    """What made the bytes beside the fingerprint: device and versions."""
+    return {
+        "dataset": job.dataset,
+        "device": job.device,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "pandas": pd.__version__},
+    }
+
+
+def extract_features(job: RefreshJob) -> StageSummary:
+    """Crops to cached features: the only stage that runs the FAN."""
+    settings = job.config.features
+    table = frames.read_index(job.work, dataset=job.dataset)
+    reader = crops.CropReader(crops.crops_format(*_crop_settings(job)).folder_in(job.work / "crops"))
+    entry = job.catalog.weights_of(settings.weights)
+    assert entry.width is not None
+    format = features_format(
+        fingerprint.cache_document(job.config, job.catalog), feature_shapes(entry.width, profile=settings.profile)
+    )
+    check_context(job.config.crop, job.config.views)
+    root, views = job.catalog.caches_of(job.dataset), job.config.views
+    plan = plan_refresh(root, table, reader, format=format, views=views)
+    if plan.is_new:
+        fan = load_fan(entry, job.device)
+        num_images = sum(len(plan.rows_of(unit.block)) for unit in plan.units)
+        with track("extract features", total=num_images, unit="views") as step:
+            refresh_features(
+                root, table, reader,
+                partial(extract_maps, fan, profile=settings.profile, precision=settings.precision),
+                format=format, views=views, view_px=job.config.crop.size_px, provenance=_provenance(job), step=step,
+            )
+    return StageSummary(stage="extract", num_kept=plan.num_kept, num_done=plan.num_computed,
+                        num_dropped=plan.num_dropped)
