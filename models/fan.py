@@ -164,6 +164,28 @@ class FAN(nn.Module):
         return lf, links, ends, heatmaps
 
 
+@torch.no_grad()
+def widened(fan: FAN, *, seed: int) -> FAN:
+    """A FAN of twice the width with the same heatmaps, to be trained on (Chen et al., Net2Net, ICLR 2016).
+
+    Every channel becomes two, whose weights into the next layer are a random split of the old one's, so that training
+    takes the two apart. Landmark and colour channels stay single.
+    """
+    wide = FAN(2 * fan.width, fan.num_stacks, pooling=fan.pooling)
+    generator = torch.Generator().manual_seed(seed)
+    state = wide.state_dict()
+    for name, old in fan.state_dict().items():
+        new = old.clone()
+        if old.dim() and state[name].shape[0] != old.shape[0]:
+            new = new.repeat_interleave(2, 0)
+        if old.dim() > 1 and state[name].shape[1] != old.shape[1]:
+            share = 0.5 + 0.6 * (torch.rand(new.shape, generator=generator) - 0.5)
+            new = torch.stack((new * share, new * (1 - share)), 2).flatten(1, 2)
+        state[name] = new
+    wide.load_state_dict(state)
+    return wide
+
+
 def decode_landmarks(heatmaps_BPHW: Tensor, *, stride: int = 4) -> Tensor:
     """Landmarks (B, P, 2) as x, y in px of the FAN's input, pixel centres at whole numbers.
 

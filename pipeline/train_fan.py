@@ -27,10 +27,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.fan import FAN, INPUT_SIZE_PX, NUM_LANDMARKS, decode_landmarks
+from models.fan import FAN, INPUT_SIZE_PX, NUM_LANDMARKS, decode_landmarks, widened
 from pipeline.config import CropConfig, Fraction, PositiveFloat, PositiveInt, Settings
 from pipeline.errors import DataError, WeightsError
-from pipeline.files import write_atomically, write_bytes_atomically
+from pipeline.files import file_sha256, write_atomically, write_bytes_atomically
 from pipeline.progress import track
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ EYE_CORNERS = (36, 45)
 _MIRRORED_RUNS = ((0, 17), (17, 27), (31, 36), (48, 55), (60, 65))
 _MIRRORED_PAIRS = ((36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (55, 59), (56, 58), (65, 67))
 _CHUNK_FACES = 32
+_FACE_SIZE_PX = 320
 _CHECKPOINT_EVERY_S = 60.0
 
 
@@ -68,7 +69,7 @@ class FanTraining(Settings):
     batch_size: PositiveInt = 16
     small_frac: Fraction = 0.65
     """First part of the steps, taken at half the input's size, where a step costs a quarter."""
-    max_lr: PositiveFloat = 2e-3
+    max_lr: PositiveFloat = 5e-3
     sigma_cells: PositiveFloat = 1.2
     """Deviation of the target's Gaussian in cells of the heatmap."""
     peak_weight: Annotated[float, Field(ge=0)] = 20.0
@@ -77,9 +78,11 @@ class FanTraining(Settings):
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward pass; the weights are fp32."""
     seed: Annotated[int, Field(ge=0)] = 0
+    start_sha256: str | None = None
+    """Weights that the training goes on from, of this width or of half of it; `train_fan` fills it in."""
     num_faces: PositiveInt = 12000
     """Rendered faces of the pool."""
-    face_size_px: PositiveInt = 320
+    face_size_px: PositiveInt = _FACE_SIZE_PX
 
 
 # ---------------------------------------------------------------------------------------------------------- the pool
@@ -323,13 +326,27 @@ def training_batch(pool: FacePool, settings: FanTraining, step: int) -> tuple[Te
     return images, torch.from_numpy(np.stack([points for _, points in faces])).float(), size_px
 
 
+def _first_fan(settings: FanTraining, start: Path | None) -> FAN:
+    """A fresh FAN, or that of `start`, widened if it has half the width."""
+    seed = int(np.random.SeedSequence([START, settings.seed]).generate_state(1)[0])
+    if start is None:
+        torch.manual_seed(seed)
+        return FAN(settings.width, settings.num_stacks, pooling=settings.pooling)
+    state = safetensors.torch.load_file(start)
+    width = 4 * len(state["conv1.weight"])
+    if settings.width not in (width, 2 * width):
+        raise WeightsError(f"{start} has width {width}, which {settings.width} is neither equal to nor twice of")
+    fan = FAN(width, settings.num_stacks, pooling=settings.pooling)
+    fan.load_state_dict(state)
+    return fan if width == settings.width else widened(fan, seed=seed)
+
+
 class _Run:
     """What a training carries from step to step."""
 
-    def __init__(self, settings: FanTraining, device: torch.device) -> None:
-        torch.manual_seed(int(np.random.SeedSequence([START, settings.seed]).generate_state(1)[0]))
+    def __init__(self, settings: FanTraining, device: torch.device, start: Path | None = None) -> None:
         self.settings, self.device, self.step = settings, device, 0
-        self.fan = FAN(settings.width, settings.num_stacks, pooling=settings.pooling)
+        self.fan = _first_fan(settings, start)
         self.fan.to(device).to(memory_format=torch.channels_last)
         self.average = {name: value.detach().clone() for name, value in self.fan.state_dict().items()}
         self.optimiser = torch.optim.AdamW(self.fan.parameters(), lr=settings.max_lr, weight_decay=1e-4)
@@ -391,13 +408,14 @@ def train_fan(
     *,
     pool_path: Path,
     bank_path: Path,
+    start: Path | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 2,
 ) -> Path:
     """Train a FAN on rendered faces and write its averaged weights to `out` as fp16 safetensors; returns `out`.
 
-    The pool is rendered into `pool_path` unless it is there. `out`.checkpoint is written each minute and resumed from,
-    and is deleted at the end.
+    `start`: safetensors of a FAN of the same or half the width to go on from. The pool is rendered into `pool_path`
+    unless it is there. `out`.checkpoint is written each minute and resumed from, and is deleted at the end.
     """
     pool = render_pool(
         pool_path,
@@ -407,7 +425,8 @@ def train_fan(
         size_px=settings.face_size_px,
         num_workers=num_workers,
     )
-    run = _Run(settings, torch.device(device))
+    settings = settings.model_copy(update={"start_sha256": file_sha256(start) if start else None})
+    run = _Run(settings, torch.device(device), start)
     checkpoint = out.with_name(out.name + ".checkpoint")
     if checkpoint.is_file():
         run.resume(checkpoint)
@@ -450,7 +469,24 @@ def find_landmarks(fan: FAN, image: np.ndarray, box: np.ndarray) -> np.ndarray:
     return transformed(points.astype(np.float64), cv2.invertAffineTransform(affine))
 
 
-def evaluate_fan(fan: FAN, pool: FacePool) -> dict[str, float]:
+def evaluate_fan(
+    fan: FAN, *, pool_path: Path, bank_path: Path, num_faces: int = 500, seed: int = 0, num_workers: int = 2
+) -> dict[str, float]:
+    """`score_fan` on faces within 30 degrees of frontal that no training sees; rendered unless they are there."""
+    pool = render_pool(
+        pool_path,
+        bank_path=bank_path,
+        num_faces=num_faces,
+        seed=seed,
+        size_px=_FACE_SIZE_PX,
+        purpose=TEST_FACES,
+        max_angle_deg=30.0,
+        num_workers=num_workers,
+    )
+    return score_fan(fan, pool)
+
+
+def score_fan(fan: FAN, pool: FacePool) -> dict[str, float]:
     """Error on rendered faces, in percent of the interocular distance, cropped by their true boxes.
 
     `mean`, `median` and `p95` over faces, `over_8_percent`: share of faces, in percent, whose error is above 8; and the

@@ -6,7 +6,7 @@ import torch
 from face_alignment import models as face_alignment_models
 from face_alignment.utils import _get_preds_fromhm
 
-from models.fan import FAN, TAPS, decode_landmarks
+from models.fan import FAN, TAPS, decode_landmarks, widened
 
 # B frames, P landmarks, H rows, W columns
 
@@ -116,6 +116,21 @@ def test_taps_have_the_shapes_of_the_table(width):
 def test_stem_narrows_with_the_width():
     fan = FAN(64)
     assert (fan.conv1.out_channels, fan.conv2.conv1.out_channels * 2, fan.conv4.conv1.in_channels) == (16, 32, 32)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_widened_fan_gives_the_same_heatmaps_with_twice_the_channels(pooling, images):
+    torch.manual_seed(4)
+    narrow = _with_lively_norms(FAN(16, pooling=pooling))
+    wide = widened(narrow, seed=0).eval()
+    assert (wide.width, wide.conv4.conv3.in_channels) == (32, 8)
+    before, after = narrow.taps(images), wide.taps(images)
+    torch.testing.assert_close(after["hm"], before["hm"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after["h1"], before["h1"].repeat_interleave(2, 1), rtol=1e-4, atol=1e-5)
+    weights = wide.conv3.conv1.weight
+    assert not torch.equal(weights[:, 0::2], weights[:, 1::2])
+    assert not torch.equal(weights[0::2], weights[1::2])
 
 
 def test_gradients_reach_every_parameter():

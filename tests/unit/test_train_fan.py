@@ -20,6 +20,7 @@ from pipeline.train_fan import (
     interocular_percent,
     mirrored_order,
     render_pool,
+    score_fan,
     training_batch,
     transformed,
 )
@@ -27,7 +28,7 @@ from pipeline.train_fan import (
 # B faces, P landmarks
 
 SIZE_PX = 160
-TINY = {"width": 16, "num_steps": 4, "batch_size": 2, "num_faces": 6, "face_size_px": SIZE_PX, "precision": "fp32"}
+TINY = {"width": 16, "num_steps": 3, "batch_size": 2, "num_faces": 6, "face_size_px": SIZE_PX, "precision": "fp32"}
 
 
 def _dotted_face(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,10 +157,15 @@ class _StoppedError(Exception):
     pass
 
 
-def _train(tmp_path, name, **changed):
+def _train(tmp_path, name, start=None, **changed):
     settings = FanTraining(**{**TINY, **changed})
     return train_fan.train_fan(
-        tmp_path / name, settings, pool_path=tmp_path / "pool", bank_path=tmp_path / "bank.npz", num_workers=1
+        tmp_path / name,
+        settings,
+        pool_path=tmp_path / "pool",
+        bank_path=tmp_path / "bank.npz",
+        start=start,
+        num_workers=1,
     )
 
 
@@ -194,13 +200,29 @@ def test_weights_load_as_a_fan_and_depend_on_the_seed(tmp_path, rendered):
     assert not torch.equal(state["conv1.weight"], other["conv1.weight"])
 
 
+def test_training_goes_on_from_weights_of_the_same_or_half_the_width(tmp_path, rendered):
+    start = _train(tmp_path, "start.safetensors", num_steps=1)
+    settings = FanTraining(**TINY)
+    torch.testing.assert_close(
+        train_fan._first_fan(settings, start).conv1.weight, load_file(start)["conv1.weight"].float()
+    )
+    images = torch.rand(1, 3, 64, 64)
+    narrow = train_fan._first_fan(settings, start).eval()
+    wide = train_fan._first_fan(FanTraining(**{**TINY, "width": 32}), start).eval()
+    torch.testing.assert_close(wide(images)[-1], narrow(images)[-1], rtol=1e-3, atol=1e-4)
+    state = load_file(_train(tmp_path, "wide.safetensors", start=start, width=32, num_steps=1))
+    assert state["conv4.conv1.weight"].shape == (16, 16, 3, 3)
+    with pytest.raises(WeightsError, match="width 16"):
+        train_fan._first_fan(FanTraining(**{**TINY, "width": 48}), start)
+
+
 def test_training_learns_the_dots(monkeypatch):
     monkeypatch.setattr(train_fan, "_spoilt", lambda crop, rng: crop)
     monkeypatch.setattr(train_fan, "_occluded", lambda crop, pool, rng: crop)
-    settings = FanTraining(**{**TINY, "num_steps": 20, "small_frac": 1.0})
+    settings = FanTraining(**{**TINY, "num_steps": 14, "small_frac": 1.0})
     run, pool = train_fan._Run(settings, torch.device("cpu")), _pool()
-    losses = [run.take_step(pool) for _ in range(20)]
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    losses = [run.take_step(pool) for _ in range(14)]
+    assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
 
 
 class _Oracle(FAN):
@@ -222,10 +244,25 @@ def test_points_come_back_to_the_image_and_errors_are_percent_of_the_eye_distanc
     np.testing.assert_allclose(find_landmarks(perfect, pool.images[0], pool.boxes[0]), truth, atol=0.05)
     eyes = np.linalg.norm(truth[36] - truth[45])
     moved = truth + np.array([0.1 * eyes, 0])
-    scores = evaluate_fan(_Oracle(transformed(moved, affine)), pool)
+    scores = score_fan(_Oracle(transformed(moved, affine)), pool)
     assert scores["mean"] == pytest.approx(10, abs=0.3)
     assert scores["over_8_percent"] == 100
-    assert evaluate_fan(perfect, pool)["mean"] < 0.3
+    assert score_fan(perfect, pool)["mean"] < 0.3
+
+
+def test_evaluation_renders_faces_of_its_own_purpose_within_30_degrees(tmp_path, monkeypatch):
+    asked = {}
+
+    def render_range(first, end, **words):
+        asked.update(words)
+        return tuple(np.stack(values) for values in zip(*map(_dotted_face, range(first, end)), strict=True))
+
+    monkeypatch.setattr(train_fan, "_render_range", render_range)
+    monkeypatch.setattr(train_fan, "_FACE_SIZE_PX", SIZE_PX)
+    scores = evaluate_fan(FAN(16), pool_path=tmp_path, bank_path=tmp_path / "bank.npz", num_faces=3, num_workers=1)
+    assert asked["seed_words"] == (train_fan.TEST_FACES, 0) != (train_fan.TRAIN_FACES, 0)
+    assert asked["max_angle_deg"] == 30
+    assert scores["mean"] > 0
 
 
 def test_percent_by_hand():
