@@ -1,0 +1,345 @@
+"""The trained part of FAN-Trans: frozen FAN maps in, a logit an action unit out, in every variant of Table 1."""
+
+# B frames, A action units, C channels of a FAN map, D channels of the head, H rows and W columns of a map,
+# N cells of F_c, R branches
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import Drop, TransBlock, num_heads
+from models.fan import ConvBlock
+
+NUM_POOLINGS = 4
+
+
+class Branch(NamedTuple):
+    """What a classifier ("o2o", "o2m", "pooled") reads: the output of the trunk with this number."""
+
+    trunk: int
+    classifier: str
+
+
+VARIANTS = {
+    "baseline": (Branch(0, "pooled"),),
+    "c_t_o2o": (Branch(0, "o2o"),),
+    "c_t_o2m": (Branch(0, "o2m"),),
+    "t1_o2o_t1_o2m": (Branch(0, "o2o"), Branch(0, "o2m")),
+    "t1_o2o_t2_o2o": (Branch(0, "o2o"), Branch(1, "o2o")),
+    "t1_o2m_t2_o2m": (Branch(0, "o2m"), Branch(1, "o2m")),
+    "t1_o2o_t2_o2m": (Branch(0, "o2o"), Branch(1, "o2m")),
+}
+"""Rows of Table 1 by their branches; the last branch is the one that is deployed."""
+
+INPUT_MAPS = {
+    "bl": (("lf",), ("h1", "h2")),
+    "bl_no_lf": ((), ("h1", "h2")),
+    "bl_no_hm": (("lf", "h1", "h2"), ()),
+}
+"""Rows of Table 2: maps taken as they are, then maps multiplied by the heatmaps' sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadShape:
+    """Everything that decides the head's tensors; `dim` and `top_k` are filled in where they are None.
+
+    fan_width: channels of lf, h1 and h2. map_size: rows and columns of a map, a multiple of 16. variant: a key of
+    `VARIANTS`. input_features: a key of `INPUT_MAPS`. dim: D, a multiple of 4 and of its number of attention heads;
+    None is a quarter of F_a's channels. num_blocks: transblocks a trunk. top_k: how much evidence C_o2m adds up; None
+    is half the action units. Raises `ValueError` for a shape that cannot be built.
+    """
+
+    fan_width: int
+    num_aus: int
+    map_size: int = 64
+    variant: str = "t1_o2o_t2_o2m"
+    attention_drop: Drop = "learned"
+    input_features: str = "bl"
+    dim: int | None = None
+    num_blocks: int = 5
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {"variant": VARIANTS, "attention_drop": get_args(Drop), "input_features": INPUT_MAPS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}")
+        object.__setattr__(self, "dim", self.dim or self.input_channels // 4)
+        object.__setattr__(self, "top_k", self.top_k or max(1, self.num_aus // 2))
+        if self.map_size % 2**NUM_POOLINGS:
+            raise ValueError(f"map_size must be a multiple of {2**NUM_POOLINGS}, found {self.map_size}")
+        if self.width % 4 or self.width % num_heads(self.width):
+            raise ValueError(
+                f"dim must be a multiple of 4 and of its {num_heads(self.width)} attention heads, found {self.width}"
+            )
+        if not 1 <= self.num_evidence <= self.num_aus:
+            raise ValueError(f"top_k must lie in 1 to {self.num_aus} (the action units), found {self.top_k}")
+
+    @property
+    def width(self) -> int:
+        """D."""
+        assert self.dim is not None
+        return self.dim
+
+    @property
+    def num_evidence(self) -> int:
+        """k of the top k."""
+        assert self.top_k is not None
+        return self.top_k
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of F_a."""
+        return self.fan_width * sum(len(maps) for maps in INPUT_MAPS[self.input_features])
+
+    @property
+    def num_cells(self) -> int:
+        """N, the cells of F_c."""
+        return (self.map_size // 2**NUM_POOLINGS) ** 2
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Branches of the variant; the last one is deployed."""
+        return VARIANTS[self.variant]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Maps that the head reads, out of lf, h1, h2 and hm."""
+        plain, gated = INPUT_MAPS[self.input_features]
+        return (*plain, *gated, *(("hm",) if gated else ()))
+
+
+class HeadOutput(NamedTuple):
+    """Logits (B, A) of each branch, the deployed one last, and of their ensemble P_t, None for a single branch."""
+
+    branches: tuple[Tensor, ...]
+    ensemble: Tensor | None
+
+    @property
+    def deployed(self) -> Tensor:
+        """Logits (B, A) of the branch that is kept for inference."""
+        return self.branches[-1]
+
+
+class ConvModule(nn.Module):
+    """F_a -> F_c: a 1x1 convolution to D channels, then four times a ConvBlock and a halving (paper 3.2)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.plain, self.gated = INPUT_MAPS[shape.input_features]
+        self.reduce = nn.Conv2d(shape.input_channels, shape.width, 1)
+        self.blocks = nn.ModuleList(ConvBlock(shape.width, shape.width) for _ in range(NUM_POOLINGS))
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Maps lf, h1, h2 (B, C, H, W) and hm (B, 1, H, W) of any float type -> F_c (B, D, H/16, W/16)."""
+        x_BDHW = self.reduced(features)
+        for block in self.blocks:
+            x_BDHW = F.max_pool2d(block(x_BDHW), 2)
+        return x_BDHW
+
+    def reduced(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The 1x1 convolution of F_a = concat(LF, HM * H1, HM * H2), its channels last in memory.
+
+        A matrix product for each frame: it reads the maps as they lie in a cache and writes the order in which the
+        convolutions after it are fastest on a CPU; `nn.Conv2d` and a copy into that order take half as long again.
+        """
+        maps = [features[name] for name in (*self.plain, *self.gated)]
+        stacked_BCHW = torch.cat(maps, 1).to(self.reduce.weight.dtype)
+        if self.gated:
+            num_plain = sum(features[name].shape[1] for name in self.plain)
+            stacked_BCHW[:, num_plain:] *= features["hm"]
+        num_frames, _, *size = stacked_BCHW.shape
+        weight_BCD = self.reduce.weight.flatten(1).t().expand(num_frames, -1, -1)
+        assert self.reduce.bias is not None
+        reduced_BND = torch.baddbmm(self.reduce.bias, stacked_BCHW.flatten(2).transpose(1, 2), weight_BCD)
+        return reduced_BND.transpose(1, 2).unflatten(2, size)
+
+
+class AuEmbedding(nn.Module):
+    """F_c -> F_au: each action unit's token is its own weighted sum of the cells, which know their place (Eq. 1)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape.width, shape.num_cells), std=0.02))
+        self.from_cells = nn.Linear(shape.num_cells, shape.num_aus, bias=False)
+
+    def forward(self, f_c_BDHW: Tensor) -> Tensor:
+        """(B, D, H, W) -> tokens (B, A, D)."""
+        return self.from_cells(f_c_BDHW.flatten(2) + self.position).transpose(1, 2)
+
+
+class OneToOne(nn.Module):
+    """C_o2o: the logit of action unit i is its own token times one vector shared by all (Eq. 4)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape.width, 1, bias=False)
+
+    def forward(self, tokens_BAD: Tensor) -> Tensor:
+        """(B, A, D) -> logits (B, A)."""
+        return self.linear(tokens_BAD).squeeze(2)
+
+
+class OneToMany(nn.Module):
+    """C_o2m: each token gives evidence for all action units; a logit is the sum of its k highest (Eq. 5, 6)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.top_k = shape.num_evidence
+        self.linear = nn.Linear(shape.width, shape.num_aus, bias=False)
+
+    def forward(self, tokens_BAD: Tensor) -> Tensor:
+        """(B, A, D) -> logits (B, A)."""
+        evidence_BAA = self.linear(tokens_BAD)  # row: whose token it is; column: whom it speaks for
+        return evidence_BAA.topk(self.top_k, dim=1).values.sum(1)
+
+
+class Pooled(nn.Module):
+    """The baseline's classifier: the mean of F_c's cells, fully connected (paper 4.2)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape.width, shape.num_aus)
+
+    def forward(self, f_c_BDHW: Tensor) -> Tensor:
+        """(B, D, H, W) -> logits (B, A)."""
+        return self.linear(f_c_BDHW.mean((2, 3)))
+
+
+CLASSIFIERS: dict[str, type[nn.Module]] = {"o2o": OneToOne, "o2m": OneToMany, "pooled": Pooled}
+
+
+class Gate(nn.Module):
+    """Ensemble weights W_e from F_c: 1x1 and 3x3 convolutions side by side, pooled, fully connected (Fig. 2)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.splits = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(shape.width, shape.width, size, padding=size // 2, bias=False),
+                nn.BatchNorm2d(shape.width),
+                nn.ReLU(),
+            )
+            for size in (1, 3)
+        )
+        self.size = (len(shape.branches), shape.num_aus)
+        self.linear = nn.Linear(2 * shape.width, len(shape.branches) * shape.num_aus)
+
+    def forward(self, f_c_BDHW: Tensor) -> Tensor:
+        """(B, D, H, W) -> weights (B, R, A) that add up to 1 over the branches."""
+        pooled = torch.cat([split(f_c_BDHW).mean((2, 3)) for split in self.splits], 1)
+        return self.linear(pooled).unflatten(1, self.size).softmax(1)
+
+
+def _embedding(shape: HeadShape) -> nn.Module:
+    return nn.Identity() if shape.variant == "baseline" else AuEmbedding(shape)
+
+
+def _trunk(shape: HeadShape) -> nn.Sequential:
+    num_blocks = 0 if shape.variant == "baseline" else shape.num_blocks
+    return nn.Sequential(*(TransBlock(shape.width, shape.num_aus, shape.attention_drop) for _ in range(num_blocks)))
+
+
+class DeployedHead(nn.Module):
+    """The one path that inference needs: FAN maps to logits through a single branch."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.conv = ConvModule(shape)
+        self.embedding = _embedding(shape)
+        self.trunk = _trunk(shape)
+        self.classifier = CLASSIFIERS[shape.branches[-1].classifier](shape)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Maps by name (see `ConvModule`) -> logits (B, A); present where the sigmoid is at least 0.5."""
+        return self.classifier(self.tokens(features))
+
+    def tokens(self, features: Mapping[str, Tensor]) -> Tensor:
+        """What the classifier reads: tokens (B, A, D), or F_c for the baseline."""
+        return self.trunk(self.embedding(self.conv(features)))
+
+
+class FanTransHead(nn.Module):
+    """The head as it is trained: shared conv module and embedding, trunks, one classifier a branch, gate (Fig. 2)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.conv = ConvModule(shape)
+        self.embedding = _embedding(shape)
+        self.trunks = nn.ModuleList(_trunk(shape) for _ in {branch.trunk for branch in shape.branches})
+        self.classifiers = nn.ModuleList(CLASSIFIERS[branch.classifier](shape) for branch in shape.branches)
+        self.gate = Gate(shape) if len(shape.branches) > 1 else None
+
+    def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
+        """Maps by name (see `ConvModule`) -> logits of every branch and of the ensemble P_t (Eq. 7)."""
+        f_c_BDHW = self.conv(features)
+        tokens = self.embedding(f_c_BDHW)
+        outputs = [trunk(tokens) for trunk in self.trunks]
+        logits = tuple(
+            classifier(outputs[branch.trunk])
+            for branch, classifier in zip(self.shape.branches, self.classifiers, strict=True)
+        )
+        if self.gate is None:
+            return HeadOutput(logits, None)
+        return HeadOutput(logits, (self.gate(f_c_BDHW) * torch.stack(logits, 1)).sum(1))
+
+    @torch.inference_mode(False)  # parameters born in inference mode take kernels that round otherwise
+    def deployed(self) -> DeployedHead:
+        """A copy of the last branch's path in eval mode, bit for bit equal to `HeadOutput.deployed` there."""
+        head = DeployedHead(self.shape)
+        head.load_state_dict(self.deployed_state())
+        return head.to(next(self.parameters()).device).eval()
+
+    def deployed_state(self) -> dict[str, Tensor]:
+        """State dict of `DeployedHead`: no other trunk, no other classifier, no gate."""
+        renamed = {
+            "conv.": "conv.",
+            "embedding.": "embedding.",
+            f"trunks.{self.shape.branches[-1].trunk}.": "trunk.",
+            f"classifiers.{len(self.classifiers) - 1}.": "classifier.",
+        }
+        return {
+            new + name.removeprefix(old): tensor
+            for name, tensor in self.state_dict().items()
+            for old, new in renamed.items()
+            if name.startswith(old)
+        }
+
+
+def carry_over(
+    head: FanTransHead, source: Mapping[str, Tensor], *, source_aus: Sequence[int], aus: Sequence[int]
+) -> None:
+    """Start `head` (of `aus`) from the state dict of a head of the same kind for `source_aus` (paper 4.1).
+
+    Tensors without an action-unit axis are copied whole. Of the others (W_au, W_m, mask logits, gate, the baseline's
+    layer) the rows of shared action units are copied and the rest stay fresh. Raises `ValueError` where a tensor is
+    missing or has another size.
+    """
+    shared = [(aus.index(au), source_aus.index(au)) for au in aus if au in source_aus]
+    to_rows, from_rows = (list(rows) for rows in zip(*shared, strict=True)) if shared else ([], [])
+    updated = head.state_dict()
+    for name, tensor in updated.items():
+        if name not in source:
+            raise ValueError(f"the source head has no tensor {name}; it must be of the same variant and depth")
+        theirs = source[name]
+        if not _has_au_rows(name, head.shape):
+            if theirs.shape != tensor.shape:
+                raise ValueError(f"{name} is {tuple(theirs.shape)} in the source head, expected {tuple(tensor.shape)}")
+            tensor.copy_(theirs)
+            continue
+        groups = len(head.shape.branches) if name.startswith("gate.") else 1
+        tensor.unflatten(0, (groups, -1))[:, to_rows] = theirs.unflatten(0, (groups, -1))[:, from_rows].to(tensor)
+
+
+def _has_au_rows(name: str, shape: HeadShape) -> bool:
+    """Whether the first axis of this tensor of a `FanTransHead` counts action units."""
+    if name.startswith("classifiers."):
+        return shape.branches[int(name.split(".")[1])].classifier != "o2o"
+    return name.startswith("gate.linear.") or name.endswith(("from_cells.weight", "attn.drop.logit"))

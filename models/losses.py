@@ -1,0 +1,95 @@
+"""What the head is trained to minimise: pure functions of logits and labels."""
+
+# B frames, A action units, N training frames; labels are 1 present, 0 absent, -1 unknown
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.head import HeadOutput
+
+KdForm = Literal["bernoulli", "softmax"]
+
+
+class Losses(NamedTuple):
+    """Scalars: `total` is `classification` plus the weight times `distillation` (Eq. 10)."""
+
+    total: Tensor
+    classification: Tensor
+    distillation: Tensor
+
+
+def class_weights(labels_NA: Tensor, *, aus: Sequence[int] | None = None) -> Tensor:
+    """w_i = A (1 / r_i) / sum_j (1 / r_j), float32 (A,); r_i is the positive rate among AU i's known labels.
+
+    `labels_NA` is of the fold's training frames. Raises `ValueError`, with the numbers of `aus`, where an action unit
+    has no positive label, since its weight would have no bound.
+    """
+    num_positive_A = (labels_NA == 1).sum(0).double()
+    num_known_A = (labels_NA >= 0).sum(0).double()
+    without = torch.nonzero(num_positive_A == 0).flatten().tolist()
+    if without:
+        names = ", ".join(f"AU{aus[i]}" if aus else f"column {i}" for i in without)
+        raise ValueError(
+            f"no training frame is positive for {names} (of {len(labels_NA)} frames), so there is no class weight; "
+            "add frames or subjects to the training parts"
+        )
+    inverse_rate_A = num_known_A / num_positive_A
+    return (len(inverse_rate_A) * inverse_rate_A / inverse_rate_A.sum()).float()
+
+
+def weighted_bce(logits_BA: Tensor, labels_BA: Tensor, weights_A: Tensor) -> Tensor:
+    """Binary cross-entropy times each AU's weight, meant over the known labels; 0 if there is none (Eq. 9)."""
+    is_known_BA = labels_BA >= 0
+    targets_BA = labels_BA.clamp_min(0).to(logits_BA.dtype)
+    loss_BA = F.binary_cross_entropy_with_logits(logits_BA, targets_BA, weight=weights_A, reduction="none")
+    return (loss_BA * is_known_BA).sum() / is_known_BA.sum().clamp_min(1)
+
+
+def bernoulli_kl(student_BA: Tensor, teacher_BA: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of each AU's Bernoulli, meant over frames and AUs, times temperature^2 (Eq. 8).
+
+    Both are logits; no gradient reaches the teacher.
+    """
+    student_BA, teacher_BA = student_BA / temperature, teacher_BA.detach() / temperature
+    present_BA = teacher_BA.sigmoid() * (F.logsigmoid(teacher_BA) - F.logsigmoid(student_BA))
+    absent_BA = (-teacher_BA).sigmoid() * (F.logsigmoid(-teacher_BA) - F.logsigmoid(-student_BA))
+    return (present_BA + absent_BA).mean() * temperature**2
+
+
+def softmax_kl(student_BA: Tensor, teacher_BA: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """KL(teacher || student) of the softmax over AUs, meant over frames, times temperature^2 (Eq. 8).
+
+    Both are logits; no gradient reaches the teacher.
+    """
+    student_BA = (student_BA / temperature).log_softmax(1)
+    teacher_BA = (teacher_BA.detach() / temperature).log_softmax(1)
+    return F.kl_div(student_BA, teacher_BA, reduction="batchmean", log_target=True) * temperature**2
+
+
+def total_loss(
+    output: HeadOutput,
+    labels_BA: Tensor,
+    weights_A: Tensor,
+    *,
+    kd_weight: float = 0.2,
+    kd_form: KdForm = "bernoulli",
+    kd_temperature: float = 1.0,
+) -> Losses:
+    """L_cls of every branch and of the ensemble, plus `kd_weight` times L_kd of every branch (Eq. 8 to 10).
+
+    A head with a single branch has no ensemble and learns from the labels alone.
+    """
+    sources = output.branches if output.ensemble is None else (*output.branches, output.ensemble)
+    classification = torch.stack([weighted_bce(logits, labels_BA, weights_A) for logits in sources]).sum()
+    if output.ensemble is None:
+        return Losses(classification, classification, torch.zeros_like(classification))
+    divergence = bernoulli_kl if kd_form == "bernoulli" else softmax_kl
+    distillation = torch.stack(
+        [divergence(logits, output.ensemble, temperature=kd_temperature) for logits in output.branches]
+    ).sum()
+    return Losses(classification + kd_weight * distillation, classification, distillation)

@@ -1,0 +1,163 @@
+"""Counts of right and wrong answers, and the scores that follow from these counts alone.
+
+A table of counts has one row a subject and action unit; F1 is in percent, and NaN ("undefined") where there is neither
+a positive label nor a positive answer, never 0. See docs/protocols.md.
+"""
+
+# N frames, A action units, R resamples, S subjects
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from pipeline.errors import DataError
+
+OUTCOMES = ["tp", "fp", "fn", "tn", "unknown"]
+COUNT_COLUMNS = ["part", "subject", "au", *OUTCOMES]
+THRESHOLD = 0.5
+CONFIDENCE_PERCENT = 95
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the counts of a run amount to; every F1 in percent.
+
+    folds: a row a part and AU with its counts, `f1_percent`, and `floor_percent`, the F1 of always answering "present".
+    aus: a row an AU: `f1_percent` and `floor_percent` are means over the folds where they are defined, `pooled_percent`
+    is the F1 of the folds' summed counts, `low_percent` and `high_percent` the 95 % interval of `f1_percent`;
+    `num_positive` and `num_known` labels, `num_undefined` folds without F1.
+    f1_percent, floor_percent, pooled_percent: means of the AUs' numbers, the first being the field's. low_percent,
+    high_percent: 95 % interval of `f1_percent`. num_undefined: pairs of fold and AU without F1.
+    """
+
+    folds: pd.DataFrame
+    aus: pd.DataFrame
+    f1_percent: float
+    floor_percent: float
+    pooled_percent: float
+    low_percent: float
+    high_percent: float
+    num_undefined: int
+
+
+def f1_percent(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> np.ndarray:
+    """F1 of counts of any one shape, in percent; NaN where tp, fp and fn are all 0."""
+    twice_tp = 2.0 * np.asarray(tp)
+    with np.errstate(invalid="ignore"):
+        return 100 * twice_tp / (twice_tp + np.asarray(fp) + np.asarray(fn))
+
+
+def confusion_counts(
+    labels_NA: np.ndarray,
+    probabilities_NA: np.ndarray,
+    *,
+    subjects: Sequence[str] | np.ndarray,
+    aus: Sequence[int],
+    part: str,
+    threshold: float = THRESHOLD,
+) -> pd.DataFrame:
+    """Counts (`COUNT_COLUMNS`) of one fold, from labels in {0, 1, -1 unknown} and probabilities in 0..1.
+
+    `subjects` names each of the N frames' person; `part` is the tested part. A probability of at least `threshold` is
+    the answer "present"; frames whose label is unknown count as `unknown` alone. Raises `DataError` where shapes differ
+    or a probability is NaN.
+    """
+    labels_NA, probabilities_NA = np.asarray(labels_NA), np.asarray(probabilities_NA)
+    expected = (len(subjects), len(aus))
+    for name, array in (("labels", labels_NA), ("probabilities", probabilities_NA)):
+        if array.shape != expected:
+            raise DataError(f"{name} of part {part} are {array.shape}, expected {expected} (frames, action units)")
+    if np.isnan(probabilities_NA).any():
+        num_frames = int(np.isnan(probabilities_NA).any(1).sum())
+        raise DataError(f"{num_frames} frames of part {part} have no probability; leave out frames without features")
+    answers_NA = probabilities_NA >= threshold
+    is_present_NA, is_absent_NA = labels_NA == 1, labels_NA == 0
+    names_S, subject_N = np.unique(np.asarray(subjects), return_inverse=True)
+    kinds = {
+        "tp": is_present_NA & answers_NA,
+        "fp": is_absent_NA & answers_NA,
+        "fn": is_present_NA & ~answers_NA,
+        "tn": is_absent_NA & ~answers_NA,
+        "unknown": ~is_present_NA & ~is_absent_NA,
+    }
+    table = pd.DataFrame(
+        {"part": part, "subject": np.repeat(names_S, len(aus)), "au": np.tile(np.asarray(aus), len(names_S))}
+    )
+    for kind, is_kind_NA in kinds.items():
+        counts_SA = np.zeros((len(names_S), len(aus)), dtype=np.int64)
+        np.add.at(counts_SA, subject_N, is_kind_NA)
+        table[kind] = counts_SA.ravel()
+    return table
+
+
+def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0) -> Scores:
+    """Scores of the counts of one or more folds, each under its own `part`."""
+    counts = counts.sort_values(["part", "subject", "au"])
+    folds = counts.groupby(["part", "au"])[OUTCOMES].sum().reset_index()
+    folds["f1_percent"] = f1_percent(folds["tp"], folds["fp"], folds["fn"])
+    folds["floor_percent"] = _floor_percent(folds)
+    by_au = folds.groupby("au")
+    sums = by_au[OUTCOMES].sum()
+    lows, highs = _intervals(counts, num_resamples=num_resamples, seed=seed)
+    aus = pd.DataFrame(
+        {
+            "f1_percent": by_au["f1_percent"].mean(),
+            "floor_percent": by_au["floor_percent"].mean(),
+            "pooled_percent": f1_percent(sums["tp"], sums["fp"], sums["fn"]),
+            "low_percent": lows[:-1],
+            "high_percent": highs[:-1],
+            "num_positive": sums["tp"] + sums["fn"],
+            "num_known": sums["tp"] + sums["fn"] + sums["fp"] + sums["tn"],
+            "num_undefined": by_au["f1_percent"].agg(lambda column: int(column.isna().sum())),
+        }
+    )
+    return Scores(
+        folds=folds,
+        aus=aus.reset_index(),
+        f1_percent=float(aus["f1_percent"].mean()),
+        floor_percent=float(aus["floor_percent"].mean()),
+        pooled_percent=float(aus["pooled_percent"].mean()),
+        low_percent=float(lows[-1]),
+        high_percent=float(highs[-1]),
+        num_undefined=int(folds["f1_percent"].isna().sum()),
+    )
+
+
+def _floor_percent(counts: pd.DataFrame) -> np.ndarray:
+    """F1 of always answering "present"."""
+    num_positive = counts["tp"] + counts["fn"]
+    return f1_percent(num_positive, counts["fp"] + counts["tn"], np.zeros(len(counts)))
+
+
+def _intervals(counts: pd.DataFrame, *, num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % interval of each AU's mean F1 over folds and, last, of the mean over AUs, in percent.
+
+    `counts` is in the order of part, subject, AU. Subjects are drawn with replacement inside their own part, since each
+    fold's model answers for its own part.
+    """
+    rng = np.random.default_rng(seed)
+    f1_FRA = []
+    for _, fold in counts.groupby("part"):
+        num_aus = fold["au"].nunique()
+        counts_SAK = fold[["tp", "fp", "fn"]].to_numpy().reshape(-1, num_aus, 3)
+        num_subjects = len(counts_SAK)
+        times_RS = rng.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=num_resamples)
+        f1_FRA.append(f1_percent(*np.einsum("rs,sak->kra", times_RS, counts_SAK, optimize=True)))
+    mean_RA = _mean_of_defined(np.stack(f1_FRA), axis=0)
+    values_RV = np.column_stack((mean_RA, _mean_of_defined(mean_RA, axis=1)))
+    tail = (100 - CONFIDENCE_PERCENT) / 2
+    is_defined_V = ~np.isnan(values_RV).all(0)
+    ends = np.full((2, values_RV.shape[1]), np.nan)
+    ends[:, is_defined_V] = np.nanpercentile(values_RV[:, is_defined_V], (tail, 100 - tail), axis=0)
+    return ends[0], ends[1]
+
+
+def _mean_of_defined(values: np.ndarray, *, axis: int) -> np.ndarray:
+    """Mean over `axis` of what is not NaN; NaN where nothing is."""
+    num_defined = (~np.isnan(values)).sum(axis)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis) / num_defined
