@@ -1,0 +1,68 @@
+"""What decides reuse: a hash of everything that can change a stored value, and of nothing else.
+
+In it: the format's version, detector weights and settings, crop settings, the views' ranges and seed, FAN weights,
+width, stacks and pooling, profile and precision. Weights count by content (sha256), not by name or place.
+Not in it: device, batch size, workers, shard size (they change speed or layout), the number of views (a view is a
+function of seed, frame and its own number, so more views are added to the same cache), labels (joined at load time),
+and the frames themselves (each row carries a key of its image and box, so that a refresh recomputes just what changed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.catalog import Catalog, WeightsEntry
+from pipeline.config import CacheConfig
+
+FORMAT_VERSION = 1
+"""Raised when the same settings give other values or another layout."""
+
+_NUM_HEX = 16
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """One byte string a document: sorted keys, no spaces, ASCII, shortest floats; NaN is refused."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """The first 16 hex digits of the document's sha256: a folder's name."""
+    return hashlib.sha256(canonical_json(document)).hexdigest()[:_NUM_HEX]
+
+
+def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
+    """Everything that decides boxes, given the frames."""
+    detector = settings.detector.model_dump(exclude={"weights"})
+    return {
+        "kind": "boxes",
+        "version": FORMAT_VERSION,
+        "detector": {**detector, **_weights(catalog.weights_of(settings.detector.weights))},
+    }
+
+
+def crops_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
+    """Everything that decides the pixels of crops, given the frames."""
+    return {**boxes_document(settings, catalog), "kind": "crops", "crop": settings.crop.model_dump()}
+
+
+def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
+    """Everything that decides the values of cached features, given the frames."""
+    features = settings.features.model_dump(exclude={"weights"})
+    return {
+        **crops_document(settings, catalog),
+        "kind": "features",
+        "views": settings.views.model_dump(exclude={"num_views"}),
+        "features": {**features, **_weights(catalog.weights_of(settings.features.weights))},
+    }
+
+
+def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
+    """Name of the folder of the settings' feature cache."""
+    return fingerprint(cache_document(settings, catalog))
+
+
+def _weights(entry: WeightsEntry) -> dict[str, Any]:
+    return entry.model_dump(exclude={"path"}, exclude_none=True)

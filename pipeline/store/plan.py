@@ -1,0 +1,131 @@
+"""What a refresh keeps, computes and drops: a pure function of what is wanted and what is there.
+
+Which row a frame gets depends on the wanted frames and the published revision alone, not on when an earlier attempt was
+killed: the units that it finished hold the rows that an undisturbed refresh would have given them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+NO_ROW = -1
+"""Row of a frame that is listed but has nothing stored: no face, unreadable."""
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One block of one group: the smallest thing that is computed, written and reused as a whole."""
+
+    block: int
+    group: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The next revision and what is missing for it.
+
+    index: frame_id, row, key, then the wanted table's other columns, by row. `num_kept` and `num_computed` count frames
+    in whole blocks and in blocks with something missing; `num_dropped` those whose row dies (gone, or changed and
+    computed anew); `num_bytes` are those of the values to write.
+    """
+
+    index: pd.DataFrame
+    groups: tuple[str, ...]
+    block_rows: int
+    units: tuple[Unit, ...]
+    num_kept: int
+    num_computed: int
+    num_dropped: int
+    num_bytes: int
+    is_new: bool
+
+    def rows_of(self, block: int) -> pd.DataFrame:
+        """The index's rows of a block, ascending."""
+        first, last = np.searchsorted(self.index["row"].to_numpy(), np.array([block, block + 1]) * self.block_rows)
+        return self.index.iloc[first:last]
+
+
+def assign_rows(
+    wanted: pd.DataFrame, known: pd.DataFrame, *, first_free_block: int, block_rows: int, is_shuffled: bool
+) -> pd.DataFrame:
+    """`wanted` with a `row` each, by row and name; frames whose key is "" are listed, with `NO_ROW`.
+
+    wanted: frame_id (unique), key, part and any other columns. known: frame_id, key, row of everything stored,
+    published or not. A frame keeps the row that holds its key. The others fill blocks of one part each, in the table's
+    order or shuffled by a hash of the frame's name, and blocks take the free numbers from `first_free_block` up.
+    """
+    assert wanted["frame_id"].is_unique
+    index = wanted.merge(known.drop_duplicates(["frame_id", "key"]), on=["frame_id", "key"], how="left")
+    rows = index["row"].fillna(NO_ROW).to_numpy().astype(np.int64)
+    keys, parts = index["key"].to_numpy(), index["part"].to_numpy()
+    rows[keys == ""] = NO_ROW
+    taken = set((known["row"] // block_rows).tolist())
+    block = first_free_block
+    missing = (rows == NO_ROW) & (keys != "")
+    for part in sorted(set(parts[missing])):
+        positions = np.flatnonzero(missing & (parts == part))
+        if is_shuffled:
+            positions = positions[np.argsort(_shuffle_keys(index["frame_id"].to_numpy()[positions]), kind="stable")]
+        for start in range(0, len(positions), block_rows):
+            while block in taken:
+                block += 1
+            here = positions[start : start + block_rows]
+            rows[here] = block * block_rows + np.arange(len(here))
+            block += 1
+    columns = ["frame_id", "row", "key", *(name for name in wanted.columns if name not in ("frame_id", "key"))]
+    return index.assign(row=rows)[columns].sort_values(["row", "frame_id"], ignore_index=True)
+
+
+def make_plan(
+    wanted: pd.DataFrame,
+    *,
+    known: pd.DataFrame,
+    published: pd.DataFrame | None,
+    done: Collection[Unit],
+    has_unpublished: bool,
+    groups: tuple[str, ...],
+    first_free_block: int,
+    block_rows: int,
+    row_bytes: int,
+    is_shuffled: bool,
+) -> Plan:
+    """Plan the next revision; see `assign_rows`.
+
+    published: the current revision's index. done: intact units, published or not; `has_unpublished` tells that a killed
+    refresh left some.
+    """
+    index = assign_rows(
+        wanted, known, first_free_block=first_free_block, block_rows=block_rows, is_shuffled=is_shuffled
+    )
+    rows = index.loc[index["row"] != NO_ROW, "row"].to_numpy()
+    blocks, num_rows = np.unique(rows // block_rows, return_counts=True)
+    units = [Unit(block, group) for block in blocks.tolist() for group in groups if Unit(block, group) not in done]
+    rows_in = dict(zip(blocks.tolist(), num_rows.tolist(), strict=True))
+    num_computed = sum(rows_in[block] for block in {unit.block for unit in units})
+    old = set() if published is None else set(published.loc[published["row"] != NO_ROW, "row"])
+    return Plan(
+        index=index,
+        groups=groups,
+        block_rows=block_rows,
+        units=tuple(units),
+        num_kept=len(rows) - num_computed,
+        num_computed=num_computed,
+        num_dropped=len(old - set(rows.tolist())),
+        num_bytes=sum(rows_in[unit.block] for unit in units) * row_bytes,
+        is_new=bool(units) or has_unpublished or published is None or not _is_same(index, published),
+    )
+
+
+def _is_same(index: pd.DataFrame, published: pd.DataFrame) -> bool:
+    has_same_columns = list(index.columns) == list(published.columns) and len(index) == len(published)
+    return has_same_columns and index.equals(published.astype(index.dtypes.to_dict()))
+
+
+def _shuffle_keys(frame_ids: np.ndarray) -> np.ndarray:
+    digests = (hashlib.blake2b(name.encode(), digest_size=8, person=b"row order").digest() for name in frame_ids)
+    return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)

@@ -1,0 +1,177 @@
+"""One shard file of a Zarr v3 array: a row an inner chunk, each with its checksum, and an index at the end.
+
+Bytes: for each stored row its values (C order, little-endian) and their crc32c; then an offset and a length (uint64)
+for each of the block's rows, 2^64 - 1 twice for a row that is not stored, and the crc32c of that index. This is
+`sharding_indexed` of the Zarr v3 specification, so any Zarr reader reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import google_crc32c
+import numpy as np
+
+from pipeline.errors import CacheError
+from pipeline.files import write_atomically
+
+_ABSENT = np.iinfo(np.uint64).max
+_CRC_BYTES = 4
+_INDEX_ENTRY_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """An array's name, and the shape, dtype and axes of one of its rows."""
+
+    name: str
+    row_shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's values."""
+        return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and checksum of a whole shard file."""
+
+    num_bytes: int
+    crc32c: int
+
+
+def shard_name(spec: ArraySpec, block: int) -> str:
+    """File name of a block's shard: Zarr's chunk key with "." between the coordinates."""
+    return ".".join(["c", str(block), *("0" for _ in spec.row_shape)])
+
+
+def write_shard(path: Path, rows: np.ndarray, *, slots: np.ndarray, spec: ArraySpec, block_rows: int) -> FileRecord:
+    """Write rows (n, *row_shape) into the ascending `slots` (n,) of a new shard: whole and fsynced, or not at all."""
+    assert rows.shape == (len(slots), *spec.row_shape), f"{spec.name}: rows {rows.shape}"
+    assert rows.dtype == np.dtype(spec.dtype), f"{spec.name}: {rows.dtype}"
+    num_bytes, crc = 0, 0
+
+    def put(file: IO[bytes], data: bytes) -> None:
+        nonlocal num_bytes, crc
+        file.write(data)
+        num_bytes += len(data)
+        crc = google_crc32c.extend(crc, data)
+
+    def write(temp: Path) -> None:
+        index = np.full((block_rows, 2), _ABSENT, "<u8")
+        with temp.open("wb") as file:
+            for slot, row in zip(slots, rows, strict=True):
+                start = num_bytes
+                values = row.tobytes()
+                put(file, values)
+                put(file, _crc_bytes(values))
+                index[slot] = start, num_bytes - start
+            put(file, index.tobytes())
+            put(file, _crc_bytes(index.tobytes()))
+
+    write_atomically(path, write)
+    return FileRecord(num_bytes, crc)
+
+
+def read_shard(path: Path, slots: np.ndarray, *, block_rows: int, out: np.ndarray, at: np.ndarray) -> None:
+    """Read the rows in `slots` (n,) into `out[at]` (at: (n,) positions), and check each against its checksum.
+
+    out: C-contiguous (any, *row_shape) of the array's dtype; values are read straight into it. Raises
+    `CacheError`, one sentence, for a shard that is missing, cut short, damaged, or holds no such row.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise CacheError(f"shard {path} is not there; {_MEND}") from None
+    try:
+        index = _read_index(descriptor, path, block_rows)
+        for slot, position in zip(slots.tolist(), at.tolist(), strict=True):
+            offset, length = (int(number) for number in index[slot])
+            if offset == _ABSENT:
+                raise CacheError(f"shard {path} holds no row {slot}; {_MEND}")
+            if not _read_row(descriptor, offset, length, out[position]):
+                raise CacheError(f"row {slot} of shard {path} fails its checksum; remove the shard and {_MEND}")
+    finally:
+        os.close(descriptor)
+
+
+def array_metadata(spec: ArraySpec, *, num_rows: int, block_rows: int) -> bytes:
+    """The array's `zarr.json`. Rows that nobody wrote read as NaN (floats) or 0."""
+    dtype = np.dtype(spec.dtype)
+    in_bytes: dict[str, Any] = {"name": "bytes"}
+    if dtype.itemsize > 1:
+        in_bytes["configuration"] = {"endian": "little"}
+    crc32c = {"name": "crc32c"}
+    sharding = {
+        "chunk_shape": [1, *spec.row_shape],
+        "codecs": [in_bytes, crc32c],
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc32c],
+        "index_location": "end",
+    }
+    return _json({
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [num_rows, *spec.row_shape],
+        "data_type": spec.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [block_rows, *spec.row_shape]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": "NaN" if dtype.kind == "f" else 0,
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": dict(spec.attributes),
+        "dimension_names": ["row", *spec.axes],
+        "storage_transformers": [],
+    })
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    """A group's `zarr.json`."""
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
+
+
+def read_array_metadata(path: Path) -> ArraySpec:
+    """The spec of an array that `array_metadata` described."""
+    metadata = json.loads(path.read_bytes())
+    return ArraySpec(
+        name=path.parent.name,
+        row_shape=tuple(metadata["shape"][1:]),
+        dtype=metadata["data_type"],
+        axes=tuple(metadata["dimension_names"][1:]),
+        attributes=metadata["attributes"],
+    )
+
+
+_MEND = "run `fantrans refresh` again to compute it anew"
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def _crc_bytes(data: np.ndarray | bytes) -> bytes:
+    return google_crc32c.value(data).to_bytes(_CRC_BYTES, "little")
+
+
+def _read_index(descriptor: int, path: Path, block_rows: int) -> np.ndarray:
+    size = block_rows * _INDEX_ENTRY_BYTES + _CRC_BYTES
+    start = os.fstat(descriptor).st_size - size
+    data = os.pread(descriptor, size, start) if start >= 0 else b""
+    if len(data) < size or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:
+        raise CacheError(f"shard {path} is cut short or its index is damaged; remove it and {_MEND}")
+    return np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(block_rows, 2)
+
+
+def _read_row(descriptor: int, offset: int, length: int, row: np.ndarray) -> bool:
+    """Read a row straight into its place; whether it is whole and has its checksum."""
+    values = row.reshape(-1).view(np.uint8)
+    stored_crc = bytearray(_CRC_BYTES)
+    num_read = os.preadv(descriptor, [values.data, stored_crc], offset)
+    return num_read == length == values.nbytes + _CRC_BYTES and _crc_bytes(values) == stored_crc
