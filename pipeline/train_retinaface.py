@@ -1,0 +1,303 @@
+"""RetinaFace from nothing but rendered scenes: augmented batches, MultiBox loss, training, scores.
+
+Batch k is a function of (seed, k), so a killed run that resumes sees what a whole one sees.
+"""
+
+# B images, A anchors, N faces of an image, H height, W width
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from models.retinaface import Faces, RawOutput, RetinaFace, anchors, encode_boxes, encode_points
+from pipeline.errors import WeightsError
+from pipeline.files import write_atomically
+from pipeline.progress import track
+from pipeline.synthetic.scenes import (
+    Scene,
+    SceneFolder,
+    covered,
+    marked,
+    mirrored,
+    mosaic,
+    recoloured,
+    render_scenes,
+    scenes,
+    zoomed,
+)
+
+INPUT_SIDES_PX = (256, 320, 384, 512)
+"""Sides of training images; each step takes one of them, with as many images as make `BATCH_PX`."""
+BATCH_PX = 8 * 320 * 320
+POSITIVE_IOU, NEGATIVE_IOU = 0.4, 0.3
+NEGATIVES_PER_POSITIVE = 3
+CHECKPOINT_EVERY_S = 60.0
+EVALUATION_SEED_OFFSET = 1_000_003
+LOWEST_SCORE = 0.02
+
+
+class Targets(NamedTuple):
+    """Labels (B, A): 1 face, 0 none, -1 neither; where they are 1, encoded boxes (B, A, 4) and points (B, A, 10)."""
+
+    labels: Tensor
+    boxes: Tensor
+    points: Tensor
+
+
+class DetectorScores(NamedTuple):
+    """How a detector does on scenes; `recall` is at `threshold`, the lowest with the allowed false positives."""
+
+    num_scenes: int
+    num_faces: int
+    recall: float
+    threshold: float
+    recall_at_half: float
+    """Recall at the score threshold 0.5."""
+    false_positives_at_half: int
+    mean_iou: float
+    mean_point_error_frac: float
+    """Mean distance of the five points over the square root of the box's area."""
+
+
+def augmented_batch(rendered: SceneFolder, *, seed: int, step: int) -> list[Scene]:
+    """Batch `step`, a function of (seed, step): scenes zoomed, cropped, mosaicked, mirrored, covered and recoloured."""
+    rng = np.random.default_rng([seed, step])
+    side_px = int(rng.choice(INPUT_SIDES_PX))
+    return [_augmented(rendered, side_px, rng) for _ in range(round(BATCH_PX / side_px**2))]
+
+
+def _augmented(rendered: SceneFolder, side_px: int, rng: np.random.Generator) -> Scene:
+    def random_zoom(side_px: int) -> Scene:
+        return zoomed(rendered[int(rng.integers(len(rendered)))], side_px, rng)
+
+    is_mosaic = rng.random() < 0.2
+    scene = mosaic([random_zoom(side_px // 2) for _ in range(4)]) if is_mosaic else random_zoom(side_px)
+    if rng.random() < 0.5:
+        scene = mirrored(scene)
+    scene = marked(scene)
+    image = covered(scene, rng) if rng.random() < 0.35 else scene.image
+    return scene._replace(image=recoloured(image, rng))
+
+
+def targets_of(batch: Sequence[Scene], *, device: torch.device) -> Targets:
+    """Targets of scenes of one size."""
+    side_px = batch[0].image.shape[0]
+    anchors_A4 = anchors(side_px, side_px, device=device)
+    rows = []
+    for scene in batch:
+        boxes_N4 = torch.from_numpy(scene.boxes).to(device) / side_px
+        points_N52 = torch.from_numpy(scene.points).to(device) / side_px
+        labels_A, face_A = assigned(boxes_N4, torch.from_numpy(scene.is_learned).to(device), anchors_A4)
+        boxes_A4 = torch.zeros_like(anchors_A4)
+        points_A10 = anchors_A4.new_zeros(len(anchors_A4), 10)
+        is_face_A = labels_A == 1
+        boxes_A4[is_face_A] = encode_boxes(boxes_N4[face_A[is_face_A]], anchors_A4[is_face_A])
+        points_A10[is_face_A] = encode_points(points_N52[face_A[is_face_A]], anchors_A4[is_face_A])
+        rows.append((labels_A, boxes_A4, points_A10))
+    return Targets(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def assigned(boxes_N4: Tensor, is_learned_N: Tensor, anchors_A4: Tensor) -> tuple[Tensor, Tensor]:
+    """Label of each anchor (1 face, 0 none, -1 neither) and the index of its face.
+
+    A face gets the anchors that overlap it by `POSITIVE_IOU` and the one that overlaps it best. Below `NEGATIVE_IOU`
+    an anchor is background, unless half of it lies on a face that is not to be learned.
+    """
+    labels_A = torch.zeros(len(anchors_A4), dtype=torch.long, device=anchors_A4.device)
+    if not len(boxes_N4):
+        return labels_A, labels_A
+    corners_A4 = torch.cat([anchors_A4[:, :2] - anchors_A4[:, 2:] / 2, anchors_A4[:, :2] + anchors_A4[:, 2:] / 2], 1)
+    low_AN2 = torch.maximum(corners_A4[:, None, :2], boxes_N4[None, :, :2])
+    high_AN2 = torch.minimum(corners_A4[:, None, 2:], boxes_N4[None, :, 2:])
+    shared_AN = (high_AN2 - low_AN2).clamp(min=0).prod(2)
+    area_A = anchors_A4[:, 2:].prod(1)
+    area_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
+    iou_AN = shared_AN / (area_A[:, None] + area_N - shared_AN)
+
+    near_A = (iou_AN >= NEGATIVE_IOU).any(1)
+    on_unlearned_A = ((shared_AN >= 0.5 * area_A[:, None]) & ~is_learned_N).any(1)
+    labels_A[near_A | on_unlearned_A] = -1
+    iou_AN = iou_AN.masked_fill(~is_learned_N, 0)
+    best_iou_A, face_A = iou_AN.max(1)
+    labels_A[best_iou_A >= POSITIVE_IOU] = 1
+    learned_N = is_learned_N.nonzero()[:, 0]
+    best_anchors_N = iou_AN[:, learned_N].argmax(0)
+    labels_A[best_anchors_N] = 1
+    face_A[best_anchors_N] = learned_N
+    return labels_A, face_A
+
+
+def multibox_loss(raw: RawOutput, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of class, box and points, per face anchor (RetinaFace, Eq. 1).
+
+    Class: cross-entropy of all face anchors and, over the batch, of the three times as many worst background anchors.
+    Box and points: smooth L1 of the encoded values of face anchors.
+    """
+    is_face_BA, is_none_BA = targets.labels == 1, targets.labels == 0
+    num_faces = max(int(is_face_BA.sum()), 1)
+    entropy_BA = F.cross_entropy(raw.logits.transpose(1, 2), targets.labels.clamp(min=0), reduction="none")
+    background = entropy_BA[is_none_BA]
+    hardest = background.topk(min(NEGATIVES_PER_POSITIVE * num_faces, len(background)), sorted=False).values
+    of_class = (entropy_BA[is_face_BA].sum() + hardest.sum()) / num_faces
+    of_box = F.smooth_l1_loss(raw.boxes[is_face_BA], targets.boxes[is_face_BA], reduction="sum", beta=0.3)
+    of_points = F.smooth_l1_loss(raw.points[is_face_BA], targets.points[is_face_BA], reduction="sum", beta=0.3)
+    return of_class, of_box / num_faces, of_points / num_faces
+
+
+def train_retinaface(
+    out: Path,
+    *,
+    bank_path: Path,
+    work: Path,
+    device: torch.device,
+    num_steps: int = 5000,
+    num_scenes: int = 6000,
+    scene_px: int = 512,
+    max_lr: float = 4e-3,
+    seed: int = 0,
+    num_workers: int = 2,
+) -> None:
+    """Train the MobileNet RetinaFace from scratch and write its weights (safetensors, fp32) to `out`.
+
+    `work` holds the rendered scenes and the checkpoint (about once a minute); a killed run started again goes on where
+    it was and ends with the same weights. Raises `WeightsError` if the checkpoint is of other settings.
+    """
+    rendered = render_scenes(work / f"scenes_{scene_px}_{seed}", bank_path=bank_path, num_scenes=num_scenes, seed=seed,
+                             size_px=scene_px, num_workers=num_workers)
+    torch.manual_seed(seed)
+    network = RetinaFace("mobilenet0.25").to(device).to(memory_format=torch.channels_last).train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=max_lr, weight_decay=0.01)
+    settings = {"num_steps": num_steps, "num_scenes": num_scenes, "scene_px": scene_px, "max_lr": max_lr, "seed": seed}
+    checkpoint = work / "checkpoint.pt"
+    first_step = _resume(checkpoint, network, optimiser, settings)
+    saved_s = time.monotonic()
+    with track("train RetinaFace", total=num_steps, unit="steps") as progress:
+        progress(first_step)
+        for step in range(first_step, num_steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, num_steps=num_steps, max_lr=max_lr)
+            _train_step(network, optimiser, augmented_batch(rendered, seed=seed, step=step), device)
+            progress(1)
+            if time.monotonic() - saved_s >= CHECKPOINT_EVERY_S or step == num_steps - 1:
+                state = {"step": step + 1, "settings": settings, "network": network.state_dict(),
+                         "optimiser": optimiser.state_dict()}
+                write_atomically(checkpoint, partial(torch.save, state))
+                saved_s = time.monotonic()
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_atomically(out, lambda temp: save_file(weights, temp))
+
+
+def learning_rate(step: int, *, num_steps: int, max_lr: float, warm_up_frac: float = 0.06) -> float:
+    """Linear rise to `max_lr`, then half a cosine to zero."""
+    warm_up = max(1, round(num_steps * warm_up_frac))
+    if step < warm_up:
+        return max_lr * (step + 1) / warm_up
+    return max_lr * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
+
+
+def _train_step(
+    network: RetinaFace, optimiser: torch.optim.Optimizer, batch: Sequence[Scene], device: torch.device
+) -> None:
+    images_BHW3 = torch.from_numpy(np.stack([scene.image for scene in batch])).to(device)
+    raw = network.raw(images_BHW3.permute(0, 3, 1, 2))
+    of_class, of_box, of_points = multibox_loss(raw, targets_of(batch, device=device))
+    optimiser.zero_grad()
+    (of_class + of_box + 0.4 * of_points).backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+    optimiser.step()
+
+
+def _resume(
+    checkpoint: Path, network: RetinaFace, optimiser: torch.optim.Optimizer, settings: dict[str, float]
+) -> int:
+    """Load the checkpoint, if there is one; returns the step to go on with."""
+    if not checkpoint.is_file():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    for name, value in settings.items():
+        if state["settings"][name] != value:
+            raise WeightsError(
+                f"{checkpoint} is of a run with {name} {state['settings'][name]}, this one has {value}; "
+                "remove it or go on with its settings"
+            )
+    network.load_state_dict(state["network"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
+@torch.inference_mode()
+def evaluate_detector(
+    detector: RetinaFace,
+    *,
+    bank_path: Path,
+    device: torch.device,
+    num_scenes: int = 1000,
+    size_px: int = 512,
+    seed: int = 0,
+    min_side_px: float = 32.0,
+) -> DetectorScores:
+    """Scores on scenes that no training of any seed below a million has seen; faces over `min_side_px` count."""
+    unseen = scenes(bank_path, seed=EVALUATION_SEED_OFFSET + seed, indices=range(num_scenes), size_px=size_px)
+    found, truth = [], []
+    with track("evaluate RetinaFace", total=num_scenes, unit="scenes") as step:
+        for image, boxes, points in unseen:
+            batch_B3HW = torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device)
+            found.append(Faces(*(v.cpu() for v in detector(batch_B3HW, score_threshold=LOWEST_SCORE)[0])))
+            truth.append((boxes, points))
+            step(1)
+    return detection_scores(found, truth, min_side_px=min_side_px)
+
+
+def detection_scores(
+    found: Sequence[Faces],
+    truth: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    min_side_px: float,
+    min_iou: float = 0.5,
+    false_positives_per_image: float = 0.01,
+) -> DetectorScores:
+    """Scores of the faces found in each image against its true boxes (n, 4) and points (n, 5, 2).
+
+    Best first, a found face takes the true one it overlaps most, if that is by `min_iou` and not taken; else it is a
+    false positive. True faces whose longer side is not over `min_side_px` count neither way.
+    """
+    num_faces, hits, false_scores = 0, [], []
+    for faces, (boxes, points) in zip(found, truth, strict=True):
+        is_counted = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > min_side_px
+        num_faces += int(is_counted.sum())
+        iou = box_iou(faces.boxes, torch.from_numpy(boxes).view(-1, 4)).numpy()
+        is_taken = np.zeros(len(boxes), bool)
+        for row, score in enumerate(faces.scores.tolist()):
+            face = int(iou[row].argmax()) if len(boxes) else -1
+            if face < 0 or iou[row, face] < min_iou or (is_taken[face] and is_counted[face]):
+                false_scores.append(score)
+            elif is_counted[face]:
+                is_taken[face] = True
+                error_px = np.linalg.norm(faces.points[row].numpy() - points[face], axis=1).mean()
+                hits.append((score, iou[row, face], error_px / np.sqrt((boxes[face, 2:] - boxes[face, :2]).prod())))
+    false_scores = sorted(false_scores, reverse=True)
+    num_allowed = int(false_positives_per_image * len(found) + 1e-9)
+    threshold = false_scores[num_allowed] if num_allowed < len(false_scores) else LOWEST_SCORE
+    scores, ious, errors = np.array(hits).reshape(-1, 3).T
+    is_found = scores > threshold
+    return DetectorScores(
+        num_scenes=len(found),
+        num_faces=num_faces,
+        recall=float(is_found.sum() / max(num_faces, 1)),
+        threshold=threshold,
+        recall_at_half=float((scores > 0.5).sum() / max(num_faces, 1)),
+        false_positives_at_half=sum(score > 0.5 for score in false_scores),
+        mean_iou=float(ious[is_found].mean()) if is_found.any() else math.nan,
+        mean_point_error_frac=float(errors[is_found].mean()) if is_found.any() else math.nan,
+    )
