@@ -25,6 +25,7 @@ from pipeline.progress import Step
 from pipeline.records import Status
 from pipeline.store.plan import Plan, Unit
 from pipeline.store.reader import StoreReader
+from pipeline.store.revisions import load_revision
 from pipeline.store.shards import ArraySpec
 from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat, open_writer, plan_store
 from pipeline.views import crop_side_px
@@ -150,7 +151,8 @@ def _stacked(cuts: list[_Cut | None], specs: tuple[ArraySpec, ...]) -> dict[str,
 
 def _wanted(frames: pd.DataFrame, boxes: pd.DataFrame, images_root: Path, folder: Path) -> pd.DataFrame:
     """The table that the store plans from: a key for each frame with a face, and what its image was."""
-    known = CropReader(folder).listed if (folder / "current.json").is_file() else None
+    revision = load_revision(folder)
+    known = None if revision is None else revision.index
     sources = source_hashes(images_root, frames["source_file"], known=known)
     wanted = pd.DataFrame({
         "frame_id": frames["frame_id"],

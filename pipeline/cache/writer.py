@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,19 +47,25 @@ def refresh(
     """Bring the cache of `format` below `root` up to date, and return a reader of its newest revision.
 
     frames: frame_id, part. A frame is computed if it is new, if its image or box changed, or for views that it lacks. A
-    killed refresh goes on where it was; one that finds nothing to do publishes nothing. `step` is told of finished
-    views of frames. Raises `CacheError` if another process writes this cache.
+    killed refresh goes on where it was; one that finds nothing to do publishes nothing. `step` is told of views
+    of frames as they are extracted. Raises `CacheError` if another process writes this cache.
     """
     folder = format.folder_in(root)
     with open_writer(folder, format) as writer:
         plan = writer.plan(_wanted(frames, crops), _groups(views))
         frame_ids = {block: plan.rows_of(block)["frame_id"] for block in {unit.block for unit in plan.units}}
-        for unit, images, params in _rendered(plan.units, frame_ids, crops, views=views, view_px=view_px):
-            features = extractor(images)
-            arrays = {name: features[name] for name in FEATURES}
-            arrays[PARAMS] = np.stack([each.as_row() for each in params])
-            writer.write_unit(plan, unit, arrays)
-            step(len(images))
+        with ThreadPoolExecutor(1) as disk:  # writes one unit while the next is extracted
+            writing: Future[None] | None = None
+            for unit, images, params in _rendered(plan.units, frame_ids, crops, views=views, view_px=view_px):
+                features = extractor(images)
+                arrays = {name: features[name] for name in FEATURES}
+                arrays[PARAMS] = np.stack([each.as_row() for each in params])
+                if writing is not None:
+                    writing.result()
+                writing = disk.submit(writer.write_unit, plan, unit, arrays)
+                step(len(images))
+            if writing is not None:
+                writing.result()
         used = {"folder": crops.folder.name, "revision": crops.revision}
         writer.publish(plan, provenance={**provenance, "crops": used})
     return open_cache(folder)
