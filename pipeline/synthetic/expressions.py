@@ -13,12 +13,12 @@ from pipeline.synthetic.bank import Bank
 
 AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
     1: (("browInnerUp", 1.15),),
-    2: (("browOuterUp", 1.2),),
-    4: (("browDown", 1.15),),
+    2: (("browOuterUp", 1.35),),
+    4: (("browDown", 1.5),),
     5: (("eyeWide", 1.0),),
-    6: (("cheekSquint", 1.5), ("eyeSquint", 0.3)),
+    6: (("cheekSquint", 2.0), ("eyeSquint", 0.35)),
     7: (("eyeSquint", 1.35),),
-    9: (("noseSneer", 1.4),),
+    9: (("noseSneer", 2.0), ("mouthUpperUp", 0.2)),
     10: (("mouthUpperUp", 0.85),),
     12: (("mouthSmile", 0.85),),
     14: (("mouthDimple", 1.5),),
@@ -26,8 +26,8 @@ AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
     16: (("mouthLowerDown", 0.8),),
     17: (("mouthShrugLower", 0.9), ("mouthShrugUpper", 0.45)),
     20: (("mouthStretch", 1.0),),
-    23: (("mouthRollLower", 0.8), ("mouthRollUpper", 0.8)),
-    24: (("mouthPress", 1.4), ("mouthRollLower", 0.25), ("mouthClose", 0.0)),
+    23: (("mouthRollLower", 0.7), ("mouthRollUpper", 0.8), ("mouthPucker", 0.3)),
+    24: (("mouthPress", 0.9), ("mouthRollLower", 0.65), ("mouthRollUpper", 0.55)),
     25: (("mouthLowerDown", 0.45), ("mouthUpperUp", 0.15), ("jawOpen", 0.12)),
     26: (("jawOpen", 0.5),),
 }
@@ -36,10 +36,10 @@ AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
 AU_FOLDS: dict[int, tuple[tuple[str, float], ...]] = {
     1: (("forehead_inner", 1.0),),
     2: (("forehead", 1.0), ("forehead_inner", 0.25)),
-    4: (("glabella", 1.0),),
-    6: (("crow", 1.0), ("under_eye", 0.6), ("laugh", 0.2)),
+    4: (("glabella", 1.6),),
+    6: (("crow", 1.2), ("under_eye", 0.7), ("laugh", 0.25)),
     7: (("under_eye", 0.5), ("crow", 0.15)),
-    9: (("nose", 1.0), ("laugh", 0.35), ("glabella", 0.25)),
+    9: (("nose", 1.6), ("laugh", 0.35), ("glabella", 0.25)),
     10: (("laugh", 0.75),),
     12: (("laugh", 0.8), ("crow", 0.15)),
     14: (("dimple", 1.2),),
@@ -113,7 +113,7 @@ def expression(
     squint = actions[list(rows["eyeSquint"])].max()
     for row in rows["eyeBlink"]:
         actions[row] = min(actions[row], 1.0 - 0.35 * min(squint, 1.0))
-    return Expression(np.minimum(actions, 1.7), {k: min(v, 1.6) for k, v in folds.items()}, gaze_deg, min(pale, 1.0))
+    return Expression(np.minimum(actions, 2.2), {k: min(v, 1.6) for k, v in folds.items()}, gaze_deg, min(pale, 1.0))
 
 
 def random_expression(bank: Bank, rng: np.random.Generator) -> Expression:

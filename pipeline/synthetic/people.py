@@ -106,18 +106,21 @@ def linear(srgb: np.ndarray) -> np.ndarray:
     return ((np.asarray(srgb, np.float32) / 255) ** 2.2).astype(np.float32)
 
 
-def sample_identity(bank: Bank, rng: np.random.Generator, *, texture_px: int = 512) -> Identity:
-    """A random person."""
-    row = int(rng.integers(len(bank.people)))
+def sample_identity(
+    bank: Bank, rng: np.random.Generator, *, texture_px: int = 512, gender: float | None = None, is_face_clear: bool = False
+) -> Identity:
+    """A random person, of about a gender (0 female, 1 male) if given; a clear face has no dark glasses, no fringe."""
+    rows = np.arange(len(bank.people)) if gender is None else np.flatnonzero(np.abs(bank.people_traits[:, 0] - gender) < 0.5)
+    row = int(rng.choice(rows))
     gender, age = bank.people_traits[row]
     points = _shape(bank, row, rng)
     tone = rng.beta(1.0, 1.25)
     skin = _mixed(linear(SKIN_TONES), tone) * rng.normal(1, [0.05, 0.03, 0.05])
     hair_colour = _hair_colour(tone, age, rng)
-    hair, painted = _hair(bank, gender, age, tone, hair_colour, rng, texture_px)
+    hair, painted = _hair(bank, gender, age, tone, hair_colour, rng, texture_px, is_face_clear=is_face_clear)
     folds = _folds(bank, rng, texture_px)
     texture = _skin_texture(bank, skin, tone, gender, age, hair_colour, painted, folds, rng, texture_px)
-    glasses = _glasses(bank, points, rng) if rng.random() < 0.22 else (np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0))
+    glasses = _glasses(bank, points, rng, can_be_dark=not is_face_clear) if rng.random() < 0.22 else (np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0))
     looks = np.zeros((8, 3), np.float32)
     looks[raster.MOUTH] = linear((88, 32, 30))
     looks[raster.TONGUE] = linear((188, 100, 96))
@@ -454,8 +457,8 @@ def _fold(paths: list[np.ndarray], size: int, depth: float) -> Fold:
         px = np.round((_smoothed(path, 16) * size - [left, top]) * 16).astype(np.int32)
         cv2.polylines(canvas, [px], False, 255, max(1, round(size / 300)), cv2.LINE_AA, 4)
     lines = canvas.astype(np.float32) / 255
-    narrow, wide = (cv2.GaussianBlur(lines, (0, 0), size * s) for s in (0.0032, 0.009))
-    return Fold(int(top), int(left), (0.0042 * depth * (wide * 1.3 - narrow * 1.2)).astype(np.float32))
+    narrow, wide = (cv2.GaussianBlur(lines, (0, 0), size * s) for s in (0.0045, 0.011))
+    return Fold(int(top), int(left), (0.0068 * depth * (wide * 1.25 - narrow)).astype(np.float32))
 
 
 def _chin(m: np.ndarray, noise: np.ndarray) -> Fold:
@@ -467,7 +470,7 @@ def _chin(m: np.ndarray, noise: np.ndarray) -> Fold:
     bumps = noise[top:bottom, left:right]
     zone = _spot(size, centre, 0.03, 0.02)[top:bottom, left:right]
     arc = _fold([np.array([m[59] + [0.01, 0.022], m[57] + [0, 0.03], m[55] + [-0.01, 0.022]])], size, 1.0)
-    height = 0.0017 * zone * bumps
+    height = 0.0011 * zone * bumps
     full = np.zeros((size, size), np.float32)
     full[top:bottom, left:right] = height
     _add_fold(full, arc, 0.9)
@@ -504,9 +507,11 @@ def _scalp(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
     return used, new[faces]
 
 
-def _hair(bank, gender, age, tone, colour, rng, size):
+def _hair(bank, gender, age, tone, colour, rng, size, *, is_face_clear):
     """Hair and how much of the scalp is painted in its colour (T, T)."""
     style = _style(gender, age, tone, rng)
+    if is_face_clear:
+        style["front"] = max(style["front"], 33.0)
     turn, height = _angles(size)
     line = _hairline(np.abs(turn), style, rng)
     ragged = style["ragged"] * (1.6 * _noise(size, size * 0.012, rng) + 1.2 * _noise(size, size * 0.004, rng))
@@ -605,7 +610,9 @@ def _tube(path: np.ndarray, radius: float, *, is_closed: bool) -> tuple[np.ndarr
     return ring.reshape(-1, 3), np.array(faces)
 
 
-def _glasses(bank: Bank, points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _glasses(
+    bank: Bank, points: np.ndarray, rng: np.random.Generator, *, can_be_dark: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points (G, 3), triangles and their material, sitting on the nose and the ears."""
     at = points[bank.landmarks]
     eyes = [at[36:42].mean(0), at[42:48].mean(0)]
@@ -618,7 +625,7 @@ def _glasses(bank: Bank, points: np.ndarray, rng: np.random.Generator) -> tuple[
     x = np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** (2 / square) * wide
     y = np.sign(np.sin(turn)) * np.abs(np.sin(turn)) ** (2 / square) * tall
     parts, materials = [], []
-    is_dark = rng.random() < 0.12
+    is_dark = rng.random() < 0.12 and can_be_dark
     for centre in eyes:
         rim = np.stack([centre[0] + x, level + y, front + 1.6 * (centre[0] + x) ** 2], 1)
         parts.append(_tube(rim, radius, is_closed=True))

@@ -217,8 +217,8 @@ def shade(
                     ny -= hu * sy + hv * dy
                     nz -= hu * sz + hv * dz
                     if level < 0:
-                        dark = max(0.25, 1.0 + 300.0 * level)
-                        r, g, bl = r * (0.35 + 0.65 * dark), g * dark, bl * dark
+                        dark = max(0.3, 1.0 + 170.0 * level)
+                        r, g, bl = r * (0.2 + 0.8 * dark), g * dark, bl * dark
                         gloss *= dark
                     wrap_r, wrap_gb = 0.38, 0.2
                     power = 14.0 + 30.0 * gloss
@@ -257,6 +257,7 @@ def shade(
                 if what == TEETH:
                     gloss, power = 0.35, 60.0
                     wrap_r, wrap_gb = 0.4, 0.35
+                    ao = 0.4 + 0.6 * ao
                     rx = w0 * attributes[a, 4] + w1 * attributes[b, 4] + w2 * attributes[c, 4]
                     gap = abs((rx * 118.0) - math.floor(rx * 118.0) - 0.5) * 2.0
                     k = 0.55 + 0.45 * min(1.0, (1.0 - gap) * 7.0)
@@ -277,6 +278,8 @@ def shade(
             if ndl > -0.4:
                 slope = shadow_bias * (1.0 + 2.2 * (1.0 - max(0.0, ndl)))
                 lit = lit_fraction(px, py, pz, axes, shadow, shadow_scale, shadow_centre, shadow_radius, slope)
+                if what == TEETH:
+                    lit = 0.4 + 0.6 * lit
             wet_lit = lit
             diff_r = max(0.0, (ndl + wrap_r) / (1.0 + wrap_r))
             diff_gb = max(0.0, (ndl + wrap_gb) / (1.0 + wrap_gb))

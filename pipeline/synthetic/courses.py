@@ -1,0 +1,106 @@
+"""Which action units act when: intensities over time whose base rates are met exactly, task by task.
+
+Intensity 0..1; present from `PRESENT_FROM` up. DISFA's levels 0..5 are steps of it, level 2 starting there.
+"""
+
+# S subjects, K tasks, T frames of a sequence, A action units
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+PRESENT_FROM = 0.4
+LEVEL_STARTS = (0.2, PRESENT_FROM, 0.58, 0.76, 0.92)
+
+TASK_EMOTIONS = ("joy", "sadness", "surprise", "embarrassment", "fear", "pain", "anger", "disgust")
+"""What tasks T1..T8 bring out; eight more start over."""
+
+EMOTIONS: Mapping[str, Mapping[int, float]] = {
+    "joy": {6: 2.2, 7: 0.8, 10: 1.7, 12: 2.4, 14: 1.4, 25: 1.8, 26: 0.8},
+    "sadness": {1: 2.0, 4: 1.4, 15: 2.4, 17: 1.8, 24: 0.6},
+    "surprise": {1: 2.0, 2: 2.4, 5: 1.8, 25: 1.5, 26: 2.2},
+    "embarrassment": {2: 0.6, 6: 1.0, 12: 1.4, 14: 1.2, 17: 0.8, 23: 1.2, 24: 1.8},
+    "fear": {1: 1.4, 2: 1.2, 4: 1.4, 5: 1.2, 7: 0.8, 20: 2.2, 25: 1.2},
+    "pain": {4: 1.8, 6: 1.2, 7: 1.6, 9: 1.8, 10: 1.3, 17: 0.6, 25: 0.8},
+    "anger": {4: 1.6, 7: 1.2, 14: 0.8, 17: 1.0, 23: 2.2, 24: 1.6},
+    "disgust": {4: 0.8, 7: 1.0, 9: 2.4, 10: 1.8, 14: 0.5, 15: 1.4, 17: 1.2},
+}
+"""Log-odds that an emotion adds to an action unit; all others lose `QUIET`."""
+
+QUIET = -1.1
+
+
+def plan_intensities(
+    rates: Mapping[int, float], *, num_subjects: int, num_tasks: int, num_frames: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Intensities float32 (S, K, T, A), A in the order of `rates` (part of frames that have each action unit).
+
+    The number of frames with an AU is rate * S * K * T, rounded, whatever the size; who has them, and in which task,
+    follows EMOTIONS and people's inclinations; within a sequence an AU rises, holds and falls.
+    """
+    shape = (num_subjects, num_tasks)
+    reach = rng.normal(0, 0.5, (num_subjects, 1))  # how expressive somebody is
+    when = _times(num_frames, rng)
+    envelope = np.stack([_wave(when, rng) for _ in range(num_subjects * num_tasks)]).reshape(*shape, num_frames)
+    out = np.zeros((*shape, num_frames, len(rates)), np.float32)
+    for column, (au, rate) in enumerate(rates.items()):
+        boost = np.array([EMOTIONS[TASK_EMOTIONS[k % 8]].get(au, QUIET) for k in range(num_tasks)])
+        odds = boost + reach + rng.normal(0, 0.6, (num_subjects, 1)) + rng.normal(0, 0.5, shape)
+        counts = _quota(odds.ravel(), rate, num_frames, rng).reshape(shape)
+        own = np.stack([_wave(when, rng) for _ in range(num_subjects * num_tasks)]).reshape(*shape, num_frames)
+        course = 0.75 * envelope + 0.65 * own
+        for s in range(num_subjects):
+            for k in range(num_tasks):
+                out[s, k, :, column] = _with_count(course[s, k], int(counts[s, k]), rng)
+    return out
+
+
+def _times(num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    return (np.arange(num_frames) + rng.uniform(0.3, 0.7)) / num_frames
+
+
+def _wave(at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A slow random wave over 0..1 with deviation about 1: a few events that rise faster than they fall."""
+    slow = sum(rng.normal(0, 1 / (1 + k)) * np.sin(np.pi * (k + 1) * at + rng.uniform(0, 2 * np.pi)) for k in range(4))
+    apex, rise, fall = rng.uniform(0.1, 0.9), rng.uniform(0.04, 0.12), rng.uniform(0.1, 0.35)
+    event = np.exp(-np.where(at < apex, (apex - at) / rise, (at - apex) / fall))
+    return 0.6 * slow + 1.6 * event
+
+
+def _quota(odds: np.ndarray, rate: float, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """How many of its `num_frames` each sequence gives to an AU; the sum is the rate's share, rounded."""
+    low, high = -40.0, 40.0
+    for _ in range(60):
+        shift = (low + high) / 2
+        low, high = (shift, high) if (1 / (1 + np.exp(-odds - shift))).mean() < rate else (low, shift)
+    share = num_frames / (1 + np.exp(-odds - low))
+    total = round(rate * len(odds) * num_frames)
+    order = rng.permutation(len(odds))
+    ends = np.cumsum(share[order]) * (total / max(share.sum(), 1e-12))
+    ends = np.floor(ends + rng.random() * (1 - 1e-9)).astype(int)
+    ends[-1] = total
+    counts = np.empty(len(odds), int)
+    counts[order] = np.clip(np.diff(ends, prepend=0), 0, num_frames)
+    return counts
+
+
+def _with_count(course: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """A course bent to intensities 0..1, exactly `count` of them present: the clearer, the farther from the border."""
+    falling = np.sort(course)[::-1]
+    if count == 0:
+        border = falling[0] + rng.uniform(0.15, 1.2)
+    elif count == len(course):
+        border = falling[-1] - rng.uniform(0.15, 0.9)
+    else:
+        border = falling[count] + (falling[count - 1] - falling[count]) * rng.uniform(0.2, 0.8)
+    beyond = course - border
+    present = PRESENT_FROM + 0.02 + (0.98 - PRESENT_FROM) * (1 - np.exp(-np.maximum(beyond, 0) * 2.4))
+    absent = (PRESENT_FROM - 0.02) * np.exp(np.minimum(beyond, 0) * 3.2)
+    place = np.argsort(np.argsort(-course, kind="stable"), kind="stable")
+    return np.where(place < count, present, absent)
+
+
+def levels(intensities: np.ndarray) -> np.ndarray:
+    """DISFA's levels, int 0..5, of intensities 0..1."""
+    return np.searchsorted(LEVEL_STARTS, intensities, side="right")
