@@ -59,7 +59,9 @@ def demo(
     from flows.main_job import main_job
 
     name = "demo_quick" if quick else "demo"
-    main_job(name, config=name, device=device)
+    result = main_job(name, config=name, device=device)
+    console.print(result.rich_table())
+    console.print(f"report: {result.folder}/report.md", soft_wrap=True, highlight=False)
 
 
 @catalog_app.command("show")
@@ -109,9 +111,8 @@ def synth(
     dataset: Annotated[str | None, typer.Option(help="Render this entry of the catalog instead.")] = None,
 ) -> None:
     """Render faces with known action units in a data set's raw layout."""
-    from pipeline.synthetic.dataset import write_dataset
-
     from pipeline.render import render_dataset
+    from pipeline.synthetic.dataset import write_dataset
 
     if dataset is not None:
         render_dataset(dataset, num_workers=workers)
@@ -157,12 +158,13 @@ def train(
     config: Annotated[str, typer.Argument(help="An experiment in configs/, or a .yaml file.")],
     dataset: Annotated[str, typer.Option(help="A data set of the catalog, refreshed before.")],
     parts: Annotated[str | None, typer.Option(help="Test parts, such as P1,P3; default: the experiment's.")] = None,
+    init_from: Annotated[str | None, typer.Option(help="A run whose heads, part by part, are the start.")] = None,
     device: Device = "cpu",
 ) -> None:
     """Train a head per fold on cached features and score it; prints the report."""
     run = _flow_or_function("train_folds", flow_module="flows.train", function_module="pipeline.train")
-    folder = run(config, dataset=dataset, parts=parts.split(",") if parts else None, device=device)
-    report([folder])
+    tested = parts.split(",") if parts else None
+    report([run(config, dataset=dataset, parts=tested, init_from=init_from, device=device)])
 
 
 @app.command()
@@ -177,6 +179,86 @@ def report(
     for run in runs:
         folder = run if run.is_dir() else root / run
         console.print(write_report(folder).rich_table())
+
+
+@weights_app.command("train-fan")
+def train_fan(
+    out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
+    width: Annotated[int, typer.Option(min=16)] = 64,
+    steps: Annotated[int, typer.Option(min=1)] = 12000,
+    faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each of another identity.")] = 12000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train a FAN on rendered faces; a killed training goes on where it was."""
+    from pipeline.catalog import load_catalog
+    from pipeline.synthetic.bank import default_bank_path
+    from pipeline.train_fan import FanTraining, train_fan
+
+    settings = FanTraining(width=width, num_steps=steps, num_faces=faces, seed=seed)
+    pool = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
+    train_fan(out, settings, pool_path=pool, bank_path=default_bank_path(), device=device)
+    _print_entry(out, f"family: fan, width: {width}, num_stacks: {settings.num_stacks}, pooling: {settings.pooling}")
+
+
+@weights_app.command("train-retinaface")
+def train_retinaface(
+    out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
+    steps: Annotated[int, typer.Option(min=1)] = 5000,
+    scenes: Annotated[int, typer.Option(min=50, help="Rendered scenes.")] = 6000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train the MobileNet RetinaFace on rendered scenes; a killed training goes on where it was."""
+    import torch
+
+    from pipeline.catalog import load_catalog
+    from pipeline.synthetic.bank import default_bank_path
+    from pipeline.train_retinaface import train_retinaface
+
+    work = load_catalog().roots.work / "weights" / f"scenes-{scenes}-{seed}"
+    train_retinaface(out, bank_path=default_bank_path(), work=work, device=torch.device(device), num_steps=steps,
+                     num_scenes=scenes, seed=seed)
+    _print_entry(out, "family: retinaface-mobilenet")
+
+
+@weights_app.command("evaluate")
+def evaluate_weights(
+    name: Annotated[str, typer.Argument(help="Weights of the catalog.")],
+    num: Annotated[int | None, typer.Option(min=1, help="Faces or scenes; default: 500 or 1000.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Score a FAN or a RetinaFace on rendered faces or scenes that no training sees."""
+    import torch
+
+    from pipeline.catalog import load_catalog
+    from pipeline.synthetic.bank import default_bank_path
+
+    catalog = load_catalog()
+    entry = catalog.weights_of(name)
+    if entry.family == "fan":
+        from pipeline.features import load_fan
+        from pipeline.train_fan import evaluate_fan
+
+        num = num or 500
+        pool = catalog.roots.work / "weights" / f"unseen-faces-{num}"
+        scores = evaluate_fan(load_fan(entry, device), pool_path=pool, bank_path=default_bank_path(), num_faces=num)
+    else:
+        from pipeline.detect import load_detector
+        from pipeline.train_retinaface import evaluate_detector
+
+        detector = load_detector(entry, torch.device(device))
+        scores = evaluate_detector(detector, bank_path=default_bank_path(), device=torch.device(device),
+                                   num_scenes=num or 1000)._asdict()
+    for key, value in scores.items():
+        console.print(f"{key}: {value:.4g}", highlight=False)
+
+
+def _print_entry(path: Path, kind: str) -> None:
+    from pipeline.files import file_sha256
+
+    entry = f"{{path: {path}, sha256: {file_sha256(path)}, {kind}}}"
+    console.print(f"for `weights:` in data_catalog.yaml:\n  {path.stem}: {entry}", soft_wrap=True, highlight=False)
 
 
 def _flow_or_function(name: str, *, flow_module: str, function_module: str):

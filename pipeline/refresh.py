@@ -8,22 +8,24 @@
 
 from __future__ import annotations
 
-import platform
+import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
 from pipeline import crops, fingerprint, frames
 from pipeline.cache.format import features_format
 from pipeline.cache.writer import plan_refresh
 from pipeline.cache.writer import refresh as refresh_features
 from pipeline.catalog import Catalog, DatasetEntry, load_catalog
-from pipeline.config import CacheConfig, CropConfig, load_experiment
+from pipeline.config import CacheConfig, CropConfig, first_fault, load_experiment
 from pipeline.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_detector
 from pipeline.errors import ConfigError
 from pipeline.features import extract_features as extract_maps
@@ -32,7 +34,10 @@ from pipeline.progress import track
 from pipeline.records import BOX_COLUMNS, Status, read_table, write_table
 from pipeline.views import check_context
 
+logger = logging.getLogger("fantrans")
+
 DETECTION_CHUNK_FRAMES = 2048
+MAX_LISTED = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,12 @@ class StageSummary:
     num_dropped: int = 0
     note: str = ""
 
+    def __str__(self) -> str:
+        """One line for people."""
+        dropped = f", {self.num_dropped:,} dropped" if self.num_dropped else ""
+        done = f"{self.num_done:,} new" if self.num_done else "nothing to do"
+        return f"{self.stage}: {done}, {self.num_kept:,} kept{dropped}{self.note and '; ' + self.note}"
+
 
 def prepare_refresh(
     dataset: str,
@@ -93,16 +104,32 @@ def prepare_refresh(
     catalog.dataset(dataset)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} is not there: torch sees no CUDA; give --device cpu")
-    return RefreshJob(dataset=dataset, catalog=catalog, config=CacheConfig.model_validate(document), limit=limit,
-                      device=device)
+    try:
+        cache = CacheConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(first_fault(error)) from None
+    return RefreshJob(dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device)
 
 
 def refresh_cache(dataset: str, **settings: Any) -> list[StageSummary]:
     """All four stages; see `prepare_refresh` for the settings."""
     job = prepare_refresh(dataset, **settings)
-    return [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
+    return [stage(job) for stage in (index_frames, detect_faces, crop_faces, extract_features)]
 
 
+def _said(stage: Callable[[RefreshJob], StageSummary]) -> Callable[[RefreshJob], StageSummary]:
+    """The stage, saying its summary in the log when it ends."""
+
+    @wraps(stage)
+    def run(job: RefreshJob) -> StageSummary:
+        summary = stage(job)
+        logger.info("%s", summary)
+        return summary
+
+    return run
+
+
+@_said
 def index_frames(job: RefreshJob) -> StageSummary:
     """Raw layout to `frames.parquet`; a table that would say the same is left alone."""
     table = frames.index_frames(job.entry, limit=job.limit)
@@ -110,9 +137,12 @@ def index_frames(job: RefreshJob) -> StageSummary:
     if path.is_file() and pd.read_parquet(path).equals(table):
         return StageSummary(stage="index", num_kept=len(table), num_done=0)
     frames.write_index(job.work, table)
+    counts = frames.summarise(table, job.entry.rules).to_string(index=False, float_format="%.0f")
+    logger.info("frames, and percent positive among known labels:\n%s", counts)
     return StageSummary(stage="index", num_kept=0, num_done=len(table))
 
 
+@_said
 def detect_faces(job: RefreshJob) -> StageSummary:
     """Frames to boxes, a chunk at a time; a killed run keeps its whole chunks."""
     table = frames.read_index(job.work, dataset=job.dataset)
@@ -151,15 +181,17 @@ def without_filled_gaps(boxes: pd.DataFrame) -> pd.DataFrame:
 
 
 def missed_faces(boxes: pd.DataFrame) -> str:
-    """How many frames have no face of their own, by status, with the first few names; "" if none."""
+    """The frames without a face of their own, each with its status (the first fifty; boxes.parquet has all)."""
     missed = boxes[boxes["status"] != Status.OK]
     if missed.empty:
-        return ""
+        return "a face in every frame"
     counts = ", ".join(f"{count} {status}" for status, count in missed["status"].value_counts().items())
-    names = ", ".join(missed["frame_id"].head(5)) + ("..." if len(missed) > 5 else "")
-    return f"{counts}: {names}"
+    first = missed.head(MAX_LISTED)
+    names = ", ".join(f"{name} {status}" for name, status in zip(first["frame_id"], first["status"], strict=True))
+    return f"{counts} of {len(boxes):,}: {names}{'...' if len(missed) > MAX_LISTED else ''}"
 
 
+@_said
 def crop_faces(job: RefreshJob) -> StageSummary:
     """Boxes to crops."""
     table, boxes = _tables(job)
@@ -185,14 +217,11 @@ def _tables(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _provenance(job: RefreshJob) -> dict[str, Any]:
-    """What made the bytes beside the fingerprint: device and versions."""
-    return {
-        "dataset": job.dataset,
-        "device": job.device,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "pandas": pd.__version__},
-    }
+    """What made the bytes, beside the fingerprint; the store adds versions."""
+    return {"dataset": job.dataset, "device": job.device}
 
 
+@_said
 def extract_features(job: RefreshJob) -> StageSummary:
     """Crops to cached features: the only stage that runs the FAN."""
     settings = job.config.features

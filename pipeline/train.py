@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,8 @@ from pipeline.protocols import PARTS, Protocol
 from pipeline.records import write_table
 
 # B frames, A action units
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,7 @@ def train_fold(run: TrainingRun, test_part: str, *, device: str = "cpu") -> Path
         return folder
     settings = run.experiment.train
     torch.manual_seed(settings.seed)
+    keep_freed_memory()
     batches = CachedBatches(
         run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part), batch_size=settings.batch_size,
         seed=settings.seed, device=device, is_training=True,
@@ -153,6 +158,14 @@ def train_fold(run: TrainingRun, test_part: str, *, device: str = "cpu") -> Path
     _write_result(run, test_part, fold, device)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return folder
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what it frees: giving each step's buffers back to the kernel costs a fifth of CPU training."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def head_shape(run: TrainingRun) -> HeadShape:
@@ -206,7 +219,7 @@ class _Fold:
     ) -> _Fold:
         """A fold at its beginning, or where its checkpoint left off."""
         optimiser = torch.optim.AdamW(
-            head.parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=settings.weight_decay
+            head.parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=True
         )
         try:
             weights_A = class_weights(torch.from_numpy(batches.labels_NA), aus=aus).to(device)

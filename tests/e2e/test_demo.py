@@ -1,0 +1,72 @@
+"""The whole main job as a user runs it: its own process, its own Prefect server, killed once on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FANTRANS = Path(sys.executable).with_name("fantrans")
+PATIENCE_S = 900
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    places = {
+        "FANTRANS_WORK": folder / "work",
+        "FANTRANS_CACHE": folder / "cache",
+        "FANTRANS_RUNS": folder / "runs",
+        "FANTRANS_DEMO_QUICK": folder / "raw",
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return folder, {**inherited, **{name: str(place) for name, place in places.items()}}
+
+
+def demo(environment):
+    return subprocess.run([FANTRANS, "demo", "--quick"], env=environment, capture_output=True, text=True,
+                          timeout=PATIENCE_S, check=False)
+
+
+def kill_once(condition, environment, log):
+    """Start the demo and SIGKILL its whole process group as soon as `condition()` holds."""
+    process = subprocess.Popen([FANTRANS, "demo", "--quick"], env=environment, stdout=log, stderr=log,
+                               start_new_session=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, "the demo ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_demo_resumes_and_a_second_one_has_nothing_to_do(environment):
+    folder, variables = environment
+    cache, runs = folder / "cache", folder / "runs"
+    with (folder / "log").open("w") as log:
+        kill_once(lambda: any(cache.rglob("journal/*.json")), variables, log)
+        assert not any(cache.rglob("current.json")), "killed too late to show a resumed refresh"
+        shards = {path: path.stat().st_mtime_ns for path in cache.rglob("view_00/lf/c*")}
+        assert shards
+        kill_once(lambda: any(runs.rglob("fold-*/checkpoint.pt")), variables, log)
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards, "a finished shard was written again"
+
+    finished = demo(variables)
+    assert finished.returncode == 0, finished.stderr
+    assert "F1 in percent: demo_quick on demo_quick" in finished.stdout
+    report = json.loads(next(runs.rglob("report.json")).read_text())
+    assert report["tested_parts"] == ["P1", "P2", "P3"]
+    assert len(report["action_units"]) == 12
+    assert 0 < report["mean_f1_percent"] < 100
+
+    written = {path: path.stat().st_mtime_ns for path in [*runs.rglob("*.safetensors"), *cache.rglob("view_*/*/c*")]}
+    again = demo(variables)
+    assert again.returncode == 0, again.stderr
+    for stage in ("index", "detect", "crop", "extract"):
+        assert f"{stage}: nothing to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -1,0 +1,95 @@
+"""The flows on a real Prefect server, over a small rendered data set."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+
+from pipeline.catalog import CATALOG_FILE, load_catalog
+from pipeline.frames import read_index
+
+
+@pytest.fixture(scope="session")
+def small_catalog(tmp_path_factory):
+    """The shipped catalog with a rendered data set of a few frames, and roots of its own."""
+    folder = tmp_path_factory.mktemp("catalog")
+    content = yaml.safe_load(CATALOG_FILE.read_text())
+    content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
+    rendered = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}
+    content["datasets"] = {
+        "small": {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d", "rendered": rendered}
+    }
+    for entry in content["weights"].values():
+        entry["path"] = str(CATALOG_FILE.parent / entry["path"])
+    path = folder / "data_catalog.yaml"
+    path.write_text(yaml.safe_dump(content))
+    config = folder / "small.yaml"
+    shutil.copy(CATALOG_FILE.parent / "configs/demo_quick.yaml", config)
+    for name in ("demo", "fan_trans"):
+        shutil.copy(CATALOG_FILE.parent / f"configs/{name}.yaml", folder)
+    config.write_text(
+        "base: demo_quick\ncache: {views: {num_views: 2}}\ntrain: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n"
+    )
+    shutil.copy(CATALOG_FILE.parent / "configs/demo_quick.yaml", folder)
+    return path, config
+
+
+@pytest.fixture
+def environment(small_catalog, monkeypatch):
+    path, config = small_catalog
+    monkeypatch.setenv("FANTRANS_CATALOG", str(path))
+    return str(config)
+
+
+def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(environment):
+    from flows.main_job import main_job
+    from flows.refresh import refresh_cache
+
+    report = main_job("small", config=environment)
+    assert report.parts == ("P1", "P2")
+    assert report.table()["au"].tolist()[-1] == "mean"
+    frames = read_index(load_catalog().work_of("small"), dataset="small")
+    assert len(frames) == 12 * 8
+    for name in ("report.json", "report.csv", "report.md"):
+        assert (report.folder / name).is_file()
+
+    first = {path: path.stat().st_mtime_ns for path in report.folder.rglob("*") if path.suffix == ".safetensors"}
+    assert len(first) == 4
+    summaries = refresh_cache("small", config=environment)
+    assert [summary.num_done for summary in summaries] == [0, 0, 0, 0]
+    assert [summary.num_kept for summary in summaries[:2]] == [len(frames)] * 2
+    main_job("small", config=environment)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+
+
+def test_tasks_never_use_prefects_cache():
+    from prefect.cache_policies import NO_CACHE
+
+    from flows import main_job, refresh, report, train
+
+    tasks = [refresh.index_frames, refresh.detect_faces, refresh.crop_faces, refresh.extract_features,
+             train.train_fold, report.aggregate, main_job.render_faces]
+    assert all(task.cache_policy == NO_CACHE for task in tasks)
+
+
+def test_a_new_frame_adds_one_and_keeps_the_rest(environment):
+    from flows.refresh import refresh_cache
+
+    catalog = load_catalog()
+    root = catalog.dataset("small").root
+    codes = sorted((root / "AUCoding/AU_OCC").glob("*.csv"))[0]
+    subject, task = codes.stem.split("_")
+    image = sorted((root / "BP4D-training" / subject / task).glob("*.jpg"))[0]
+    frame = int(image.stem) + 1
+    shutil.copy(image, image.with_name(f"{frame:0{len(image.stem)}d}.jpg"))
+    table = pd.read_csv(codes)
+    row = table.iloc[[0]].copy()
+    row.iloc[0, 0] = frame
+    pd.concat([table, row]).to_csv(codes, index=False)
+
+    index, detect, crop, extract = refresh_cache("small", config=environment)
+    assert index.num_done == 12 * 8 + 1
+    assert (detect.num_kept, detect.num_done) == (12 * 8, 1)
+    assert crop.num_done == 1
+    assert extract.num_done == 1

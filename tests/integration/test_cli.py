@@ -1,0 +1,60 @@
+"""The command line as its own process: what it prints, where, and with which exit status."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FANTRANS = Path(sys.executable).with_name("fantrans")
+
+
+def run(*arguments, cwd, **variables):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FANTRANS_"))}
+    return subprocess.run([FANTRANS, *arguments], env=inherited | variables, cwd=cwd, capture_output=True, text=True,
+                          timeout=120, check=False)
+
+
+def test_catalog_show_lists_every_name(tmp_path):
+    shown = run("catalog", "show", cwd=tmp_path, COLUMNS="200")
+    assert shown.returncode == 0
+    for name in ("bp4d", "disfa", "demo", "fan-64", "retinaface-mobilenet", "cache"):
+        assert name in shown.stdout
+
+
+def test_catalog_check_says_what_is_missing(tmp_path):
+    checked = run("catalog", "check", cwd=tmp_path, BP4D_ROOT=str(tmp_path / "none"))
+    assert checked.returncode == 2
+    assert f"data set 'bp4d': {tmp_path}/none/BP4D-training is not there" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("refresh", "bp5d"), "there is no data set 'bp5d' in the catalog; known ones: bp4d"),
+        (("refresh", "bp4d", "--config", "fantrans"), "there is no experiment 'fantrans'"),
+        (("refresh", "bp4d", "--device", "cuda"), "torch sees no CUDA"),
+        (("refresh", "bp4d"), "is not there; run `fantrans catalog check`"),
+        (("refresh", "bp4d", "--profile", "tiny"), "`features.profile` is 'tiny'"),
+        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d` to make it"),
+        (("report", "nowhere"), "is no run"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence_and_exit_status_2(tmp_path, arguments, sentence):
+    roots = {name: str(tmp_path / name) for name in ("FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT")}
+    failed = run(*arguments, cwd=tmp_path, **roots)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ")
+    assert sentence in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_head_only_commands_load_no_detector_no_fan_and_no_prefect():
+    script = (
+        "import sys, pipeline.train, pipeline.report\n"
+        "print([m for m in ('prefect', 'cv2.dnn', 'pipeline.detect', 'pipeline.features', 'models.retinaface') "
+        "if m in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"

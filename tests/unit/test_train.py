@@ -1,0 +1,171 @@
+import json
+import multiprocessing
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.head import DeployedHead
+from pipeline import train
+from pipeline.cache.reader import open_cache
+from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluate import predict
+from pipeline.protocols import Protocol
+from pipeline.report import read_report, write_report
+from pipeline.train import TrainingRun, fold_parts, head_shape, learning_rate, train_fold
+from tests.unit import small_cache
+
+RULES = Protocol(name="small", aus=(1, 2), subject_parts={}, assigns_by_number=True, bad_frames={})
+HEAD = HeadConfig(dim=8, num_blocks=1)
+TRAIN = TrainConfig(num_epochs=3, batch_size=4, lr=1e-2)
+
+
+def make_run(folder: Path, **changes) -> TrainingRun:
+    cache = next(iter((folder / "cache").glob("*/current.json"))).parent
+    experiment = ExperimentConfig(name="small", head=changes.pop("head", HEAD), train=changes.pop("train", TRAIN))
+    document = {"rules": list(RULES.aus)}
+    run = TrainingRun(experiment=experiment, dataset="small", rules=RULES, frames=small_cache.make_frames(),
+                      cache=open_cache(cache), folder=folder / "runs" / changes.pop("name", "a"), init_from=None)
+    train._write_run(run, {"aus": list(RULES.aus), **document})
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    frames, boxes = small_cache.make_world(tmp_path)
+    shapes = {name: (channels, 16, 16) for name, (channels, _, _) in small_cache.SHAPES.items()}
+    monkeypatch.setattr(small_cache, "SHAPES", shapes)
+    format = small_cache.features_format(small_cache.FORMAT.document, shapes, block_rows=small_cache.BLOCK_ROWS)
+    crops = small_cache.make_crops(tmp_path, frames, boxes)
+    small_cache.make_cache(tmp_path, frames, crops, format=format, extractor=_extract_16)
+    return tmp_path
+
+
+def _extract_16(images):
+    means = images.reshape(len(images), 16, 2, 16, 2, 3).mean((2, 4, 5), dtype=np.float64)[:, None] / 255
+    return {name: (means * np.arange(1, 1 + channels)[:, None, None]).astype(np.float16)
+            for name, (channels, _, _) in small_cache.SHAPES.items()}
+
+
+def test_a_fold_trains_scores_and_is_not_trained_twice(folder):
+    run = make_run(folder)
+    fold = train_fold(run, "P1")
+    result = json.loads((fold / "result.json").read_text())
+    assert len(result["history"]) == 3
+    assert result["history"][-1]["loss"] < result["history"][0]["loss"]
+    assert result["num_test_frames"] == 10
+    assert not (fold / "checkpoint.pt").exists()
+    counts = pd.read_parquet(fold / "counts.parquet")
+    assert counts[["tp", "fp", "fn", "tn", "unknown"]].to_numpy().sum() == 2 * 10
+    assert counts.loc[counts["au"] == 2, "unknown"].sum() == 2  # frame 1 of either tested subject
+    before = (fold / "head.safetensors").stat().st_mtime_ns
+    assert train_fold(run, "P1") == fold
+    assert (fold / "head.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_deployed_weights_give_the_stored_predictions(folder):
+    run = make_run(folder)
+    fold = train_fold(run, "P2")
+    head = DeployedHead(head_shape(run))
+    head.load_state_dict(load_file(fold / "deployed.safetensors"))
+    again = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu")
+    pd.testing.assert_frame_equal(again, pd.read_parquet(fold / "predictions.parquet"))
+    flipped = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu", averages_flip=True)
+    assert not np.allclose(flipped["p_01"], again["p_01"])
+
+
+def _train_and_die(folder: Path) -> None:
+    run = make_run(Path(folder), name="killed")
+    epochs = 0
+    one_epoch = train._Fold.train_epoch
+
+    def dying(self, progress):
+        nonlocal epochs
+        epochs += 1
+        if epochs == 3:
+            signal.raise_signal(signal.SIGKILL)
+        one_epoch(self, progress)
+
+    train._Fold.train_epoch = dying
+    train_fold(run, "P1")
+
+
+def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder):
+    whole = train_fold(make_run(folder), "P1")
+    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run = make_run(folder, name="killed")
+    assert (run.fold_folder("P1") / "checkpoint.pt").is_file()
+    assert not run.is_done("P1")
+    resumed = train_fold(run, "P1")
+    for name, tensor in load_file(whole / "head.safetensors").items():
+        assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
+
+
+def test_report_aggregates_the_finished_folds(folder):
+    run = make_run(folder)
+    with pytest.raises(DataError, match="has no finished fold"):
+        read_report(run.folder)
+    for part in ("P1", "P3"):
+        train_fold(run, part)
+    report = write_report(run.folder)
+    content = json.loads((run.folder / "report.json").read_text())
+    assert content["tested_parts"] == ["P1", "P3"]
+    by_hand = [
+        np.nanmean([f["f1_percent"] if f["f1_percent"] is not None else np.nan
+                    for f in content["folds"] if f["au"] == au]) for au in RULES.aus
+    ]
+    assert content["mean_f1_percent"] == pytest.approx(np.mean(by_hand))
+    table = pd.read_csv(run.folder / "report.csv")
+    assert table["au"].tolist() == ["AU1", "AU2", "mean"]
+    assert table.loc[2, "f1_percent"] == pytest.approx(report.scores.f1_percent)
+    assert "| AU1 |" in (run.folder / "report.md").read_text()
+    with pytest.raises(DataError, match="is no run"):
+        read_report(folder)
+
+
+def test_a_head_starts_from_the_same_part_of_another_run(folder):
+    source = make_run(folder)
+    train_fold(source, "P1")
+    run = make_run(folder, name="b", train=TrainConfig(num_epochs=1, batch_size=4, lr=1e-9))
+    object.__setattr__(run, "init_from", source.folder)
+    started = load_file(train_fold(run, "P1") / "head.safetensors")
+    trained = load_file(source.fold_folder("P1") / "head.safetensors")
+    torch.testing.assert_close(started["conv.reduce.weight"], trained["conv.reduce.weight"], atol=1e-5, rtol=0)
+    with pytest.raises(DataError, match="fold-P2"):
+        train_fold(run, "P2")
+
+
+@pytest.mark.parametrize(("epoch", "lr"), [(0, 1e-4), (3, 1e-4), (4, 3e-5), (8, 9e-6), (11, 9e-6)])
+def test_step_schedule_drops_after_epochs_4_and_8(epoch, lr):
+    assert learning_rate(TrainConfig(), step=epoch * 10 + 9, num_steps=120, steps_an_epoch=10) == pytest.approx(lr)
+
+
+def test_one_cycle_rises_then_falls_to_zero():
+    settings = TrainConfig(schedule="one_cycle", lr=1.0)
+    rates = [learning_rate(settings, step=s, num_steps=100, steps_an_epoch=10) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[-1] < 0.01
+
+
+def test_faults_are_one_sentence(folder):
+    run = make_run(folder, head=HeadConfig(dim=8, top_k=3))
+    with pytest.raises(ConfigError, match="experiment small: top_k must lie in 1 to 2"):
+        head_shape(run)
+    with pytest.raises(DataError, match="no part 'P4'"):
+        fold_parts(run, ["P4"])
+    assert fold_parts(run, None) == ("P1", "P2", "P3")
+    never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
+    object.__setattr__(run, "frames", never)
+    object.__setattr__(run, "experiment", ExperimentConfig(name="small", head=HEAD, train=TRAIN))
+    with pytest.raises(DataError, match="no training frame is positive for AU1"):
+        train_fold(run, "P1")
