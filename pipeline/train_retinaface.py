@@ -34,6 +34,7 @@ from pipeline.synthetic.scenes import (
     recoloured,
     render_scenes,
     scenes,
+    with_scrambled_face,
     zoomed,
 )
 
@@ -71,7 +72,7 @@ class DetectorScores(NamedTuple):
 
 
 def augmented_batch(rendered: SceneFolder, *, seed: int, step: int) -> list[Scene]:
-    """Batch `step`, a function of (seed, step): scenes zoomed, cropped, mosaicked, mirrored, covered and recoloured."""
+    """Batch `step`, a function of (seed, step): scenes zoomed, mosaicked, mirrored, covered and recoloured."""
     rng = np.random.default_rng([seed, step])
     side_px = int(rng.choice(INPUT_SIDES_PX))
     return [_augmented(rendered, side_px, rng) for _ in range(round(BATCH_PX / side_px**2))]
@@ -86,8 +87,11 @@ def _augmented(rendered: SceneFolder, side_px: int, rng: np.random.Generator) ->
     if rng.random() < 0.5:
         scene = mirrored(scene)
     scene = marked(scene)
-    image = covered(scene, rng) if rng.random() < 0.35 else scene.image
-    return scene._replace(image=recoloured(image, rng))
+    if len(scene.boxes) and rng.random() < 0.3:
+        scene = scene._replace(image=with_scrambled_face(scene, rng))
+    if rng.random() < 0.35:
+        scene = scene._replace(image=covered(scene, rng))
+    return scene._replace(image=recoloured(scene.image, rng))
 
 
 def targets_of(batch: Sequence[Scene], *, device: torch.device) -> Targets:

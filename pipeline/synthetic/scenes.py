@@ -117,7 +117,7 @@ def zoomed(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
     else:
         window_px = scene_px * rng.uniform(0.4, 1.2)
         centre = rng.uniform(0, scene_px, 2)
-    window_px = round(np.clip(window_px, side_px / 2.5, 1.3 * scene_px))
+    window_px = round(np.clip(window_px, side_px / 2.5, 1.1 * scene_px))
     low, high = sorted((0, scene_px - window_px))
     x, y = np.clip(centre - window_px * rng.uniform(0.1, 0.9, 2), low, high).round().astype(int)
     return _window(scene, int(x), int(y), window_px, side_px, fill=rng.integers(0, 256, 3))
@@ -191,6 +191,27 @@ def covered(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         x2, y2 = np.clip(corner + size, 0, (width, height)).astype(int)
         patch = image[y1:y2, x1:x2]
         patch[:] = rng.integers(0, 256, patch.shape if rng.random() < 0.3 else 3)
+    return image
+
+
+def with_scrambled_face(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """The image with a copy of one face, cut in tiles that changed places, where no face is: nearly one, but none."""
+    height, width = scene.image.shape[:2]
+    corners = scene.boxes[rng.integers(len(scene.boxes))].reshape(2, 2)
+    (x1, y1), (x2, y2) = corners.round().astype(int).clip(0, (width, height))
+    num_tiles = int(rng.integers(2, 5))
+    tile_h, tile_w = (y2 - y1) // num_tiles, (x2 - x1) // num_tiles
+    h, w = tile_h * num_tiles, tile_w * num_tiles
+    x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+    is_over_face = ((scene.boxes[:, :2] < (x + w, y + h)) & (scene.boxes[:, 2:] > (x, y))).all(1).any()
+    if min(tile_h, tile_w) < 2 or is_over_face:
+        return scene.image
+    face = scene.image[y1 : y1 + h, x1 : x1 + w].reshape(num_tiles, tile_h, num_tiles, tile_w, 3)
+    tiles = rng.permutation(face.swapaxes(1, 2).reshape(-1, tile_h, tile_w, 3))
+    is_turned = rng.random(len(tiles)) < 0.5
+    tiles[is_turned] = tiles[is_turned, ::-1, ::-1]
+    image = scene.image.copy()
+    image[y : y + h, x : x + w] = tiles.reshape(num_tiles, num_tiles, tile_h, tile_w, 3).swapaxes(1, 2).reshape(h, w, 3)
     return image
 
 

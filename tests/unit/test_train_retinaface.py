@@ -11,7 +11,7 @@ from models.retinaface import Faces, RawOutput, anchors, decode_boxes, decode_po
 from pipeline import train_retinaface as training
 from pipeline.errors import WeightsError
 from pipeline.synthetic import scenes as scenes_module
-from pipeline.synthetic.scenes import Scene, marked, mirrored, mosaic, render_scenes, zoomed
+from pipeline.synthetic.scenes import Scene, marked, mirrored, mosaic, render_scenes, with_scrambled_face, zoomed
 
 CPU = torch.device("cpu")
 
@@ -88,6 +88,18 @@ def test_cut_and_tiny_faces_are_not_learned(marked_scene):
     scene = marked(Scene(marked_scene.image, boxes, np.zeros((5, 5, 2)), np.ones(5, bool)))
     assert scene.boxes[:, 0].tolist() == [10, -30, -10, 5], "one is 98 % outside"
     assert scene.is_learned.tolist() == [True, False, True, False]
+
+
+def test_a_scrambled_face_lies_beside_the_faces(marked_scene):
+    scene = marked_scene._replace(boxes=np.array([(36, 26, 76, 72)], np.float32))
+    changed = 0
+    for seed in range(20):
+        image = with_scrambled_face(scene, np.random.default_rng(seed))
+        np.testing.assert_array_equal(image[26:72, 36:76], scene.image[26:72, 36:76])
+        is_new = (image != scene.image).any(2)
+        changed += is_new.any()
+        assert image[is_new].sum() <= scene.image[26:72, 36:76].sum(), "all it shows was cut from the face"
+    assert changed > 3
 
 
 def test_scenes_depend_on_seed_and_number_alone(tmp_path):
