@@ -9,13 +9,13 @@ numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,7 +45,7 @@ EYE_CORNERS = (36, 45)
 _MIRRORED_RUNS = ((0, 17), (17, 27), (31, 36), (48, 55), (60, 65))
 _MIRRORED_PAIRS = ((36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (55, 59), (56, 58), (65, 67))
 _CHUNK_FACES = 32
-_FACE_SIZE_PX = 320
+_FACE_SIZE_PX = 288
 _CHECKPOINT_EVERY_S = 60.0
 
 
@@ -66,7 +66,7 @@ class FanTraining(Settings):
     num_stacks: Annotated[int, Field(ge=2)] = 2
     pooling: Literal["avg", "max"] = "avg"
     num_steps: PositiveInt
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = 8
     small_frac: Fraction = 0.65
     """First part of the steps, taken at half the input's size, where a step costs a quarter."""
     max_lr: PositiveFloat = 5e-3
@@ -80,7 +80,7 @@ class FanTraining(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     start_sha256: str | None = None
     """Weights that the training goes on from, of this width or of half of it; `train_fan` fills it in."""
-    num_faces: PositiveInt = 12000
+    num_faces: PositiveInt = 5000
     """Rendered faces of the pool."""
     face_size_px: PositiveInt = _FACE_SIZE_PX
 
@@ -88,7 +88,7 @@ class FanTraining(Settings):
 # ---------------------------------------------------------------------------------------------------------- the pool
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class FacePool:
     """N rendered faces on disk: images uint8 (N, size, size, 3), landmarks (N, 68, 2) and boxes (N, 4) float32 px."""
 
@@ -174,14 +174,31 @@ def _render_range(
     first: int, end: int, *, bank_path: Path, seed_words: tuple[int, int], size_px: int, max_angle_deg: float
 ) -> tuple[np.ndarray, ...]:
     """Images, landmarks and boxes of faces `first` to `end`; runs in a worker."""
-    from pipeline.synthetic.render import random_face  # noqa: PLC0415  (an extra, which training from a pool can miss)
-
     faces = []
     for i in range(first, end):
         rng = np.random.default_rng([*seed_words, i])
-        image, truth = random_face(_bank(bank_path), rng, size_px=size_px, max_angle_deg=max_angle_deg)
-        faces.append((image, truth.landmarks, truth.box_xyxy))
+        faces.append(_close_face(_bank(bank_path), rng, size_px=size_px, max_angle_deg=max_angle_deg))
     return tuple(np.stack(values) for values in zip(*faces, strict=True))
+
+
+def _close_face(
+    bank: Bank, rng: np.random.Generator, *, size_px: int, max_angle_deg: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, landmarks and box of anybody, so close that a FAN's crop has about as many px as its input."""
+    # Rendering is an extra, which training from a pool can do without.
+    from pipeline.synthetic.camera import sample_camera  # noqa: PLC0415
+    from pipeline.synthetic.expressions import random_expression  # noqa: PLC0415
+    from pipeline.synthetic.people import sample_identity  # noqa: PLC0415
+    from pipeline.synthetic.render import render_face  # noqa: PLC0415
+
+    camera = dataclasses.replace(
+        sample_camera(rng, max_angle_deg=max_angle_deg),
+        face_frac=rng.uniform(0.4, 0.55),
+        centre_frac=tuple(rng.uniform(0.46, 0.54, 2)),
+    )
+    identity, expression = sample_identity(bank, rng, texture_px=256), random_expression(bank, rng)
+    image, truth = render_face(bank, identity, expression, camera, rng, size_px=size_px)
+    return image, truth.landmarks, truth.box_xyxy
 
 
 @cache
@@ -349,7 +366,7 @@ class _Run:
         self.fan = _first_fan(settings, start)
         self.fan.to(device).to(memory_format=torch.channels_last)
         self.average = {name: value.detach().clone() for name, value in self.fan.state_dict().items()}
-        self.optimiser = torch.optim.AdamW(self.fan.parameters(), lr=settings.max_lr, weight_decay=1e-4)
+        self.optimiser = torch.optim.AdamW(self.fan.parameters(), lr=settings.max_lr, weight_decay=1e-4, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, settings.max_lr, total_steps=settings.num_steps + 1, pct_start=0.1, final_div_factor=100
         )

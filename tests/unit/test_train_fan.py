@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,31 @@ def test_pool_is_rendered_once_and_resumes(tmp_path, rendered):
     assert rendered[3:] == [(8, 10)]
     with pytest.raises(DataError, match="expected"):
         render_pool(tmp_path / "pool", **{**made, "seed": 4})
+
+
+def test_rendered_faces_are_close_and_have_seeds_of_their_own(monkeypatch, tmp_path):
+    pytest.importorskip("numba")
+    seen = []
+
+    def render_face(bank, identity, expression, camera, rng, *, size_px):
+        seen.append((camera, rng.random()))
+        image, landmarks, box = _dotted_face(len(seen))
+        return image, SimpleNamespace(landmarks=landmarks, box_xyxy=box)
+
+    monkeypatch.setattr("pipeline.synthetic.render.render_face", render_face)
+    monkeypatch.setattr("pipeline.synthetic.people.sample_identity", lambda bank, rng, texture_px: None)
+    monkeypatch.setattr("pipeline.synthetic.expressions.random_expression", lambda bank, rng: None)
+    monkeypatch.setattr("pipeline.synthetic.bank.load_bank", lambda path: None)
+    settings = {"bank_path": tmp_path / "bank.npz", "size_px": SIZE_PX, "max_angle_deg": 20.0}
+    images, landmarks, boxes = train_fan._render_range(3, 6, seed_words=(train_fan.TRAIN_FACES, 0), **settings)
+    assert (images.shape, landmarks.shape, boxes.shape) == ((3, SIZE_PX, SIZE_PX, 3), (3, 68, 2), (3, 4))
+    np.testing.assert_array_equal(landmarks[1], _dotted_face(2)[1])
+    assert all(0.4 <= camera.face_frac <= 0.55 and abs(camera.yaw_deg) <= 20 for camera, _ in seen)
+    train_fan._render_range(4, 5, seed_words=(train_fan.TRAIN_FACES, 0), **settings)
+    train_fan._render_range(4, 5, seed_words=(train_fan.TEST_FACES, 0), **settings)
+    draws = [draw for _, draw in seen]
+    assert draws[3] == draws[1]  # face 4 again
+    assert len(set(draws)) == 4
 
 
 class _StoppedError(Exception):
