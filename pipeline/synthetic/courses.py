@@ -6,6 +6,7 @@ Intensity 0..1; present from `PRESENT_FROM` up. DISFA's levels 0..5 are steps of
 # S subjects, K tasks, T frames of a sequence, A action units
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 
 import numpy as np
@@ -101,6 +102,6 @@ def _with_count(course: np.ndarray, count: int, rng: np.random.Generator) -> np.
     return np.where(place < count, present, absent)
 
 
-def levels(intensities: np.ndarray) -> np.ndarray:
-    """DISFA's levels, int 0..5, of intensities 0..1."""
-    return np.searchsorted(LEVEL_STARTS, intensities, side="right")
+def level(intensity: float) -> int:
+    """DISFA's level, 0..5, of an intensity 0..1."""
+    return bisect_right(LEVEL_STARTS, intensity)

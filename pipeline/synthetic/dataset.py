@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, count, zip_longest
+from itertools import chain, count, islice, zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,9 +28,10 @@ from pipeline.files import write_atomically, write_bytes_atomically
 from pipeline.progress import track
 from pipeline.protocols import PROTOCOLS
 from pipeline.records import write_table
+from pipeline.synthetic.backgrounds import sample_background
 from pipeline.synthetic.bank import Bank, default_bank_path, load_bank
-from pipeline.synthetic.camera import Camera, Lens, sample_background, sample_light
-from pipeline.synthetic.courses import PRESENT_FROM, levels, plan_intensities
+from pipeline.synthetic.camera import Camera, Lens, sample_light
+from pipeline.synthetic.courses import PRESENT_FROM, level, plan_intensities
 from pipeline.synthetic.expressions import Expression, expression
 from pipeline.synthetic.people import Identity, sample_identity
 from pipeline.synthetic.render import FaceTruth, render_face
@@ -39,19 +40,73 @@ FORMAT = 1
 """Goes up when the same settings give other pixels or labels."""
 
 BP4D_RATES = {
-    1: 0.211, 2: 0.170, 4: 0.203, 6: 0.461, 7: 0.549, 10: 0.594, 12: 0.562, 14: 0.466, 15: 0.169, 17: 0.344, 23: 0.165,
+    1: 0.211,
+    2: 0.170,
+    4: 0.203,
+    6: 0.461,
+    7: 0.549,
+    10: 0.594,
+    12: 0.562,
+    14: 0.466,
+    15: 0.169,
+    17: 0.344,
+    23: 0.165,
     24: 0.152,
 } | {5: 0.04, 9: 0.06, 16: 0.05, 20: 0.03, 25: 0.30, 26: 0.20}
 """Part of BP4D's frames with each of its twelve action units; then others that act, about as often as they look."""
 
 DISFA_RATES = {
-    1: 0.050, 2: 0.040, 4: 0.150, 5: 0.02, 6: 0.079, 9: 0.042, 12: 0.129, 15: 0.03, 17: 0.06, 20: 0.02, 25: 0.278,
+    1: 0.050,
+    2: 0.040,
+    4: 0.150,
+    5: 0.02,
+    6: 0.079,
+    9: 0.042,
+    12: 0.129,
+    15: 0.03,
+    17: 0.06,
+    20: 0.02,
+    25: 0.278,
     26: 0.089,
 }
 """Part of DISFA's frames with intensity 2 or more."""
 
-_BP4D_COLUMNS = (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 27, 28, 29, 30, 31, 32, 33,
-                 34, 35, 36, 37, 38, 39)
+_BP4D_COLUMNS = (
+    1,
+    2,
+    4,
+    5,
+    6,
+    7,
+    9,
+    10,
+    11,
+    12,
+    13,
+    14,
+    15,
+    16,
+    17,
+    18,
+    19,
+    20,
+    22,
+    23,
+    24,
+    27,
+    28,
+    29,
+    30,
+    31,
+    32,
+    33,
+    34,
+    35,
+    36,
+    37,
+    38,
+    39,
+)
 _DISFA_COLUMNS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
 _NOT_CODABLE = 9
 _FRAME_STRIDE = 9
@@ -77,8 +132,16 @@ class Settings:
 
 
 def write_dataset(
-    out: Path, *, layout: str, num_subjects: int, num_tasks: int, num_frames: int, seed: int, size_px: int = 512,
-    num_workers: int = 1, bank_path: Path | None = None,
+    out: Path,
+    *,
+    layout: str,
+    num_subjects: int,
+    num_tasks: int,
+    num_frames: int,
+    seed: int,
+    size_px: int = 512,
+    num_workers: int = 1,
+    bank_path: Path | None = None,
 ) -> None:
     """Render what is missing of a data set in `out`; a set of other settings there is a `DataError`.
 
@@ -108,13 +171,12 @@ def subject_names(layout: str, num_subjects: int) -> list[str]:
     """The protocol's subjects first, women and men in turn, then numbers that continue theirs."""
     known = sorted(PROTOCOLS[layout].subject_parts)
     if layout == "disfa":
-        more = (f"SN{n:03}" for n in count(int(known[-1][2:]) + 1))
-        return [name for name, _ in zip(chain(known, more), range(num_subjects), strict=False)]
+        return list(islice(chain(known, (f"SN{n:03}" for n in count(int(known[-1][2:]) + 1))), num_subjects))
     women, men = ([name for name in known if name[0] == sex] for sex in "FM")
     in_turn = [name for pair in zip_longest(women, men) for name in pair if name]
     last = len(women), len(men)
     more = chain.from_iterable((f"F{last[0] + n:03}", f"M{last[1] + n:03}") for n in count(1))
-    return [name for name, _ in zip(chain(in_turn, more), range(num_subjects), strict=False)]
+    return list(islice(chain(in_turn, more), num_subjects))
 
 
 def _claim(out: Path, settings: Settings) -> None:
@@ -163,7 +225,9 @@ def _is_complete(out: Path, settings: Settings, subject: str) -> bool:
     if not _truth_path(out, subject).is_file():
         return False
     if settings.layout == "disfa":
-        return _video_path(out, subject).is_file() and all(_levels_path(out, subject, au).is_file() for au in _DISFA_COLUMNS)
+        return _video_path(out, subject).is_file() and all(
+            _levels_path(out, subject, au).is_file() for au in _DISFA_COLUMNS
+        )
     return all(_is_sequence_complete(out, settings, subject, task) for task in range(settings.num_tasks))
 
 
@@ -225,7 +289,8 @@ def _code(au: int, intensities: Mapping[int, float]) -> int:
 
 
 def _write_video(out: Path, settings: Settings, recording: Recording) -> list[dict]:
-    subject, rows = recording.subject, []
+    subject = recording.subject
+    rows: list[dict] = []
     coded: dict[int, list[str]] = {au: [] for au in _DISFA_COLUMNS}
 
     def write(temp: Path) -> None:
@@ -240,7 +305,7 @@ def _write_video(out: Path, settings: Settings, recording: Recording) -> list[di
                     number = len(rows) + 1
                     rows.append(_truth_row(f"{subject}/left/{number}", frame))
                     for au in _DISFA_COLUMNS:
-                        coded[au].append(f"{number},{int(levels(frame.intensities[au]))}")
+                        coded[au].append(f"{number},{level(frame.intensities[au])}")
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.image, format="rgb24")))
             container.mux(stream.encode(None))
 
@@ -254,8 +319,15 @@ def _truth_row(frame_id: str, frame: Frame) -> dict:
     truth = frame.truth
     x1, y1, x2, y2 = truth.box_xyxy.tolist()
     return {
-        "frame_id": frame_id, "x1": x1, "y1": y1, "x2": x2, "y2": y2, "landmarks_xy": truth.landmarks.ravel().tolist(),
-        "yaw_deg": truth.yaw_deg, "pitch_deg": truth.pitch_deg, "roll_deg": truth.roll_deg,
+        "frame_id": frame_id,
+        "x1": x1,
+        "y1": y1,
+        "x2": x2,
+        "y2": y2,
+        "landmarks_xy": truth.landmarks.ravel().tolist(),
+        "yaw_deg": truth.yaw_deg,
+        "pitch_deg": truth.pitch_deg,
+        "roll_deg": truth.roll_deg,
         **{f"intensity_{au:02d}": float(value) for au, value in sorted(frame.intensities.items())},
     }
 
@@ -273,8 +345,13 @@ class Recording:
         self._asymmetry = float(np.clip(rng.normal(0, 0.1), -0.3, 0.3))
         self._rest_tilt = rng.normal(0, [4.0, 4.0, 2.5])
         plan_rng = np.random.default_rng([settings.seed, 3])
-        plan = plan_intensities(settings.rates, num_subjects=settings.num_subjects, num_tasks=settings.num_tasks,
-                                num_frames=settings.num_frames, rng=plan_rng)
+        plan = plan_intensities(
+            settings.rates,
+            num_subjects=settings.num_subjects,
+            num_tasks=settings.num_tasks,
+            num_frames=settings.num_frames,
+            rng=plan_rng,
+        )
         self._plan = plan[index]
 
     def frames(self, task: int) -> Iterator[Frame]:
@@ -292,14 +369,22 @@ class Recording:
             intensities = {au: float(value) for au, value in zip(aus, row, strict=True)}
             at = (t + 0.5) / len(self._plan[task])
             yaw, pitch, roll = tilt + drift * np.sin(2.5 * at + phase)
-            camera = replace(self._camera, yaw_deg=float(yaw), pitch_deg=float(pitch), roll_deg=float(roll), light=light)
+            camera = replace(
+                self._camera, yaw_deg=float(yaw), pitch_deg=float(pitch), roll_deg=float(roll), light=light
+            )
             face = _acted(self._bank, self._identity, intensities, rng, speaks=speaks, asymmetry=self._asymmetry)
             image, truth = render_face(self._bank, self._identity, face, camera, rng, size_px=self._settings.size_px)
             yield Frame(image, truth, intensities)
 
 
 def _acted(
-    bank: Bank, identity: Identity, intensities: Mapping[int, float], rng: np.random.Generator, *, speaks: bool, asymmetry: float
+    bank: Bank,
+    identity: Identity,
+    intensities: Mapping[int, float],
+    rng: np.random.Generator,
+    *,
+    speaks: bool,
+    asymmetry: float,
 ) -> Expression:
     """The intensities as this person shows them, with what no label speaks of: gaze, blinks, speech."""
     shown = dict(intensities)
@@ -307,14 +392,21 @@ def _acted(
     for au in (25, 26):  # pressed lips do not part
         if closed and au in shown:
             shown[au] *= max(0.0, 1 - 1.6 * closed)
-    gaze = tuple(float(g) for g in rng.normal(0, [7, 4]))
+    gaze = float(rng.normal(0, 7)), float(rng.normal(0, 4))
     blink = float(rng.uniform(0.5, 1)) if rng.random() < 0.05 else float(rng.uniform(0, 0.08))
     extra = {}
     talk = rng.random(3)
     if speaks and closed < 0.3:
         extra = {"jawOpen": 0.22 * float(talk[0]), "mouthFunnel": 0.3 * float(talk[1]) * (talk[2] < 0.5)}
-    return expression(bank, shown, strength=identity.strength, asymmetry=asymmetry + float(rng.normal(0, 0.07)), extra=extra,
-                      gaze_deg=gaze, blink=blink)
+    return expression(
+        bank,
+        shown,
+        strength=identity.strength,
+        asymmetry=asymmetry + float(rng.normal(0, 0.07)),
+        extra=extra,
+        gaze_deg=gaze,
+        blink=blink,
+    )
 
 
 def _studio(rng: np.random.Generator, size_px: int) -> Camera:
@@ -322,12 +414,21 @@ def _studio(rng: np.random.Generator, size_px: int) -> Camera:
     light = sample_light(rng)
     lens = Lens(
         gains=np.exp(rng.normal(0, 0.14) + rng.normal(0, [0.04, 0.01, 0.05])).astype(np.float32),
-        contrast=float(np.clip(rng.normal(1.05, 0.1), 0.85, 1.3)), defocus_px=float(rng.uniform(0.45, 0.9)) * size_px / 512,
-        vignette=float(rng.uniform(0, 0.15)), shot_noise=float(rng.uniform(0.001, 0.008)), read_noise=float(rng.uniform(0.001, 0.004)),
+        contrast=float(np.clip(rng.normal(1.05, 0.1), 0.85, 1.3)),
+        defocus_px=float(rng.uniform(0.45, 0.9)) * size_px / 512,
+        vignette=float(rng.uniform(0, 0.15)),
+        noise=float(rng.uniform(0.002, 0.009)),
     )
     return Camera(
-        yaw_deg=0.0, pitch_deg=0.0, roll_deg=0.0, light=light, lens=lens,
-        centre_frac=(float(rng.uniform(0.43, 0.57)), float(rng.uniform(0.45, 0.58))), face_frac=float(rng.uniform(0.38, 0.54)),
-        distance_m=float(rng.uniform(0.9, 2.2)), body_turn=float(rng.uniform(0.1, 0.6)), shadow_softness=float(rng.uniform(1.0, 3.0)),
+        yaw_deg=0.0,
+        pitch_deg=0.0,
+        roll_deg=0.0,
+        light=light,
+        lens=lens,
+        centre_frac=(float(rng.uniform(0.43, 0.57)), float(rng.uniform(0.45, 0.58))),
+        face_frac=float(rng.uniform(0.38, 0.54)),
+        distance_m=float(rng.uniform(0.9, 2.2)),
+        body_turn=float(rng.uniform(0.1, 0.6)),
+        shadow_softness=float(rng.uniform(1.0, 3.0)),
         background=sample_background(rng, size_px),
     )

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.synthetic.bank import Bank
+from pipeline.synthetic.folds import SIDED_FOLDS
 
 AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
     1: (("browInnerUp", 1.15),),
@@ -26,7 +27,7 @@ AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
     16: (("mouthLowerDown", 0.8),),
     17: (("mouthShrugLower", 0.9), ("mouthShrugUpper", 0.45)),
     20: (("mouthStretch", 1.0),),
-    23: (("mouthRollLower", 0.7), ("mouthRollUpper", 0.8), ("mouthPucker", 0.3)),
+    23: (("mouthRollLower", 1.2), ("mouthRollUpper", 1.2), ("mouthPucker", 0.4)),
     24: (("mouthPress", 0.9), ("mouthRollLower", 0.65), ("mouthRollUpper", 0.55)),
     25: (("mouthLowerDown", 0.45), ("mouthUpperUp", 0.15), ("jawOpen", 0.12)),
     26: (("jawOpen", 0.5),),
@@ -46,13 +47,12 @@ AU_FOLDS: dict[int, tuple[tuple[str, float], ...]] = {
     15: (("corner", 1.0),),
     17: (("chin", 1.1), ("under_lip", 0.3)),
     20: (("stretch", 0.9),),
-    23: (("lip_lines", 0.7),),
+    23: (("lip_lines", 1.0),),
     24: (("under_lip", 0.9), ("lip_lines", 0.25), ("corner", 0.25)),
 }
 """Folds that each action unit deepens at full strength."""
 
-SIDED = frozenset(("forehead", "crow", "under_eye", "nose", "laugh", "dimple", "corner", "stretch"))
-LIPS_PALE = {23: 0.75, 24: 0.55}
+LIPS_PALE = {23: 0.95, 24: 0.6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,14 @@ def _rows(bank: Bank) -> dict[str, tuple[int, ...]]:
 
 
 def expression(
-    bank: Bank, aus: Mapping[int, float], *, strength: Mapping[int, float] | None = None, asymmetry: float = 0.0,
-    extra: Mapping[str, float] | None = None, gaze_deg: tuple[float, float] = (0.0, 0.0), blink: float = 0.0,
+    bank: Bank,
+    aus: Mapping[int, float],
+    *,
+    strength: Mapping[int, float] | None = None,
+    asymmetry: float = 0.0,
+    extra: Mapping[str, float] | None = None,
+    gaze_deg: tuple[float, float] = (0.0, 0.0),
+    blink: float = 0.0,
 ) -> Expression:
     """An expression from AU intensities 0..1.
 
@@ -96,7 +102,7 @@ def expression(
             for row, side in zip(rows[name], sides, strict=False):
                 actions[row] += amount * gain * (side if len(rows[name]) == 2 else 1.0)
         for name, gain in AU_FOLDS.get(au, ()):
-            for place, side in (("_right", sides[0]), ("_left", sides[1])) if name in SIDED else (("", 1.0),):
+            for place, side in (("_right", sides[0]), ("_left", sides[1])) if name in SIDED_FOLDS else (("", 1.0),):
                 folds[name + place] = folds.get(name + place, 0.0) + amount * gain * side
         pale += LIPS_PALE.get(au, 0.0) * amount
     for name, value in (extra or {}).items():
@@ -104,8 +110,14 @@ def expression(
             actions[row] += value
     right, down = gaze_deg
     # the person's left is the image's right
-    for name, value in (("eyeLookInRight", right), ("eyeLookOutLeft", right), ("eyeLookOutRight", -right), ("eyeLookInLeft", -right),
-                        ("eyeLookUp", -down), ("eyeLookDown", down)):
+    for name, value in (
+        ("eyeLookInRight", right),
+        ("eyeLookOutLeft", right),
+        ("eyeLookOutRight", -right),
+        ("eyeLookInLeft", -right),
+        ("eyeLookUp", -down),
+        ("eyeLookDown", down),
+    ):
         for row in rows[name]:
             actions[row] += max(0.0, value) / 30.0
     for row in rows["eyeBlink"]:
@@ -128,7 +140,15 @@ def random_expression(bank: Bank, rng: np.random.Generator) -> Expression:
     if rng.random() < 0.4:
         extra["jawOpen"] = float(rng.uniform(0, 0.8) ** 1.3)
     if rng.random() < 0.15:
-        extra[str(rng.choice(["mouthPucker", "mouthFunnel", "jawLeft", "jawRight", "cheekPuff", "mouthLeft", "mouthRight"]))] = float(rng.uniform(0.2, 0.9))
+        extra[
+            str(
+                rng.choice(
+                    ["mouthPucker", "mouthFunnel", "jawLeft", "jawRight", "cheekPuff", "mouthLeft", "mouthRight"]
+                )
+            )
+        ] = float(rng.uniform(0.2, 0.9))
     blink = float(rng.uniform(0.3, 1.0)) if rng.random() < 0.15 else float(rng.uniform(0, 0.15))
-    gaze = tuple(float(g) for g in rng.normal(0, [11, 6])) if rng.random() < 0.7 else (0.0, 0.0)
-    return expression(bank, aus, asymmetry=float(np.clip(rng.normal(0, 0.2), -0.8, 0.8)), extra=extra, gaze_deg=gaze, blink=blink)
+    gaze = (float(rng.normal(0, 11)), float(rng.normal(0, 6))) if rng.random() < 0.7 else (0.0, 0.0)
+    return expression(
+        bank, aus, asymmetry=float(np.clip(rng.normal(0, 0.2), -0.8, 0.8)), extra=extra, gaze_deg=gaze, blink=blink
+    )

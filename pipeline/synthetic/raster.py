@@ -4,6 +4,7 @@ Space: x to the right of the image, y down, z away from the viewer; metres. Scre
 """
 
 # V vertices, F triangles, H height, W width
+# ruff: noqa: PLR0912, PLR0915, PLR1714, SIM109, RUF046  (loops that get compiled are long, and know neither sets nor int math)
 from __future__ import annotations
 
 import math
@@ -15,6 +16,17 @@ SKIN, EYE_RIGHT, EYE_LEFT, MOUTH, TONGUE, TEETH, FRAME, LENS = range(8)
 """What a triangle is made of."""
 
 _jit = nb.njit(cache=True, fastmath=True, nogil=True)
+
+
+@_jit
+def blend(points: np.ndarray, weights: np.ndarray, offsets: np.ndarray, step: float) -> None:
+    """Add the weighted sum of offsets, int16 (N, V, 3) in units of `step`, to float32 points (V, 3) in place."""
+    flat, rows = points.reshape(-1), offsets.reshape(offsets.shape[0], -1)
+    for n in range(rows.shape[0]):
+        weight = np.float32(weights[n] * step)
+        if weight != 0:
+            for i in range(rows.shape[1]):
+                flat[i] += weight * rows[n, i]
 
 
 @_jit
@@ -98,8 +110,7 @@ def rasterize_depth(screen, faces, depth):
                 w2 = 1.0 - w0 - w1
                 if w0 >= 0 and w1 >= 0 and w2 >= 0:
                     z = w0 * z0 + w1 * z1 + w2 * z2
-                    if z < depth[y, x]:
-                        depth[y, x] = z
+                    depth[y, x] = min(depth[y, x], z)
                 w0 += step0
                 w1 += step1
 
@@ -111,13 +122,29 @@ def lit_fraction(px, py, pz, axes, shadow, scale, centre, radius, bias):
     x = (axes[0, 0] * px + axes[0, 1] * py + axes[0, 2] * pz - centre[0]) * scale + size * 0.5
     y = (axes[1, 0] * px + axes[1, 1] * py + axes[1, 2] * pz - centre[1]) * scale + size * 0.5
     z = axes[2, 0] * px + axes[2, 1] * py + axes[2, 2] * pz - bias
-    lit = 0.0
-    for dy in range(-1, 2):
-        for dx in range(-1, 2):
-            ix, iy = int(x + dx * radius + 0.5), int(y + dy * radius + 0.5)
-            if ix < 0 or iy < 0 or ix >= size or iy >= size or z <= shadow[iy, ix]:
-                lit += 1.0
-    return lit / 9.0
+    corners = 0
+    for dy in (-1, 1):
+        for dx in (-1, 1):
+            corners += _is_lit(shadow, x + dx * radius, y + dy * radius, z)
+    if corners in (0, 4):
+        return corners * 0.25
+    for dy, dx in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)):
+        corners += _is_lit(shadow, x + dx * radius, y + dy * radius, z)
+    return corners / 9.0
+
+
+@_jit
+def _is_lit(shadow, x, y, z):
+    ix, iy = int(x + 0.5), int(y + 0.5)
+    size = shadow.shape[0]
+    return 1 if ix < 0 or iy < 0 or ix >= size or iy >= size or z <= shadow[iy, ix] else 0
+
+
+@_jit
+def _lobe(cosine, power):
+    """About cosine ** power, for highlights."""
+    c = max(0.0, cosine)
+    return c / (power - power * c + c)
 
 
 @_jit
@@ -130,8 +157,29 @@ def hashed(a, b):
 
 @_jit
 def shade(
-    triangle, weights, faces, material, points, normals, attributes, texture, canvas, cover, up, light, axes, shadow,
-    shadow_scale, shadow_centre, shadow_radius, shadow_bias, eyes, eye_look, cloth, cloth_look, looks,
+    triangle,
+    weights,
+    faces,
+    material,
+    points,
+    normals,
+    attributes,
+    texture,
+    canvas,
+    cover,
+    up,
+    light,
+    axes,
+    shadow,
+    shadow_scale,
+    shadow_centre,
+    shadow_radius,
+    shadow_bias,
+    eyes,
+    eye_look,
+    cloth,
+    cloth_look,
+    looks,
 ):
     """Colour each drawn pixel of `canvas`, float32 linear RGB (H, W, 3); `cover` (H, W) becomes 1 there.
 
@@ -196,14 +244,30 @@ def shade(
                     q00, q10 = (1 - ax) * (1 - ay), ax * (1 - ay)
                     q01, q11 = (1 - ax) * ay, ax * ay
                     jy = iy + 1
-                    r = (texture[iy, ix, 0] * q00 + texture[iy, jx, 0] * q10
-                         + texture[jy, ix, 0] * q01 + texture[jy, jx, 0] * q11)
-                    g = (texture[iy, ix, 1] * q00 + texture[iy, jx, 1] * q10
-                         + texture[jy, ix, 1] * q01 + texture[jy, jx, 1] * q11)
-                    bl = (texture[iy, ix, 2] * q00 + texture[iy, jx, 2] * q10
-                          + texture[jy, ix, 2] * q01 + texture[jy, jx, 2] * q11)
-                    gloss = (texture[iy, ix, 3] * q00 + texture[iy, jx, 3] * q10
-                             + texture[jy, ix, 3] * q01 + texture[jy, jx, 3] * q11)
+                    r = (
+                        texture[iy, ix, 0] * q00
+                        + texture[iy, jx, 0] * q10
+                        + texture[jy, ix, 0] * q01
+                        + texture[jy, jx, 0] * q11
+                    )
+                    g = (
+                        texture[iy, ix, 1] * q00
+                        + texture[iy, jx, 1] * q10
+                        + texture[jy, ix, 1] * q01
+                        + texture[jy, jx, 1] * q11
+                    )
+                    bl = (
+                        texture[iy, ix, 2] * q00
+                        + texture[iy, jx, 2] * q10
+                        + texture[jy, ix, 2] * q01
+                        + texture[jy, jx, 2] * q11
+                    )
+                    gloss = (
+                        texture[iy, ix, 3] * q00
+                        + texture[iy, jx, 3] * q10
+                        + texture[jy, ix, 3] * q01
+                        + texture[jy, jx, 3] * q11
+                    )
                     h00, h10, h01, h11 = texture[iy, ix, 4], texture[iy, jx, 4], texture[jy, ix, 4], texture[jy, jx, 4]
                     hu = ((h10 - h00) * (1 - ay) + (h11 - h01) * ay) * size
                     hv = ((h01 - h00) * (1 - ax) + (h11 - h10) * ax) * size
@@ -297,12 +361,12 @@ def shade(
             if gloss > 0:
                 hx, hy, hz = kx + vx, ky + vy, kz + vz
                 n = 1.0 / (math.sqrt(hx * hx + hy * hy + hz * hz) + 1e-9)
-                shine = max(0.0, (nx * hx + ny * hy + nz * hz) * n) ** power * (power + 8.0) / 90.0
+                shine = _lobe((nx * hx + ny * hy + nz * hz) * n, power) ** 2 * (power + 8.0) / 70.0
                 fresnel = 0.05 + 0.95 * (1.0 - min(1.0, max(0.0, facing))) ** 5
                 shine = shine * wet_lit * gloss * (0.09 + 0.5 * fresnel) * min(1.0, max(0.0, ndl * 4.0 + 0.3))
                 hx, hy, hz = fx + vx, fy + vy, fz + vz
                 n = 1.0 / (math.sqrt(hx * hx + hy * hy + hz * hz) + 1e-9)
-                second = max(0.0, (nx * hx + ny * hy + nz * hz) * n) ** power * gloss * ao * 0.12
+                second = _lobe((nx * hx + ny * hy + nz * hz) * n, power) ** 2 * gloss * ao * 0.12
                 sheen = fresnel * gloss * 0.25 * ao
                 r += shine * light[1, 0] + second * light[3, 0] + sheen * max(0.0, amb_r)
                 g += shine * light[1, 1] + second * light[3, 1] + sheen * max(0.0, amb_g)
@@ -327,8 +391,28 @@ def shade(
 
 @_jit
 def shade_hair(
-    triangle, weights, faces, points, normals, attributes, depth, skin_depth, canvas, cover, texture, strands, up,
-    light, axes, shadow, shadow_scale, shadow_centre, shadow_radius, shadow_bias, colour, look,
+    triangle,
+    weights,
+    faces,
+    points,
+    normals,
+    attributes,
+    depth,
+    skin_depth,
+    canvas,
+    cover,
+    texture,
+    strands,
+    up,
+    light,
+    axes,
+    shadow,
+    shadow_scale,
+    shadow_centre,
+    shadow_radius,
+    shadow_bias,
+    colour,
+    look,
 ):
     """Blend hair over `canvas` where it is nearer than the skin.
 
@@ -388,7 +472,13 @@ def shade_hair(
             hx, hy, hz = kx + vx, ky + vy, kz + vz
             n = 1.0 / (math.sqrt(hx * hx + hy * hy + hz * hz) + 1e-9)
             tilt = (dx * hx + dy * hy + dz * hz) * n + (strand - 0.5) * 0.35
-            shine = math.sqrt(max(0.0, 1.0 - tilt * tilt)) ** 60.0 * look[0] * lit * max(0.0, ndl * 0.7 + 0.3) * strand
+            shine = (
+                _lobe(math.sqrt(max(0.0, 1.0 - tilt * tilt)), 40.0) ** 2
+                * look[0]
+                * lit
+                * max(0.0, ndl * 0.7 + 0.3)
+                * strand
+            )
             k = 1.0 + (strand - 0.5) * 2.0 * look[1]
             mix = min(1.0, max(0.0, strand))
             for q in range(3):
@@ -401,13 +491,14 @@ def shade_hair(
 
 
 @_jit
-def develop(linear, gains, curve, vignette, noise, offset_y, offset_x, shot, read, out):
-    """Linear RGB (H, W, 3) to uint8: white balance, vignette, noise that grows with light, tone curve.
+def develop(linear, gains, curve, vignette, tile, offset_y, offset_x, noise, out):
+    """Linear RGB (H, W, 3) to uint8: white balance, vignette, noise, tone curve.
 
-    curve (4096,): uint8-scaled sRGB over linear 0..1 (square-root spaced). noise (N, N, 3): unit normal tile.
+    curve (4096,): 0..255 over half the square root of light, where a sensor's noise is even. tile (N, N, 3): noise of
+    deviation 1.
     """
     height, width, _ = linear.shape
-    n = noise.shape[0]
+    n = tile.shape[0]
     last = curve.shape[0] - 1
     cy, cx = (height - 1) * 0.5, (width - 1) * 0.5
     for y in range(height):
@@ -417,8 +508,7 @@ def develop(linear, gains, curve, vignette, noise, offset_y, offset_x, shot, rea
             i, j = (y + offset_y) % n, (x + offset_x) % n
             for k in range(3):
                 v = max(0.0, linear[y, x, k] * gains[k] * fall)
-                s = math.sqrt(v)
-                s += noise[i, j, k] * (read + shot * 0.1 / (0.1 + s))
+                s = math.sqrt(v) + tile[i, j, k] * noise
                 q = int(min(1.0, max(0.0, s * 0.5)) * last + 0.5)
                 w = curve[q] + 0.5
                 out[y, x, k] = int(min(255.0, max(0.0, w)))

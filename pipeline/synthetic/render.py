@@ -13,9 +13,12 @@ import cv2
 import numpy as np
 
 from pipeline.synthetic import raster
-from pipeline.synthetic.bank import Bank, light_axes, texture_angles
-from pipeline.synthetic.camera import Camera, expose, sample_background, sample_camera, sample_light
+from pipeline.synthetic.backgrounds import distract, obstruct, sample_background
+from pipeline.synthetic.bank import STEP_M, Bank, light_axes, texture_angles
+from pipeline.synthetic.camera import Camera, expose, sample_camera, sample_lens, sample_light
 from pipeline.synthetic.expressions import Expression, random_expression
+from pipeline.synthetic.folds import add_fold
+from pipeline.synthetic.hair import Hair
 from pipeline.synthetic.people import Identity, sample_identity
 
 FACE_HEIGHT_M = 0.175
@@ -37,17 +40,21 @@ class FaceTruth:
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:
     """Eye centres, nose tip, mouth corners, image-left before image-right: (5, 2) of (68, 2)."""
-    return np.stack([landmarks[36:42].mean(0), landmarks[42:48].mean(0), landmarks[30], landmarks[48], landmarks[54]]).astype(np.float32)
+    return np.stack(
+        [landmarks[36:42].mean(0), landmarks[42:48].mean(0), landmarks[30], landmarks[48], landmarks[54]]
+    ).astype(np.float32)
 
 
 def render_face(
     bank: Bank, identity: Identity, expression: Expression, camera: Camera, rng: np.random.Generator, *, size_px: int
 ) -> tuple[np.ndarray, FaceTruth]:
     """One person as the camera sees them: RGB uint8 (size, size, 3) and the truth."""
-    zoom = 1.5 if size_px < 400 else 1.0
+    zoom = 1.3 if size_px < 400 else 1.0
     side = round(size_px * zoom)
     canvas = sample_background(rng, side) if camera.background is None else cv2.resize(camera.background, (side, side))
     truth, _ = draw_person(canvas, bank, identity, expression, camera)
+    if camera.has_obstacle:
+        obstruct(canvas, truth.box_xyxy, rng)
     if zoom > 1:
         canvas = cv2.resize(canvas, (size_px, size_px), interpolation=cv2.INTER_AREA)
     return expose(canvas, camera.lens, rng), _scaled(truth, 1 / zoom)
@@ -73,8 +80,7 @@ def draw_person(
     height, width = canvas.shape[:2]
     head = len(bank.rest)
     points = identity.points.copy()
-    used = np.flatnonzero(expression.actions)
-    points[:head] += np.tensordot(expression.actions[used], bank.actions[used], 1)
+    raster.blend(points[:head], expression.actions, bank.actions, STEP_M)
     turned, turn = _posed(points, bank, head, camera)
     normals = raster.vertex_normals(turned, identity.faces)
     hair = identity.hair
@@ -106,18 +112,39 @@ def draw_person(
     shape = (y2 - y1, x2 - x1)
     part = np.ascontiguousarray(canvas[y1:y2, x1:x2])
     part_cover = np.zeros(shape, np.float32)
-    triangle, weights, depth = np.full(shape, -1, np.int32), np.empty((*shape, 2), np.float32), np.full(shape, np.inf, np.float32)
+    triangle, weights, depth = (
+        np.full(shape, -1, np.int32),
+        np.empty((*shape, 2), np.float32),
+        np.full(shape, np.inf, np.float32),
+    )
     raster.rasterize(flat, identity.faces, identity.material >= raster.MOUTH, triangle, weights, depth)
 
     axes = light_axes(camera.light[0]).astype(np.float32)
-    shadow, scale, middle = _shadow(seen, hair_seen, identity, axes, focal)
-    eyes = np.stack([_eye(bank, seen, material, turn, expression.gaze_deg) for material in (raster.EYE_RIGHT, raster.EYE_LEFT)])
+    shadow, scale, middle = _shadow(seen, identity, axes, focal)
+    eyes = np.stack(
+        [_eye(bank, seen, material, turn, expression.gaze_deg) for material in (raster.EYE_RIGHT, raster.EYE_LEFT)]
+    )
     up = -turn[:, 1].astype(np.float32)
     bias = 0.001 + 0.55 * camera.shadow_softness / scale
     lighting = (camera.light, axes, shadow, scale, middle, camera.shadow_softness)
     raster.shade(
-        triangle, weights, identity.faces, identity.material, seen, normals, identity.attributes, _texture(identity, expression),
-        part, part_cover, up, *lighting, bias, eyes.astype(np.float32), identity.eye_look, identity.cloth, identity.cloth_scale,
+        triangle,
+        weights,
+        identity.faces,
+        identity.material,
+        seen,
+        normals,
+        identity.attributes,
+        _texture(identity, expression),
+        part,
+        part_cover,
+        up,
+        *lighting,
+        bias,
+        eyes.astype(np.float32),
+        identity.eye_look,
+        identity.cloth,
+        identity.cloth_scale,
         identity.looks,
     )
     hair_faces = hair.faces
@@ -127,8 +154,23 @@ def draw_person(
         raster.rasterize(hair_flat, hair_faces, np.ones(len(hair_faces), bool), hair_triangle, hair_weights, hair_depth)
         hair_normals = np.concatenate([normals[hair.shell], _hull_normals(hair_seen, hair, normals[:head])])
         raster.shade_hair(
-            hair_triangle, hair_weights, hair_faces, hair_seen, hair_normals, hair.attributes, hair_depth, depth, part, part_cover,
-            hair.density, hair.strands, up, *lighting, 0.003, hair.colour, hair.look,
+            hair_triangle,
+            hair_weights,
+            hair_faces,
+            hair_seen,
+            hair_normals,
+            hair.attributes,
+            hair_depth,
+            depth,
+            part,
+            part_cover,
+            hair.density,
+            hair.strands,
+            up,
+            *lighting,
+            0.003,
+            hair.colour,
+            hair.look,
         )
     edge = cv2.blur(part_cover, (3, 3))[..., None] * (part_cover > 0)[..., None]
     canvas[y1:y2, x1:x2] += (part - canvas[y1:y2, x1:x2]) * np.minimum(1, edge * 1.15)
@@ -136,7 +178,7 @@ def draw_person(
     return truth, cover
 
 
-def _hull_normals(points, hair, normals):
+def _hull_normals(points: np.ndarray, hair: Hair, normals: np.ndarray) -> np.ndarray:
     """Normals of the hair that falls from the head; those of the skin elsewhere."""
     first = len(hair.shell)
     hull = hair.faces[hair.faces[:, 0] >= first] - first
@@ -179,7 +221,13 @@ def _face_vertices(bank: Bank) -> np.ndarray:
     """Vertices of the face from hairline to chin without ears."""
     turn, height = texture_angles(bank.uv)
     chin = bank.rest[bank.landmarks[8]]
-    is_face = bank.is_head & (np.abs(turn) < 70) & (height < 42) & (bank.rest[:, 1] < chin[1] + 0.004) & (bank.rest[:, 2] < -0.02)
+    is_face = (
+        bank.is_head
+        & (np.abs(turn) < 70)
+        & (height < 42)
+        & (bank.rest[:, 1] < chin[1] + 0.004)
+        & (bank.rest[:, 2] < -0.02)
+    )
     return np.flatnonzero(is_face)
 
 
@@ -193,7 +241,7 @@ def _scaled(truth: FaceTruth, scale: float) -> FaceTruth:
     return replace(truth, box_xyxy=moved[0], landmarks=moved[1], points=moved[2])
 
 
-def _eye(bank, seen, material, turn, gaze_deg):
+def _eye(bank: Bank, seen: np.ndarray, material: int, turn: np.ndarray, gaze_deg: tuple[float, float]) -> np.ndarray:
     """Centre and direction of a gaze, (6,)."""
     ids = _eye_vertices(bank, material)
     right, down = np.deg2rad(gaze_deg)
@@ -207,13 +255,14 @@ def _eye_vertices(bank: Bank, material: int) -> np.ndarray:
     return np.unique(bank.faces[bank.material == material])
 
 
-def _shadow(seen, hair_seen, identity, axes, focal):
+def _shadow(
+    seen: np.ndarray, identity: Identity, axes: np.ndarray, focal: float
+) -> tuple[np.ndarray, float, np.ndarray]:
     """Depth from the light around the head (S, S), its scale in texels a metre, and its middle in light space."""
     size = int(np.clip(focal * 0.12, 48, 224))
     scale = size / 0.42
-    points = np.concatenate([seen, hair_seen[: len(identity.hair.shell)]])
-    lit = points @ axes.T
-    middle = (lit[: identity.num_head_points].min(0) * 0 + np.median(lit[: identity.num_head_points], 0)).astype(np.float32)
+    lit = seen @ axes.T
+    middle = np.median(lit[: identity.num_head_points], 0).astype(np.float32)
     flat = np.concatenate([(lit[:, :2] - middle[:2]) * scale + size / 2, lit[:, 2:]], 1).astype(np.float32)
     shadow = np.full((size, size), np.inf, np.float32)
     raster.rasterize_depth(flat, identity.faces, shadow)
@@ -227,9 +276,7 @@ def _texture(identity: Identity, expression: Expression) -> np.ndarray:
         return identity.texture
     texture = identity.texture.copy()
     for name, amount in folds:
-        fold = identity.folds[name]
-        h, w = fold.height.shape
-        texture[fold.top : fold.top + h, fold.left : fold.left + w, 4] += np.float32(amount * identity.fold_depth) * fold.height
+        add_fold(texture[..., 4], identity.folds[name], amount * identity.fold_depth)
     if expression.lips_pale >= 0.03:
         rows, columns = np.flatnonzero(identity.lip_mask.any(1)), np.flatnonzero(identity.lip_mask.any(0))
         area = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -249,26 +296,34 @@ def random_scene(bank: Bank, rng: np.random.Generator, *, size_px: int) -> tuple
     canvas = sample_background(rng, side, sharp=True if rng.random() < 0.5 else None)
     number = int(rng.choice(6, p=[0.16, 0.36, 0.2, 0.14, 0.08, 0.06]))
     if number == 0 or rng.random() < 0.3:
-        _distract(canvas, rng)
+        distract(canvas, rng)
     shared = sample_light(rng)
     sizes = np.sort(np.exp(rng.uniform(np.log(24), np.log(min(400.0, 0.8 * size_px)), number)))
     if number > 1:
         sizes = np.minimum(sizes, 0.6 * size_px)
-    truths, lens = [], sample_camera(rng).lens
+    truths: list[FaceTruth] = []
+    lens = sample_lens(rng)
     for face_px in sizes:  # small ones are far and get covered
         camera = sample_camera(rng, max_angle_deg=60.0 if rng.random() < 0.3 else 35.0)
         frac = face_px / size_px
-        room = (0.35 * frac, 1 - 0.35 * frac) if rng.random() < 0.15 else (min(0.5, 0.55 * frac), max(0.5, 1 - 0.55 * frac))
+        room = (
+            (0.35 * frac, 1 - 0.35 * frac)
+            if rng.random() < 0.15
+            else (min(0.5, 0.55 * frac), max(0.5, 1 - 0.55 * frac))
+        )
         camera = replace(
-            camera, light=shared if rng.random() < 0.7 else sample_light(rng), face_frac=frac,
-            centre_frac=(float(rng.uniform(*room)), float(rng.uniform(*room))), distance_m=max(camera.distance_m, 0.8),
+            camera,
+            light=shared if rng.random() < 0.7 else sample_light(rng),
+            face_frac=frac,
+            centre_frac=(float(rng.uniform(*room)), float(rng.uniform(*room))),
+            distance_m=max(camera.distance_m, 0.8),
         )
         identity = sample_identity(bank, rng, texture_px=128 if face_px < 90 else 256)
         truth, cover = draw_person(canvas, bank, identity, random_expression(bank, rng), camera)
         truths = [t for t in truths if not _is_covered(t, cover)]
         truths.append(truth)
-    if rng.random() < 0.15:
-        _obstruct(canvas, truths, rng)
+    if truths and rng.random() < 0.15:
+        obstruct(canvas, truths[int(rng.integers(len(truths)))].box_xyxy, rng)
     canvas = cv2.resize(canvas, (size_px, size_px), interpolation=cv2.INTER_AREA)
     truths = [_scaled(t, 1 / zoom) for t in truths]
     boxes = np.array([t.box_xyxy for t in truths], np.float32).reshape(-1, 4)
@@ -281,50 +336,3 @@ def _is_covered(truth: FaceTruth, cover: np.ndarray) -> bool:
     height, width = cover.shape
     x1, y1, x2, y2 = np.clip(truth.box_xyxy, 0, [width, height, width, height]).astype(int)
     return x1 < x2 and y1 < y2 and float(cover[y1:y2, x1:x2].mean()) > 0.6
-
-
-def _distract(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Things that are no faces: ovals of skin colour, strokes, dots in pairs."""
-    from pipeline.synthetic.people import SKIN_TONES, linear
-
-    side = canvas.shape[0]
-    for _ in range(rng.integers(1, 9)):
-        x, y = (rng.uniform(0, 1, 2) * side).astype(int).tolist()
-        r = side * np.exp(rng.uniform(np.log(0.02), np.log(0.3)))
-        colour = linear(SKIN_TONES[rng.integers(len(SKIN_TONES))]) * rng.uniform(0.5, 1.3)
-        layer, mask = np.empty_like(canvas), np.zeros((side, side), np.uint8)
-        layer[:] = colour * rng.uniform(0.7, 1.1, 3)
-        layer *= np.linspace(rng.uniform(0.4, 1), rng.uniform(0.7, 1.3), side, dtype=np.float32)[:, None, None]
-        cv2.ellipse(mask, (x, y), (int(r * rng.uniform(0.2, 1)), int(r)), rng.uniform(0, 180), 0, 360, 255, -1, cv2.LINE_AA)
-        alpha = cv2.GaussianBlur(mask, (0, 0), max(0.6, r * rng.uniform(0.01, 0.2))).astype(np.float32)[..., None] / 255
-        canvas += (layer - canvas) * alpha
-        for _ in range(rng.integers(0, 5)):
-            px, py = (np.array([x, y]) + rng.normal(0, r * 0.4, 2)).astype(int).tolist()
-            cv2.circle(canvas, (px, py), max(1, int(r * rng.uniform(0.03, 0.14))), (colour * rng.uniform(0, 0.4)).tolist(), -1, cv2.LINE_AA)
-    if rng.random() < 0.5:
-        start = rng.uniform(0, 0.8, 2) * side
-        ink, font, scale = np.zeros((side, side), np.uint8), int(rng.integers(0, 7)), side / 900 * rng.uniform(0.6, 2)
-        for k in range(rng.integers(4, 16)):
-            word = "".join(chr(int(c)) for c in rng.integers(65, 122, rng.integers(2, 9)))
-            cv2.putText(ink, word, (int(start[0]), int(start[1] + k * side * 0.06)), font, scale, 255, int(rng.integers(1, 3)), cv2.LINE_AA)
-        canvas += (rng.uniform(0, 1, 3).astype(np.float32) - canvas) * (ink.astype(np.float32)[..., None] / 255)
-
-
-def _obstruct(canvas: np.ndarray, truths: list[FaceTruth], rng: np.random.Generator) -> None:
-    """Something in front: a hand-sized blob at the border of a face, a pole, a card."""
-    side = canvas.shape[0]
-    if not truths:
-        return
-    truth = truths[int(rng.integers(len(truths)))]
-    x1, y1, x2, y2 = truth.box_xyxy
-    size = np.array([x2 - x1, y2 - y1])
-    angle = rng.uniform(0, 2 * np.pi)
-    centre = np.array([x1 + x2, y1 + y2]) / 2 + size * 0.55 * np.array([np.cos(angle), np.sin(angle)])
-    mask = np.zeros((side, side), np.uint8)
-    for _ in range(rng.integers(1, 6)):
-        a = centre + rng.normal(0, 0.1, 2) * size
-        b = a + rng.normal(0, 0.4, 2) * size
-        cv2.line(mask, tuple(a.astype(int).tolist()), tuple(b.astype(int).tolist()), 255, max(1, int(size.min() * rng.uniform(0.06, 0.2))), cv2.LINE_AA)
-    tint = rng.uniform(0.05, 0.7) * np.array([1, rng.uniform(0.4, 1), rng.uniform(0.3, 1)])
-    alpha = cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32)[..., None] / 255
-    canvas += (tint.astype(np.float32) - canvas) * alpha
