@@ -155,16 +155,20 @@ def write_dataset(
         return
     path = bank_path or default_bank_path()
     load_bank(path)
+    sizes = {"num_subjects": num_subjects, "num_tasks": num_tasks, "num_frames": num_frames}
+    plan = plan_intensities(settings.rates, **sizes, rng=np.random.default_rng([seed, 3]))
     with track("render subjects", total=len(missing) * num_tasks * num_frames, unit="frames") as step:
         if num_workers == 1 or len(missing) < 2:
             for i in missing:
-                step(_write_subject(out, settings, i, path))
+                step(_write_subject(out, settings, i, plan[i], path))
         else:
             with ProcessPoolExecutor(min(num_workers, len(missing)), get_context("spawn"), _one_thread) as pool:
-                for done in as_completed([pool.submit(_write_subject, out, settings, i, path) for i in missing]):
+                tasks = [pool.submit(_write_subject, out, settings, i, plan[i], path) for i in missing]
+                for done in as_completed(tasks):
                     step(done.result())
-    parts = [pd.read_parquet(_truth_path(out, subject)) for subject in subjects]
-    write_table(out / "truth.parquet", pd.concat(parts, ignore_index=True))
+    parts = [_truth_path(out, subject, task) for subject in subjects for task in _sequences(settings)]
+    rows = [row for part in parts for row in json.loads(part.read_text())]
+    write_table(out / "truth.parquet", pd.DataFrame(rows))
 
 
 def subject_names(layout: str, num_subjects: int) -> list[str]:
@@ -193,8 +197,17 @@ def _claim(out: Path, settings: Settings) -> None:
     write_bytes_atomically(path, json.dumps(wanted, indent=1).encode())
 
 
-def _truth_path(out: Path, subject: str) -> Path:
-    return out / "truth" / f"{subject}.parquet"
+def _sequences(settings: Settings) -> list[str]:
+    """Names of a subject's sequences, each written and resumed as a whole."""
+    return ["left"] if settings.layout == "disfa" else [f"T{k + 1}" for k in range(settings.num_tasks)]
+
+
+def _truth_path(out: Path, subject: str, sequence: str) -> Path:
+    return out / "truth" / f"{subject}_{sequence}.json"
+
+
+def _write_truth(path: Path, rows: list[dict]) -> None:
+    write_bytes_atomically(path, json.dumps(rows).encode())
 
 
 def _first_frame(settings: Settings, subject_index: int, task: int) -> int:
@@ -221,19 +234,18 @@ def _levels_path(out: Path, subject: str, au: int) -> Path:
 
 
 def _is_complete(out: Path, settings: Settings, subject: str) -> bool:
-    """Whether all of a subject's files are there; labels are written after images, truth after labels."""
-    if not _truth_path(out, subject).is_file():
-        return False
+    """Whether all of a subject's sequences are there."""
     if settings.layout == "disfa":
-        return _video_path(out, subject).is_file() and all(
-            _levels_path(out, subject, au).is_file() for au in _DISFA_COLUMNS
-        )
+        labels = [_levels_path(out, subject, au) for au in _DISFA_COLUMNS]
+        return all(path.is_file() for path in [_video_path(out, subject), _truth_path(out, subject, "left"), *labels])
     return all(_is_sequence_complete(out, settings, subject, task) for task in range(settings.num_tasks))
 
 
 def _is_sequence_complete(out: Path, settings: Settings, subject: str, task: int) -> bool:
+    """Whether labels, written last, and all images are there."""
     folder = out / "BP4D-training" / subject / f"T{task + 1}"
-    return _codes_path(out, subject, task).is_file() and len(list(folder.glob("[0-9]*.jpg"))) == settings.num_frames
+    files = _codes_path(out, subject, task), _truth_path(out, subject, f"T{task + 1}")
+    return all(path.is_file() for path in files) and len(list(folder.glob("[0-9]*.jpg"))) == settings.num_frames
 
 
 def _one_thread() -> None:
@@ -252,23 +264,20 @@ class Frame:
     intensities: Mapping[int, float]
 
 
-def _write_subject(out: Path, settings: Settings, index: int, bank_path: Path) -> int:
+def _write_subject(out: Path, settings: Settings, index: int, plan: np.ndarray, bank_path: Path) -> int:
     """Render a subject's missing sequences; the number of frames that are there afterwards."""
-    bank = load_bank(bank_path)
     subject = subject_names(settings.layout, index + 1)[index]
-    recording = Recording(bank, settings, index, subject)
-    rows = []
-    if settings.layout == "bp4d":
-        for task in range(settings.num_tasks):
-            rows += _write_sequence(out, settings, recording, task)
+    recording = Recording(load_bank(bank_path), settings, index, plan)
+    if settings.layout == "disfa":
+        _write_video(out, settings, recording, subject)
     else:
-        rows = _write_video(out, settings, recording)
-    write_table(_truth_path(out, subject), pd.DataFrame(rows))
+        for task in range(settings.num_tasks):
+            if not _is_sequence_complete(out, settings, subject, task):
+                _write_sequence(out, settings, recording, subject, task)
     return settings.num_tasks * settings.num_frames
 
 
-def _write_sequence(out: Path, settings: Settings, recording: Recording, task: int) -> list[dict]:
-    subject = recording.subject
+def _write_sequence(out: Path, settings: Settings, recording: Recording, subject: str, task: int) -> None:
     first = _first_frame(settings, recording.index, task)
     rows, codes = [], []
     for i, frame in enumerate(recording.frames(task)):
@@ -279,17 +288,16 @@ def _write_sequence(out: Path, settings: Settings, recording: Recording, task: i
         path.write_bytes(code.tobytes())
         rows.append(_truth_row(f"{subject}/T{task + 1}/{number}", frame))
         codes.append([number, *(_code(au, frame.intensities) for au in _BP4D_COLUMNS)])
+    _write_truth(_truth_path(out, subject, f"T{task + 1}"), rows)
     lines = [",".join(map(str, line)) for line in [(0, *_BP4D_COLUMNS), *codes]]
     write_bytes_atomically(_codes_path(out, subject, task), ("\n".join(lines) + "\n").encode())
-    return rows
 
 
 def _code(au: int, intensities: Mapping[int, float]) -> int:
     return int(intensities[au] >= PRESENT_FROM) if au in intensities else _NOT_CODABLE
 
 
-def _write_video(out: Path, settings: Settings, recording: Recording) -> list[dict]:
-    subject = recording.subject
+def _write_video(out: Path, settings: Settings, recording: Recording, subject: str) -> None:
     rows: list[dict] = []
     coded: dict[int, list[str]] = {au: [] for au in _DISFA_COLUMNS}
 
@@ -310,9 +318,9 @@ def _write_video(out: Path, settings: Settings, recording: Recording) -> list[di
             container.mux(stream.encode(None))
 
     write_atomically(_video_path(out, subject), write)
+    _write_truth(_truth_path(out, subject, "left"), rows)
     for au, lines in coded.items():
         write_bytes_atomically(_levels_path(out, subject, au), ("\n".join(lines) + "\n").encode())
-    return rows
 
 
 def _truth_row(frame_id: str, frame: Frame) -> dict:
@@ -333,26 +341,18 @@ def _truth_row(frame_id: str, frame: Frame) -> dict:
 
 
 class Recording:
-    """One subject in front of the camera: each task's frames are a function of the settings alone."""
+    """One subject in front of the camera, acting a plan (K, T, A) of intensities: a function of settings and plan."""
 
-    def __init__(self, bank: Bank, settings: Settings, index: int, subject: str) -> None:
-        self.index, self.subject = index, subject
-        self._bank, self._settings = bank, settings
+    def __init__(self, bank: Bank, settings: Settings, index: int, plan: np.ndarray) -> None:
+        self.index = index
+        self._bank, self._settings, self._plan = bank, settings, plan
         rng = np.random.default_rng([settings.seed, 1, index])
-        sex = {"F": 0.0, "M": 1.0}.get(subject[0])
-        self._identity = sample_identity(bank, rng, texture_px=512, gender=sex, is_face_clear=True)
+        is_man = subject_names(settings.layout, index + 1)[index].startswith("M")
+        gender = float(is_man) if settings.layout == "bp4d" else None
+        self._identity = sample_identity(bank, rng, texture_px=512, gender=gender, is_face_clear=True)
         self._camera = _studio(rng, settings.size_px)
         self._asymmetry = float(np.clip(rng.normal(0, 0.1), -0.3, 0.3))
         self._rest_tilt = rng.normal(0, [4.0, 4.0, 2.5])
-        plan_rng = np.random.default_rng([settings.seed, 3])
-        plan = plan_intensities(
-            settings.rates,
-            num_subjects=settings.num_subjects,
-            num_tasks=settings.num_tasks,
-            num_frames=settings.num_frames,
-            rng=plan_rng,
-        )
-        self._plan = plan[index]
 
     def frames(self, task: int) -> Iterator[Frame]:
         """The frames of a task, in time."""
