@@ -33,14 +33,15 @@ HULL_ROWS, HULL_HEIGHTS = (0.92, 1.0), (-0.14, 0.36)
 class Hair:
     """Shell over the scalp and, for long hair, the hull that falls from it.
 
-    thickness (S,) m of the shell's vertices `shell`; shell_faces, hull_faces index [shell vertices; bank vertices].
-    attributes (S + V, 5): u, v, across, along, occlusion. density (T, T): hair where positive. colour (2, 3) linear.
-    look: shine, contrast, raggedness.
+    thickness (S,) m over vertices `shell`; shell_faces and hull_faces index [shell vertices; bank vertices].
+    attributes (S + V, 6): u, v, across, along, occlusion, density to add. density (T, T): hair where positive. colour
+    (2, 3) linear. look: shine, contrast, raggedness.
     """
 
     shell: np.ndarray
     thickness: np.ndarray
-    faces: np.ndarray
+    shell_faces: np.ndarray
+    hull_faces: np.ndarray
     attributes: np.ndarray
     density: np.ndarray
     strands: np.ndarray
@@ -55,7 +56,7 @@ def sample_hair_colour(tone: float, age: float, rng: np.random.Generator) -> np.
     else:
         base = linear(HAIR_COLOURS[min(7, int(rng.beta(1.0, 1.2 + 5 * tone) * 8))])
     base = base * rng.uniform(0.75, 1.25) * rng.normal(1, 0.04, 3)
-    return np.stack([base * 0.55, base * 1.35]).astype(np.float32)
+    return np.stack([base * 0.6, base * 1.25]).astype(np.float32)
 
 
 @lru_cache(maxsize=2)
@@ -87,7 +88,7 @@ def sample_hair(
     """Hair and how much of the scalp is painted in its colour (T, T)."""
     style = _style(gender, age, tone, rng)
     if is_face_clear:
-        style["front"] = max(style["front"], 33.0)
+        style |= {"front": max(style["front"], 33.0), "open": max(style["open"], 46.0), "fall": 0.08}
     turn, height = texture_grid(size)
     line = _hairline(np.abs(turn), style, rng)
     ragged = style["ragged"] * (1.6 * noise(size, size * 0.012, rng) + 1.2 * noise(size, size * 0.004, rng))
@@ -109,8 +110,9 @@ def sample_hair(
         if not style["part"]
         else ((v + 0.25 * np.sign(style["part"]) * u) * style["strands"] * 0.6, u * 1.5)
     )
-    attributes = np.stack([u, v, across, along, np.maximum(bank.occlusion, 0.75)], 1).astype(np.float32)
+    attributes = np.stack([u, v, across, along, np.maximum(bank.occlusion, 0.75), np.zeros_like(u)], 1)
     shell_attributes = attributes[used]
+    shell_attributes[:, 5] = 0.8 * np.clip((rise - 0.004) / 0.012, 0, 1)  # no gap under what stands off the head
     hull = np.zeros((0, 3), np.int32)
     if style["length"] > 0:
         corners = bank.rest[bank.hair_faces]
@@ -120,7 +122,9 @@ def sample_hair(
         # the texture's last rows, under the neck, hold the hull: its height goes by row
         rows = slice(int(HULL_ROWS[0] * size), size)
         level = np.linspace(*HULL_HEIGHTS, size - rows.start)[:, None]
-        parting = style["open"] * np.clip((level + 0.1) / 0.07, 0, 1) + np.clip(level, 0, 0.2) * style["spread"]
+        parting = (
+            style["open"] * np.clip((level + 0.1) / style["fall"], 0, 1) + np.clip(level, 0, 0.2) * style["spread"]
+        )
         density[rows] = (
             np.minimum(np.abs(turn[rows]) - parting, (style["length"] - level) * 160) + ragged[: size - rows.start]
         )
@@ -133,12 +137,13 @@ def sample_hair(
     return Hair(
         shell=used,
         thickness=rise.astype(np.float32),
-        faces=np.concatenate([faces, hull + len(used)]).astype(np.int32),
+        shell_faces=faces.astype(np.int32),
+        hull_faces=(hull + len(used)).astype(np.int32),
         attributes=np.concatenate([shell_attributes, attributes]).astype(np.float32),
         density=density / 10,
         strands=strand_tile(style["kind"]),
         colour=colour,
-        look=np.array([style["shine"], 0.35 if style["kind"] != "curly" else 0.55, style["soft"]], np.float32),
+        look=np.array([style["shine"], 0.35 if style["kind"] != "curly" else 0.3, style["soft"]], np.float32),
     ), painted.astype(np.float32)
 
 
@@ -168,8 +173,9 @@ def _style(gender: float, age: float, tone: float, rng: np.random.Generator) -> 
         "volume": volume,
         "kind": str(kind),
         "length": rng.uniform(0.06, 0.34) if name.startswith("long") else 0.0,
-        "open": rng.uniform(34, 68),
-        "spread": rng.uniform(-60, 140),
+        "open": rng.uniform(30, 62),
+        "fall": 0.13,
+        "spread": rng.uniform(-80, 120),
         "front": rng.uniform(14, 27)
         if "fringe" in name
         else rng.uniform(36, 46) + (6 if not is_woman and age > 0.8 else 0),

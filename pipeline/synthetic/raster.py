@@ -379,7 +379,7 @@ def shade(
                         g += glint * light[1, 1]
                         bl += glint * light[1, 2]
             if what == SKIN:
-                rim = (1.0 - min(1.0, max(0.0, facing))) ** 4 * (0.3 + 0.7 * ao)
+                rim = (1.0 - min(1.0, max(0.0, facing))) ** 4 * (0.3 + 0.7 * ao) * min(1.0, 0.15 + 3.0 * gloss)
                 r += rim * light[8, 0]
                 g += rim * light[8, 1]
                 bl += rim * light[8, 2]
@@ -416,8 +416,9 @@ def shade_hair(
 ):
     """Blend hair over `canvas` where it is nearer than the skin.
 
-    attributes (V, 5): u, v (density texture), across, along (strand texture), occlusion. texture (T, T): density, hair
-    where positive. strands (S, S): brightness. colour (2, 3): dark and light strands. look: shine, contrast, softness.
+    attributes (V, 6): u, v (density texture), across, along (strand texture), occlusion, density to add.
+    texture (T, T): density, hair where positive. strands (S, S): brightness. colour (2, 3): dark and light
+    strands. look: shine, contrast, softness.
     """
     height, width = triangle.shape
     size, n_strand = texture.shape[0], strands.shape[0]
@@ -439,6 +440,7 @@ def shade_hair(
             tx = (w0 * u0 + w1 * u1 + w2 * u2) * size
             ty = (w0 * attributes[a, 1] + w1 * attributes[b, 1] + w2 * attributes[c, 1]) * size
             density = texture[min(size - 1, max(0, int(ty))), int(tx) % size]
+            density += w0 * attributes[a, 5] + w1 * attributes[b, 5] + w2 * attributes[c, 5]
             if max(s0, s1, s2) - min(s0, s1, s2) > 0.5:
                 s0 += 1.0 if s0 < 0.5 else 0.0
                 s1 += 1.0 if s1 < 0.5 else 0.0
@@ -464,7 +466,8 @@ def shade_hair(
                 nx, ny, nz = -nx, -ny, -nz
             along = -(up[0] * nx + up[1] * ny + up[2] * nz)
             dx, dy, dz = -up[0] - along * nx, -up[1] - along * ny, -up[2] - along * nz
-            n = 1.0 / (math.sqrt(dx * dx + dy * dy + dz * dz) + 1e-6)
+            length = math.sqrt(dx * dx + dy * dy + dz * dz)  # none at the crown, where strands have no direction
+            n = 1.0 / (length + 1e-6)
             dx, dy, dz = dx * n, dy * n, dz * n
             ndl = nx * kx + ny * ky + nz * kz
             lit = lit_fraction(px, py, pz, axes, shadow, shadow_scale, shadow_centre, shadow_radius, shadow_bias * 3.0)
@@ -475,6 +478,8 @@ def shade_hair(
             shine = (
                 _lobe(math.sqrt(max(0.0, 1.0 - tilt * tilt)), 40.0) ** 2
                 * look[0]
+                * length
+                * length
                 * lit
                 * max(0.0, ndl * 0.7 + 0.3)
                 * strand

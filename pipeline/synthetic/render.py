@@ -18,7 +18,6 @@ from pipeline.synthetic.bank import STEP_M, Bank, light_axes, texture_angles
 from pipeline.synthetic.camera import Camera, expose, sample_camera, sample_lens, sample_light
 from pipeline.synthetic.expressions import Expression, random_expression
 from pipeline.synthetic.folds import add_fold
-from pipeline.synthetic.hair import Hair
 from pipeline.synthetic.people import Identity, sample_identity
 
 FACE_HEIGHT_M = 0.175
@@ -147,16 +146,18 @@ def draw_person(
         identity.cloth_scale,
         identity.looks,
     )
-    hair_faces = hair.faces
-    if len(hair_faces):
+    for faces in (hair.shell_faces, hair.hull_faces):
+        if not len(faces):
+            continue
+        is_shell = faces is hair.shell_faces
+        hair_normals = normals[hair.shell] if is_shell else raster.vertex_normals(hair_seen, faces)
         hair_triangle, hair_weights = np.full(shape, -1, np.int32), np.empty((*shape, 2), np.float32)
         hair_depth = np.full(shape, np.inf, np.float32)
-        raster.rasterize(hair_flat, hair_faces, np.ones(len(hair_faces), bool), hair_triangle, hair_weights, hair_depth)
-        hair_normals = np.concatenate([normals[hair.shell], _hull_normals(hair_seen, hair, normals[:head])])
+        raster.rasterize(hair_flat, faces, np.ones(len(faces), bool), hair_triangle, hair_weights, hair_depth)
         raster.shade_hair(
             hair_triangle,
             hair_weights,
-            hair_faces,
+            faces,
             hair_seen,
             hair_normals,
             hair.attributes,
@@ -176,15 +177,6 @@ def draw_person(
     canvas[y1:y2, x1:x2] += (part - canvas[y1:y2, x1:x2]) * np.minimum(1, edge * 1.15)
     cover[y1:y2, x1:x2] = part_cover
     return truth, cover
-
-
-def _hull_normals(points: np.ndarray, hair: Hair, normals: np.ndarray) -> np.ndarray:
-    """Normals of the hair that falls from the head; those of the skin elsewhere."""
-    first = len(hair.shell)
-    hull = hair.faces[hair.faces[:, 0] >= first] - first
-    if not len(hull):
-        return normals
-    return raster.vertex_normals(np.ascontiguousarray(points[first:]), np.ascontiguousarray(hull))
 
 
 def rotation(yaw_deg: float, pitch_deg: float, roll_deg: float) -> np.ndarray:
