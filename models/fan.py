@@ -189,25 +189,16 @@ def widened(fan: FAN, *, seed: int) -> FAN:
 def decode_landmarks(heatmaps_BPHW: Tensor, *, stride: int = 4) -> Tensor:
     """Landmarks (B, P, 2) as x, y in px of the FAN's input, pixel centres at whole numbers.
 
-    Each is its map's highest cell, refined along either axis by the vertex of the parabola through the logarithms of
-    that cell and its two neighbours, which is exact for a Gaussian: at most half a cell, and none where that cell
-    lies on the border or a neighbour is not positive.
+    Each is the centre of mass of its map's squared positive values within an eighth of the map around the highest cell:
+    finer than a cell, and steadier than the peak alone where a map is smeared along an edge, as the jaw's are.
     """
     *_, height, width = heatmaps_BPHW.shape
-    flat = heatmaps_BPHW.flatten(2)
-    peak = flat.argmax(2, keepdim=True)
-    x, y = peak % width, peak // width
-    cells = torch.cat((x, y), 2)
-
-    def log_at(dx: int, dy: int) -> Tensor:
-        at = (y + dy).clamp(0, height - 1) * width + (x + dx).clamp(0, width - 1)
-        return flat.gather(2, at).float().clamp_min(1e-6).log()
-
-    centre = log_at(0, 0)
-    before = torch.cat((log_at(-1, 0), log_at(0, -1)), 2)
-    after = torch.cat((log_at(1, 0), log_at(0, 1)), 2)
-    bend = (2 * centre - before - after).clamp_min(1e-6)
-    offset = ((after - before) / (2 * bend)).clamp(-0.5, 0.5)
-    last = torch.tensor([width - 1, height - 1], device=cells.device)
-    has_neighbours = (cells > 0) & (cells < last) & (torch.minimum(before, after) > torch.tensor(1e-6).log())
-    return (cells + torch.where(has_neighbours, offset, 0.0) + 0.5) * stride - 0.5
+    values = heatmaps_BPHW.float().clamp_min(0).square()
+    peak = heatmaps_BPHW.flatten(2).argmax(2)
+    x_BP, y_BP = peak % width, peak // width
+    dx = torch.arange(width, device=peak.device) - x_BP[..., None, None]  # (B, P, 1, W)
+    dy = torch.arange(height, device=peak.device)[:, None] - y_BP[..., None, None]  # (B, P, H, 1)
+    values = values * (dx**2 + dy**2 <= (width / 8) ** 2)
+    mass = values.sum((2, 3)).clamp_min(torch.finfo(values.dtype).tiny)
+    offset = torch.stack(((values * dx).sum((2, 3)), (values * dy).sum((2, 3))), 2) / mass[..., None]
+    return (torch.stack((x_BP, y_BP), 2) + offset + 0.5) * stride - 0.5

@@ -67,9 +67,9 @@ class FanTraining(Settings):
     pooling: Literal["avg", "max"] = "avg"
     num_steps: PositiveInt
     batch_size: PositiveInt = 8
-    small_frac: Fraction = 0.65
-    """First part of the steps, taken at half the input's size, where a step costs a quarter."""
-    max_lr: PositiveFloat = 5e-3
+    small_frac: Fraction = 0.7
+    """First part of a training from nothing, taken at half the input's size, where a step costs a quarter."""
+    max_lr: PositiveFloat = 3e-3
     sigma_cells: PositiveFloat = 1.2
     """Deviation of the target's Gaussian in cells of the heatmap."""
     peak_weight: Annotated[float, Field(ge=0)] = 20.0
@@ -335,9 +335,12 @@ def heatmap_loss(stacks: list[Tensor], target_BPHW: Tensor, is_inside_BP: Tensor
 
 def training_batch(pool: FacePool, settings: FanTraining, step: int) -> tuple[Tensor, Tensor, int]:
     """Images (B, 3, H, W) in [0, 1] and landmarks (B, 68, 2) px of a step, and the crop's size."""
-    is_small = step < settings.small_frac * settings.num_steps
+    is_small = settings.start_sha256 is None and step < settings.small_frac * settings.num_steps
     size_px = INPUT_SIZE_PX // 2 if is_small else INPUT_SIZE_PX
-    rng = np.random.default_rng([AUGMENTATION, settings.seed, step])
+    words = [AUGMENTATION, settings.seed, step]
+    rng = np.random.default_rng(
+        words if settings.start_sha256 is None else [*words, int(settings.start_sha256[:8], 16)]
+    )
     faces = [augmented(pool, int(rng.integers(len(pool))), rng, size_px=size_px) for _ in range(settings.batch_size)]
     images = torch.from_numpy(np.stack([crop for crop, _ in faces])).permute(0, 3, 1, 2).float() / 255
     return images, torch.from_numpy(np.stack([points for _, points in faces])).float(), size_px
@@ -463,7 +466,7 @@ def train_fan(
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
     """Write a FAN's state dict as safetensors, floats in fp16."""
     half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in state.items()}
-    write_atomically(path, lambda temp: safetensors.torch.save_file(half, temp))
+    write_bytes_atomically(path, safetensors.torch.save(half))
 
 
 # ------------------------------------------------------------------------------------------------------------ scores

@@ -154,16 +154,23 @@ def _gaussians(cells_BP2: np.ndarray, size: int = 64) -> torch.Tensor:
 
 
 def test_decoding_finds_gaussians_between_cells():
-    cells = np.random.default_rng(0).uniform(3, 60, (2, 68, 2))
+    cells = np.random.default_rng(0).uniform(5, 58, (2, 68, 2))
     found = decode_landmarks(_gaussians(cells)).numpy()
     np.testing.assert_allclose(found, (cells + 0.5) * 4 - 0.5, atol=0.02)
 
 
 def test_decoding_agrees_with_face_alignment_to_its_quarter_cell():
-    maps = _gaussians(np.random.default_rng(1).uniform(3, 60, (1, 68, 2)))
+    maps = _gaussians(np.random.default_rng(1).uniform(5, 58, (1, 68, 2)))
     in_python = _get_preds_fromhm.py_func  # its compilation takes longer than all tests here
     theirs, _ = in_python(maps.numpy(), maps.flatten(2).argmax(2).numpy())  # cell edges at whole numbers
     assert np.abs(decode_landmarks(maps).numpy() - (theirs * 4 - 0.5)).max() <= 1.01
+
+
+def test_decoding_is_the_centre_of_squared_mass_near_the_peak():
+    maps = torch.zeros(1, 68, 16, 16)
+    maps[0, 0, 5, 5], maps[0, 0, 5, 6], maps[0, 0, 7, 5] = 2.0, 1.0, -3.0  # negative values have no mass
+    maps[0, 0, 5, 9] = 1.0  # farther than 16 / 8 cells
+    assert decode_landmarks(maps)[0, 0].tolist() == pytest.approx([(5 + 1 / 5 + 0.5) * 4 - 0.5, 5.5 * 4 - 0.5])
 
 
 def test_decoding_on_the_border_and_of_flat_maps_stays_on_the_cell():

@@ -139,6 +139,8 @@ def test_batches_are_a_function_of_seed_and_step_and_grow():
     assert (images.shape, landmarks.shape, size_px) == ((2, 3, 128, 128), (2, 68, 2), 128)
     assert 0 <= images.min() <= images.max() <= 1
     assert training_batch(pool, settings, 6)[0].shape == (2, 3, 256, 256)
+    going_on = FanTraining(**{**TINY, "num_steps": 10, "start_sha256": "0" * 64})
+    assert training_batch(pool, going_on, 0)[0].shape == (2, 3, 256, 256)
     other, *_ = training_batch(pool, FanTraining(**{**TINY, "num_steps": 10, "seed": 1}), 5)
     assert not torch.equal(images, other)
 
