@@ -496,6 +496,23 @@ def shade_hair(
 
 
 @_jit
+def composite(canvas: np.ndarray, part: np.ndarray, cover: np.ndarray, top: int, left: int) -> None:
+    """Lay `part` (h, w, 3) over `canvas` at (top, left), in place, where cover (h, w) is not 0, with soft borders."""
+    height, width = cover.shape
+    for y in range(height):
+        for x in range(width):
+            if cover[y, x] > 0:
+                total = 0.0
+                for dy in range(-1, 2):
+                    for dx in range(-1, 2):
+                        total += cover[min(height - 1, max(0, y + dy)), min(width - 1, max(0, x + dx))]
+                alpha = min(1.0, total * (1.15 / 9.0))
+                for k in range(3):
+                    behind = canvas[top + y, left + x, k]
+                    canvas[top + y, left + x, k] = behind + (part[y, x, k] - behind) * alpha
+
+
+@_jit
 def develop(linear, gains, curve, vignette, tile, offset_y, offset_x, noise, out):
     """Linear RGB (H, W, 3) to uint8: white balance, vignette, noise, tone curve.
 

@@ -173,8 +173,7 @@ def draw_person(
             hair.colour,
             hair.look,
         )
-    edge = cv2.blur(part_cover, (3, 3))[..., None] * (part_cover > 0)[..., None]
-    canvas[y1:y2, x1:x2] += (part - canvas[y1:y2, x1:x2]) * np.minimum(1, edge * 1.15)
+    raster.composite(canvas, part, part_cover, int(y1), int(x1))
     cover[y1:y2, x1:x2] = part_cover
     return truth, cover
 

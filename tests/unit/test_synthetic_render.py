@@ -215,3 +215,13 @@ def test_blend_adds_weighted_offsets():
 def test_normals_point_outwards():
     points = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0]], np.float32)
     assert raster.vertex_normals(points, np.array([[0, 1, 2]], np.int32)) == pytest.approx(np.tile([0, 0, -1], (3, 1)))
+
+
+def test_composite_softens_borders_and_leaves_the_rest():
+    canvas, part = np.zeros((6, 6, 3), np.float32), np.ones((4, 4, 3), np.float32)
+    cover = np.zeros((4, 4), np.float32)
+    cover[1:4, 1:4] = 1
+    raster.composite(canvas, part, cover, 1, 2)
+    assert canvas[:2].max() == 0
+    assert canvas[3, 4] == pytest.approx(np.ones(3))  # inside
+    assert canvas[2, 3] == pytest.approx(np.full(3, 4 / 9 * 1.15))  # a corner: 4 of 9 neighbours are covered
