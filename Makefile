@@ -37,8 +37,8 @@ check: $(READY)  ## style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## speed of extraction, loader and training here
-	$(BIN)/fantrans bench
+bench: $(READY)  ## speed of extraction, loader and training here, beside peers (after the demo)
+	$(BIN)/python benchmarks/throughput.py
 
 clean:  ## remove what the pipeline wrote (var/) and build leftovers, not .venv
 	rm -rf var build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*

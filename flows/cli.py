@@ -275,8 +275,10 @@ def _set_up_prefect() -> None:
     """Prefect's settings where the user has none: patient start-up, no telemetry, state under the catalog's roots."""
     from pipeline.catalog import load_catalog
 
+    home = load_catalog().roots.work / "prefect"
+    home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only, and its server dies without it
     for name, value in {
-        "PREFECT_HOME": str(load_catalog().roots.work / "prefect"),
+        "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",

@@ -1,0 +1,123 @@
+"""Frames a second here of extraction, loading and head training, each beside a peer on the same data in the same run.
+
+    fantrans demo && python benchmarks/throughput.py --out var/throughput.json
+
+extract: our extraction beside face-alignment's own network, called eagerly on the same crops and weights.
+loader: our batches beside zarr-python reading the same shuffled rows. train: forward, backward and step of the head.
+Timings are noisy: compare the two numbers of a line, not numbers of different runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import face_alignment.models
+import numpy as np
+import torch
+import zarr
+
+from models.head import FanTransHead
+from models.losses import class_weights, total_loss
+from pipeline.cache.format import FEATURES, view_group
+from pipeline.catalog import load_catalog
+from pipeline.config import load_experiment
+from pipeline.features import extract_features, load_fan
+from pipeline.loader import CachedBatches
+from pipeline.train import TrainingRun, head_shape, keep_freed_memory, prepare_run
+
+NUM_CROPS = 64
+REPEATS = 3
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--out", type=Path, default=Path("var/throughput.json"))
+    arguments = parser.parse_args()
+    run = prepare_run(arguments.config, dataset=arguments.dataset)
+    result = {"threads": torch.get_num_threads(), "extract": extraction(arguments.config), "loader": loading(run),
+              "train": training(run)}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2))
+
+
+def frames_per_s(work: Callable[[], int]) -> float:
+    """Best of a few calls, after one that warms up; `work` returns how many frames it did."""
+    work()
+    rates = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        rates.append(work() / (time.perf_counter() - started))
+    return round(max(rates), 1)
+
+
+def extraction(config: str) -> dict[str, float]:
+    """Ours in the experiment's precision and in fp32, and the peer in fp32."""
+    settings = load_experiment(config).cache.features
+    entry = load_catalog().weights_of(settings.weights)
+    fan = load_fan(entry, "cpu")
+    crops = np.random.default_rng(0).integers(0, 256, (NUM_CROPS, 256, 256, 3), np.uint8)
+    result = {}
+    for precision in sorted({settings.precision, "fp32"}):
+        def ours(precision: str = precision) -> int:
+            return len(extract_features(fan, crops, profile=settings.profile, precision=precision)["lf"])
+
+        result[f"ours_{precision}"] = frames_per_s(ours)
+    if entry.width == 256:  # the peer's width is fixed
+        peer = face_alignment.models.FAN(num_modules=entry.num_stacks).eval()
+        peer.load_state_dict(fan.state_dict())
+
+        @torch.inference_mode()
+        def theirs() -> int:
+            for crop in crops:
+                peer(torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255)
+            return len(crops)
+
+        result["face_alignment_fp32"] = frames_per_s(theirs)
+    return result
+
+
+def loading(run: TrainingRun) -> dict[str, float]:
+    """A shuffled epoch by our loader, and the same kind of rows by zarr-python, batch by batch."""
+    batches = CachedBatches(run.cache, run.frames, aus=run.rules.aus, batch_size=32, is_training=True)
+    group = zarr.open_group(run.cache.folder / "arrays.zarr", mode="r")[view_group(0)]
+    rows = np.random.default_rng(0).permutation(run.cache.rows())[:256]
+
+    def theirs() -> int:
+        for start in range(0, len(rows), 32):
+            for name in FEATURES:
+                group[name].oindex[np.sort(rows[start : start + 32])]
+        return len(rows)
+
+    return {"ours": frames_per_s(lambda: sum(len(batch.frame_ids) for batch in batches.epoch())),
+            "zarr_python": frames_per_s(theirs)}
+
+
+def training(run: TrainingRun) -> dict[str, float]:
+    """The whole two-branch head on one batch that is at hand."""
+    keep_freed_memory()
+    batches = CachedBatches(run.cache, run.frames, aus=run.rules.aus, batch_size=32, is_training=True)
+    batch = next(batches.epoch())
+    head = FanTransHead(head_shape(run)).train()
+    weights_A = class_weights(torch.from_numpy(batches.labels_NA))
+    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-4, fused=True)
+
+    def step() -> int:
+        loss = total_loss(head(batch.features), batch.labels_BA, weights_A).total
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return len(batch.labels_BA)
+
+    return {"ours": frames_per_s(step)}
+
+
+if __name__ == "__main__":
+    main()
