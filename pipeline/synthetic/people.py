@@ -122,6 +122,10 @@ def _shape(bank: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
     raster.blend(points, body.astype(np.float32), bank.components, STEP_M)
     raster.blend(points, np.maximum(changes, 0), bank.local_up, STEP_M)
     raster.blend(points, np.maximum(-changes, 0), bank.local_down, STEP_M)
+    teeth = np.unique(bank.faces[bank.material == raster.TEETH])
+    points[teeth] = points[teeth] * np.array([0.86, 1, 1], np.float32) + np.array(
+        [0, 0, 0.004], np.float32
+    )  # behind any lips
     hull = np.unique(bank.hair_faces)
     points[hull] *= np.array([rng.uniform(0.86, 0.97), 1, rng.uniform(0.92, 1.0)], np.float32)  # hair nearer the neck
     return points
