@@ -232,7 +232,7 @@ def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_
     rng = random.Random(0)
     num_kills = 0
     while num_kills < 6:
-        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.01))
+        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
         process.start()
         process.join(rng.uniform(0.05, 0.4))
         process.kill()
