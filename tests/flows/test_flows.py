@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipeline.catalog import CATALOG_FILE, load_catalog
+from pipeline.config import CONFIG_FOLDER
 from pipeline.frames import read_index
 
 
@@ -25,13 +26,10 @@ def small_catalog(tmp_path_factory):
     path = folder / "data_catalog.yaml"
     path.write_text(yaml.safe_dump(content))
     config = folder / "small.yaml"
-    shutil.copy(CATALOG_FILE.parent / "configs/demo_quick.yaml", config)
-    for name in ("demo", "fan_trans"):
-        shutil.copy(CATALOG_FILE.parent / f"configs/{name}.yaml", folder)
     config.write_text(
-        "base: demo_quick\ncache: {views: {num_views: 2}}\ntrain: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n"
+        f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: 2}}}}\n"
+        "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n"
     )
-    shutil.copy(CATALOG_FILE.parent / "configs/demo_quick.yaml", folder)
     return path, config
 
 
