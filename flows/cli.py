@@ -39,7 +39,12 @@ class Layout(StrEnum):
 
 def main() -> None:
     """Run the command line: what a user can mend is one sentence on stderr and exit status 2."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    errors = Console(stderr=True)
+    if errors.is_terminal:
+        handler: logging.Handler = RichHandler(console=errors, show_path=False, show_level=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("fantrans").setLevel(logging.INFO)
     try:
@@ -185,8 +190,10 @@ def report(
 def train_fan(
     out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
     width: Annotated[int, typer.Option(min=16)] = 64,
-    steps: Annotated[int, typer.Option(min=1)] = 12000,
-    faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each of another identity.")] = 12000,
+    steps: Annotated[int, typer.Option(min=1)] = 2600,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 3e-3,
+    faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each of another identity.")] = 5000,
+    start: Annotated[Path | None, typer.Option(help="Weights to go on from, of this width or half of it.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -195,17 +202,17 @@ def train_fan(
     from pipeline.synthetic.bank import default_bank_path
     from pipeline.train_fan import FanTraining, train_fan
 
-    settings = FanTraining(width=width, num_steps=steps, num_faces=faces, seed=seed)
+    settings = FanTraining(width=width, num_steps=steps, max_lr=lr, num_faces=faces, seed=seed)
     pool = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
-    train_fan(out, settings, pool_path=pool, bank_path=default_bank_path(), device=device)
+    train_fan(out, settings, pool_path=pool, bank_path=default_bank_path(), device=device, start=start)
     _print_entry(out, f"family: fan, width: {width}, num_stacks: {settings.num_stacks}, pooling: {settings.pooling}")
 
 
 @weights_app.command("train-retinaface")
 def train_retinaface(
     out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
-    steps: Annotated[int, typer.Option(min=1)] = 5000,
-    scenes: Annotated[int, typer.Option(min=50, help="Rendered scenes.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1)] = 3600,
+    scenes: Annotated[int, typer.Option(min=50, help="Rendered scenes.")] = 4000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -281,7 +288,7 @@ def _set_up_prefect() -> None:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors end as one sentence, or as the traceback of a defect
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
