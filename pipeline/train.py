@@ -104,6 +104,15 @@ def prepare_run(
     return run
 
 
+def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
+    """The experiment's run on the newest cache and labels if all its folds are done; None if anything is missing."""
+    try:
+        run = prepare_run(config, dataset=dataset)
+    except (CacheError, DataError):
+        return None
+    return run if all(run.is_done(part) for part in run.experiment.parts) else None
+
+
 def train_folds(
     config: str,
     *,

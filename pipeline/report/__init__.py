@@ -73,9 +73,14 @@ class Report:
         """The table for a terminal."""
         table = Table(title=f"F1 in percent: {self.experiment} on {self.dataset}", caption=_legend(self),
                       title_justify="left", caption_justify="left")
-        for name in _display_columns(self.parts):
-            table.add_column(name, justify="left" if name == "AU" else "right", style="bold" if name == "F1" else "")
-        rows = _display_rows(self)
+        columns = [name for name in _display_columns(self.parts) if name not in _NOT_ON_TERMINAL]
+        for name in columns:
+            table.add_column(name, justify="left" if name == "AU" else "right", style="bold" if name == "F1" else "",
+                             no_wrap=True)
+        rows = [
+            [cell for name, cell in zip(_display_columns(self.parts), cells, strict=True) if name in columns]
+            for cells in _display_rows(self)
+        ]
         for cells in rows[:-1]:
             table.add_row(*cells)
         table.add_section()
@@ -104,6 +109,10 @@ def write_report(folder: Path) -> Report:
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     return report
+
+
+_NOT_ON_TERMINAL = ("pooled", "of")
+"""Columns that 80 characters have no room for."""
 
 
 def _legend(report: Report) -> str:
