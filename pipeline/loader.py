@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     """
 
     features: dict[str, Tensor]
-    labels_BA: Tensor  # noqa: N815
+    labels_BA: Tensor
     frame_ids: list[str]
 
 
