@@ -1,5 +1,4 @@
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
-    assert os.listdir(path.parent) == ["value"]
+    assert [found.name for found in path.parent.iterdir()] == ["value"]
 
 
 def test_a_killed_write_leaves_the_old_file(tmp_path):
