@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import CONFIG_FOLDER
+from pipeline.config import CONFIG_FOLDER, load_experiment
 from pipeline.loader import CachedBatches
 from pipeline.metrics import confusion_counts, summarise
 from pipeline.protocols import PARTS
@@ -90,11 +90,14 @@ def probe_percent(run: TrainingRun, pooled: np.ndarray, frames: pd.DataFrame, cl
 
 
 def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
-    """Mean F1 of the head trained with a seed, and the floor."""
-    config = Path("var") / f"{arguments.config}_seed{seed}.yaml"
-    config.parent.mkdir(exist_ok=True)
-    config.write_text(yaml.safe_dump({"base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed}}))
-    scores = read_report(train_folds(str(config), dataset=arguments.dataset, device=arguments.device)).scores
+    """Mean F1 of the head trained with a seed, and the floor; the experiment's own seed is not trained again."""
+    config = arguments.config
+    if seed != load_experiment(config).train.seed:
+        path = Path("var") / f"{arguments.config}_seed{seed}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump({"base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed}}))
+        config = str(path)
+    scores = read_report(train_folds(config, dataset=arguments.dataset, device=arguments.device)).scores
     return {"f1": scores.f1_percent, "floor": scores.floor_percent}
 
 
