@@ -77,7 +77,7 @@ class CachedBatches:
                 f"{cache.folder} holds {len(found)} of the {len(frames)} frames asked for, too few for one batch of "
                 f"{batch_size}; run `fantrans refresh`, or take smaller batches"
             )
-        self.labels_NA = found[[au_column(au) for au in aus]].to_numpy(np.int8)
+        self.labels_NA = found[[au_column(au) for au in aus]].to_numpy(np.int8, copy=True)
         self.frame_ids: list[str] = found["frame_id"].tolist()
         self._rows = found["row"].to_numpy()
         self._cache, self._batch_size, self._is_training, self._view = cache, batch_size, is_training, view
