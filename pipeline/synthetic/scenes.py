@@ -26,7 +26,8 @@ SCENES_A_CHUNK = 50
 MIN_FACE_PX = 11.0
 """Smaller faces (square root of the box's area) are neither learned nor held against the network."""
 MIN_VISIBLE_FRAC, MIN_TOUCHED_FRAC = 0.6, 0.1
-"""Faces of which less than the first is in the image count as neither, those with less than the second not at all."""
+"""Faces of which less than the first is in the image or seen past others count as neither face nor background, those of
+which less than the second is in the image not at all."""
 
 
 class Scene(NamedTuple):
@@ -56,8 +57,8 @@ class SceneFolder:
 
     def __getitem__(self, index: int) -> Scene:
         chunk, row = divmod(index, SCENES_A_CHUNK)
-        boxes, points = self._truth[chunk]
-        return marked(Scene(self._images[chunk][row], boxes[row], points[row], np.ones(len(boxes[row]), bool)))
+        image, boxes, points = self._images[chunk][row], self._truth[chunk][0][row], self._truth[chunk][1][row]
+        return marked(Scene(image, boxes, points, visible_fracs(boxes) >= MIN_VISIBLE_FRAC))
 
 
 def render_scenes(
@@ -103,6 +104,26 @@ def scenes(
     bank = load_bank(bank_path)
     for i in indices:
         yield random_scene(bank, np.random.default_rng([seed, i]), size_px=size_px)
+
+
+def visible_fracs(boxes: np.ndarray) -> np.ndarray:
+    """Estimated part (N,) of each face that the people after it, who are nearer, leave to be seen.
+
+    boxes: xyxy (N, 4), far to near, as scenes list them. A person is taken for an ellipse around head and hair, a neck,
+    and shoulders that widen below the chin.
+    """
+    steps = (np.arange(16) + 0.5) / 16
+    fracs = np.ones(len(boxes))
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        x, y = (x1 + (x2 - x1) * steps)[None, :], (y1 + (y2 - y1) * steps)[:, None]
+        is_hidden = np.zeros((16, 16), bool)
+        for left, top, right, bottom in boxes[i + 1 :]:
+            width, height = right - left, bottom - top
+            aside, down = (x - (left + right) / 2) / width, (y - bottom) / height
+            is_hidden |= (aside / 0.66) ** 2 + ((down + 0.58) / 0.68) ** 2 < 1
+            is_hidden |= (down > -0.1) & (down < 4) & (np.abs(aside) < np.clip(0.5 + 2.2 * (down - 0.15), 0.5, 1.35))
+        fracs[i] = 1 - is_hidden.mean()
+    return fracs
 
 
 def zoomed(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
