@@ -25,7 +25,6 @@ from pipeline.errors import WeightsError
 from pipeline.files import write_atomically
 from pipeline.progress import track
 from pipeline.synthetic.scenes import (
-    MIN_VISIBLE_FRAC,
     Scene,
     SceneFolder,
     covered,
@@ -35,7 +34,6 @@ from pipeline.synthetic.scenes import (
     recoloured,
     render_scenes,
     scenes,
-    visible_fracs,
     with_scrambled_face,
     zoomed,
 )
@@ -59,17 +57,12 @@ class Targets(NamedTuple):
 
 
 class DetectorScores(NamedTuple):
-    """How a detector does on scenes; recalls are at the lowest score threshold with the allowed false positives."""
+    """How a detector does on scenes; `recall` is at `threshold`, the lowest with the allowed false positives."""
 
     num_scenes: int
     num_faces: int
     recall: float
     threshold: float
-    num_visible: int
-    """Faces that nobody nearer hides for the most part (`visible_fracs`)."""
-    recall_visible: float
-    """Recall of those; finding one of the others is then neither right nor wrong."""
-    threshold_visible: float
     recall_at_half: float
     """Recall at the score threshold 0.5."""
     false_positives_at_half: int
@@ -178,9 +171,8 @@ def train_retinaface(
     max_lr: float = 4e-3,
     seed: int = 0,
     num_workers: int = 2,
-    init_from: Path | None = None,
 ) -> None:
-    """Train the MobileNet RetinaFace, from scratch or from weights, and write its weights (safetensors, fp32) to `out`.
+    """Train the MobileNet RetinaFace from scratch and write its weights (safetensors, fp32) to `out`.
 
     `work` holds the rendered scenes and the checkpoint (about once a minute); a killed run started again goes on where
     it was and ends with the same weights. Raises `WeightsError` if the checkpoint is of other settings.
@@ -284,56 +276,32 @@ def detection_scores(
     Best first, a found face takes the true one it overlaps most, if that is by `min_iou` and not taken; else it is a
     false positive. True faces whose longer side is not over `min_side_px` count neither way.
     """
-    is_large = [(boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > min_side_px for boxes, _ in truth]
-    is_visible = [large & (visible_fracs(boxes) >= MIN_VISIBLE_FRAC)
-                  for large, (boxes, _) in zip(is_large, truth, strict=True)]
+    num_faces, hits, false_scores = 0, [], []
+    for faces, (boxes, points) in zip(found, truth, strict=True):
+        is_counted = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > min_side_px
+        num_faces += int(is_counted.sum())
+        iou = box_iou(faces.boxes, torch.from_numpy(boxes).view(-1, 4)).numpy()
+        is_taken = np.zeros(len(boxes), bool)
+        for row, score in enumerate(faces.scores.tolist()):
+            face = int(iou[row].argmax()) if len(boxes) else -1
+            if face < 0 or iou[row, face] < min_iou or (is_taken[face] and is_counted[face]):
+                false_scores.append(score)
+            elif is_counted[face]:
+                is_taken[face] = True
+                error_px = np.linalg.norm(faces.points[row].numpy() - points[face], axis=1).mean()
+                hits.append((score, iou[row, face], error_px / np.sqrt((boxes[face, 2:] - boxes[face, :2]).prod())))
+    false_scores = sorted(false_scores, reverse=True)
     num_allowed = int(false_positives_per_image * len(found) + 1e-9)
-    num_faces, num_visible = (int(sum(counted.sum() for counted in group)) for group in (is_large, is_visible))
-
-    hits, false_scores = matched(found, truth, is_large, min_iou=min_iou)
-    threshold = _score_with(num_allowed, false_scores)
-    scores, ious, errors = hits.T
+    threshold = false_scores[num_allowed] if num_allowed < len(false_scores) else LOWEST_SCORE
+    scores, ious, errors = np.array(hits).reshape(-1, 3).T
     is_found = scores > threshold
-    visible_hits, visible_false_scores = matched(found, truth, is_visible, min_iou=min_iou)
-    threshold_visible = _score_with(num_allowed, visible_false_scores)
     return DetectorScores(
         num_scenes=len(found),
         num_faces=num_faces,
         recall=float(is_found.sum() / max(num_faces, 1)),
         threshold=threshold,
-        num_visible=num_visible,
-        recall_visible=float((visible_hits[:, 0] > threshold_visible).sum() / max(num_visible, 1)),
-        threshold_visible=threshold_visible,
         recall_at_half=float((scores > 0.5).sum() / max(num_faces, 1)),
-        false_positives_at_half=int((false_scores > 0.5).sum()),
+        false_positives_at_half=sum(score > 0.5 for score in false_scores),
         mean_iou=float(ious[is_found].mean()) if is_found.any() else math.nan,
         mean_point_error_frac=float(errors[is_found].mean()) if is_found.any() else math.nan,
     )
-
-
-def matched(
-    found: Sequence[Faces],
-    truth: Sequence[tuple[np.ndarray, np.ndarray]],
-    is_counted: Sequence[np.ndarray],
-    *,
-    min_iou: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score, IoU and mean point error (over the face's size) of each true positive (n, 3); scores of the false ones."""
-    hits, false_scores = [], []
-    for faces, (boxes, points), counted in zip(found, truth, is_counted, strict=True):
-        iou = box_iou(faces.boxes, torch.from_numpy(boxes).view(-1, 4)).numpy()
-        is_taken = np.zeros(len(boxes), bool)
-        for row, score in enumerate(faces.scores.tolist()):
-            face = int(iou[row].argmax()) if len(boxes) else -1
-            if face < 0 or iou[row, face] < min_iou or is_taken[face]:
-                false_scores.append(score)
-            elif counted[face]:
-                is_taken[face] = True
-                error_px = np.linalg.norm(faces.points[row].numpy() - points[face], axis=1).mean()
-                hits.append((score, iou[row, face], error_px / np.sqrt((boxes[face, 2:] - boxes[face, :2]).prod())))
-    return np.array(hits, np.float64).reshape(-1, 3), np.array(false_scores)
-
-
-def _score_with(num_allowed: int, false_scores: np.ndarray) -> float:
-    """The score above which at most `num_allowed` of `false_scores` lie."""
-    return float(np.sort(false_scores)[::-1][num_allowed]) if num_allowed < len(false_scores) else LOWEST_SCORE
