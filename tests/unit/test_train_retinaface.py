@@ -11,7 +11,16 @@ from models.retinaface import Faces, RawOutput, anchors, decode_boxes, decode_po
 from pipeline import train_retinaface as training
 from pipeline.errors import WeightsError
 from pipeline.synthetic import scenes as scenes_module
-from pipeline.synthetic.scenes import Scene, marked, mirrored, mosaic, render_scenes, with_scrambled_face, zoomed
+from pipeline.synthetic.scenes import (
+    Scene,
+    marked,
+    mirrored,
+    mosaic,
+    render_scenes,
+    visible_fracs,
+    with_scrambled_face,
+    zoomed,
+)
 
 CPU = torch.device("cpu")
 
@@ -262,6 +271,29 @@ def test_scores_by_hand():
     lenient = training.detection_scores(found, of, min_side_px=32, false_positives_per_image=0.67)
     assert lenient.recall == pytest.approx(2 / 3)
     assert lenient.mean_iou == pytest.approx((1 + 42 / 80) / 2)
+
+
+def test_hidden_faces_count_neither_way_among_the_visible():
+    back, front = (40, 10, 140, 130), (60, 0, 180, 150)
+    assert visible_fracs(np.array([back, front], np.float32))[1] == 1
+    assert visible_fracs(np.array([back, front], np.float32))[0] < 0.3
+    assert visible_fracs(np.array([back, (300, 0, 420, 150)], np.float32)).tolist() == [1, 1]
+    scores = training.detection_scores([faces((front, 0.9), (back, 0.8))], [truth(back, front)], min_side_px=32)
+    assert (scores.num_faces, scores.num_visible) == (2, 1)
+    assert (scores.recall, scores.recall_visible) == (1, 1)
+    scores = training.detection_scores([faces((front, 0.9))], [truth(back, front)], min_side_px=32)
+    assert (scores.recall, scores.recall_visible) == (0.5, 1)
+
+
+def test_training_goes_on_from_weights(tmp_path):
+    first = train(tmp_path / "first", num_steps=1)
+    training.train_retinaface(
+        tmp_path / "second.safetensors", bank_path=tmp_path, work=tmp_path / "second", num_steps=1, num_scenes=50,
+        scene_px=64, max_lr=1e-9, device=CPU, num_workers=1, init_from=tmp_path / "first" / "weights.safetensors",
+    )
+    second = load_file(tmp_path / "second.safetensors")
+    weights = [name for name in first if name.endswith("conv1x1.weight")]
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in weights)
 
 
 @torch.inference_mode()
