@@ -45,6 +45,8 @@ INPUT_SIDES_PX = (256, 320, 384, 512)
 BATCH_PX = 8 * 320 * 320
 POSITIVE_IOU, NEGATIVE_IOU = 0.4, 0.3
 NEGATIVES_PER_POSITIVE = 3
+BOX_WEIGHT, POINTS_WEIGHT = 2.0, 0.25
+"""Weights of the losses beside that of the class."""
 CHECKPOINT_EVERY_S = 60.0
 EVALUATION_SEED_OFFSET = 1_000_003
 LOWEST_SCORE = 0.02
@@ -188,7 +190,7 @@ def train_retinaface(
     rendered = render_scenes(work / f"scenes_{scene_px}_{seed}", bank_path=bank_path, num_scenes=num_scenes, seed=seed,
                              size_px=scene_px, num_workers=num_workers)
     torch.manual_seed(seed)
-    network = RetinaFace("mobilenet0.25").to(device).to(memory_format=torch.channels_last).train()
+    network = RetinaFace("mobilenet0.25").to(device).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=max_lr, weight_decay=0.01)
     settings: dict[str, float | str] = {
         "num_steps": num_steps, "num_scenes": num_scenes, "scene_px": scene_px, "max_lr": max_lr, "seed": seed,
@@ -228,10 +230,12 @@ def _train_step(
     network: RetinaFace, optimiser: torch.optim.Optimizer, batch: Sequence[Scene], device: torch.device
 ) -> None:
     images_BHW3 = torch.from_numpy(np.stack([scene.image for scene in batch])).to(device)
-    raw = network.raw(images_BHW3.permute(0, 3, 1, 2))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        raw = network.raw(images_BHW3.permute(0, 3, 1, 2).contiguous())
+    raw = RawOutput(*(values.float() for values in raw))
     of_class, of_box, of_points = multibox_loss(raw, targets_of(batch, device=device))
     optimiser.zero_grad()
-    (of_class + of_box + 0.4 * of_points).backward()
+    (of_class + BOX_WEIGHT * of_box + POINTS_WEIGHT * of_points).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
     optimiser.step()
 
