@@ -242,6 +242,7 @@ def train_retinaface(
 def evaluate_weights(
     name: Annotated[str, typer.Argument(help="Weights of the catalog.")],
     num: Annotated[int | None, typer.Option(min=1, help="Faces or scenes; default: 500 or 1000.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the faces or scenes.")] = 0,
     device: Device = "cpu",
 ) -> None:
     """Score a FAN or a RetinaFace on rendered faces or scenes that no training sees."""
@@ -257,15 +258,16 @@ def evaluate_weights(
         from pipeline.train_fan import evaluate_fan
 
         num = num or 500
-        pool = catalog.roots.work / "weights" / f"unseen-faces-{num}"
-        scores = evaluate_fan(load_fan(entry, device), pool_path=pool, bank_path=default_bank_path(), num_faces=num)
+        pool = catalog.roots.work / "weights" / f"unseen-faces-{num}-{seed}"
+        scores = evaluate_fan(load_fan(entry, device), pool_path=pool, bank_path=default_bank_path(), num_faces=num,
+                              seed=seed)
     else:
         from pipeline.detect import load_detector
         from pipeline.train_retinaface import evaluate_detector
 
         detector = load_detector(entry, torch.device(device))
         scores = evaluate_detector(detector, bank_path=default_bank_path(), device=torch.device(device),
-                                   num_scenes=num or 1000)._asdict()
+                                   num_scenes=num or 1000, seed=seed)._asdict()
     for key, value in scores.items():
         console.print(f"{key}: {value:.4g}", highlight=False)
 
