@@ -220,6 +220,7 @@ def train_fan(
 def train_retinaface(
     out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
     steps: Annotated[int, typer.Option(min=1)] = 3600,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 4e-3,
     scenes: Annotated[int, typer.Option(min=50, help="Rendered scenes.")] = 4000,
     start: Annotated[Path | None, typer.Option(help="Weights to go on from.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -234,7 +235,7 @@ def train_retinaface(
 
     work = load_catalog().roots.work / "weights" / f"scenes-{scenes}-{seed}"
     train_retinaface(out, bank_path=default_bank_path(), work=work, device=torch.device(device), num_steps=steps,
-                     num_scenes=scenes, seed=seed, init_from=start)
+                     num_scenes=scenes, max_lr=lr, seed=seed, init_from=start)
     _print_entry(out, "family: retinaface-mobilenet")
 
 

@@ -163,7 +163,7 @@ def distract(canvas: np.ndarray, rng: np.random.Generator) -> None:
         )
         alpha = cv2.GaussianBlur(mask, (0, 0), max(0.6, r * rng.uniform(0.01, 0.2))).astype(np.float32)[..., None] / 255
         canvas += (layer - canvas) * alpha
-        for _ in range(rng.integers(0, 5)):
+        for _ in range(rng.integers(1, 5) if rng.random() < 0.3 else 0):
             px, py = (np.array([x, y]) + rng.normal(0, r * 0.4, 2)).astype(int).tolist()
             cv2.circle(
                 canvas,
@@ -191,8 +191,8 @@ def distract(canvas: np.ndarray, rng: np.random.Generator) -> None:
         canvas += (rng.uniform(0, 1, 3).astype(np.float32) - canvas) * (ink.astype(np.float32)[..., None] / 255)
 
 
-def obstruct(canvas: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator) -> None:
-    """Something in front, in place: hand-sized strokes at the border of a face."""
+def obstruct(canvas: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Something in front, in place: hand-sized strokes at the border of a face; how opaque it is (H, W) 0..1."""
     side = canvas.shape[0]
     x1, y1, x2, y2 = box_xyxy
     size = np.array([x2 - x1, y2 - y1])
@@ -213,3 +213,4 @@ def obstruct(canvas: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator)
     tint = rng.uniform(0.05, 0.7) * np.array([1, rng.uniform(0.4, 1), rng.uniform(0.3, 1)])
     alpha = cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32)[..., None] / 255
     canvas += (tint.astype(np.float32) - canvas) * alpha
+    return alpha[..., 0]

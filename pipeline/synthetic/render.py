@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -280,8 +281,18 @@ def _texture(identity: Identity, expression: Expression) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- scenes
 
 
-def random_scene(bank: Bank, rng: np.random.Generator, *, size_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A picture with 0 to 5 faces of 24 to 400 px: RGB uint8 (size, size, 3), boxes (N, 4), points (N, 5, 2) px."""
+class SceneTruth(NamedTuple):
+    """The faces of a scene, far to near, float32: boxes (N, 4) and points (N, 5, 2) px; seen (N,) 0..1, the part of
+    each that is in the picture and that nothing hides.
+    """
+
+    boxes: np.ndarray
+    points: np.ndarray
+    seen: np.ndarray
+
+
+def random_scene(bank: Bank, rng: np.random.Generator, *, size_px: int) -> tuple[np.ndarray, SceneTruth]:
+    """A picture with 0 to 5 faces of 24 to 400 px: RGB uint8 (size, size, 3)."""
     zoom = 1.25
     side = round(size_px * zoom)
     canvas = sample_background(rng, side, sharp=True if rng.random() < 0.5 else None)
@@ -292,38 +303,61 @@ def random_scene(bank: Bank, rng: np.random.Generator, *, size_px: int) -> tuple
     sizes = np.sort(np.exp(rng.uniform(np.log(24), np.log(min(400.0, 0.8 * size_px)), number)))
     if number > 1:
         sizes = np.minimum(sizes, 0.6 * size_px)
-    truths: list[FaceTruth] = []
     lens = sample_lens(rng)
-    for face_px in sizes:  # small ones are far and get covered
-        camera = sample_camera(rng, max_angle_deg=60.0 if rng.random() < 0.3 else 35.0)
-        frac = face_px / size_px
-        room = (
-            (0.35 * frac, 1 - 0.35 * frac)
-            if rng.random() < 0.15
-            else (min(0.5, 0.55 * frac), max(0.5, 1 - 0.55 * frac))
-        )
+    lens = replace(lens, shrink=max(lens.shrink, 0.7), motion_px=min(lens.motion_px, 3.0))  # it shows faces of 24 px
+    truths: list[FaceTruth] = []
+    covers: list[np.ndarray] = []
+    for face_px in sizes:  # small ones are far and may get hidden
+        camera = sample_camera(rng, max_angle_deg=45.0 if rng.random() < 0.3 else 35.0)
+        frac = float(face_px / size_px)
         camera = replace(
             camera,
             light=shared if rng.random() < 0.7 else sample_light(rng),
             face_frac=frac,
-            centre_frac=(float(rng.uniform(*room)), float(rng.uniform(*room))),
+            centre_frac=_free_place(rng, frac, np.array([t.box_xyxy for t in truths]).reshape(-1, 4) / side),
             distance_m=max(camera.distance_m, 0.8),
         )
         identity = sample_identity(bank, rng, texture_px=128 if face_px < 90 else 256)
         truth, cover = draw_person(canvas, bank, identity, random_expression(bank, rng), camera)
-        truths = [t for t in truths if not _is_covered(t, cover)]
         truths.append(truth)
+        covers.append(cover > 0.5)
     if truths and rng.random() < 0.15:
-        obstruct(canvas, truths[int(rng.integers(len(truths)))].box_xyxy, rng)
+        covers.append(obstruct(canvas, truths[int(rng.integers(len(truths)))].box_xyxy, rng) > 0.5)
+    seen = [seen_frac(truth.box_xyxy, covers[i], covers[i + 1 :]) for i, truth in enumerate(truths)]
     canvas = cv2.resize(canvas, (size_px, size_px), interpolation=cv2.INTER_AREA)
     truths = [_scaled(t, 1 / zoom) for t in truths]
-    boxes = np.array([t.box_xyxy for t in truths], np.float32).reshape(-1, 4)
-    points = np.array([t.points for t in truths], np.float32).reshape(-1, 5, 2)
-    return expose(canvas, lens, rng), boxes, points
+    return expose(canvas, lens, rng), SceneTruth(
+        boxes=np.array([t.box_xyxy for t in truths], np.float32).reshape(-1, 4),
+        points=np.array([t.points for t in truths], np.float32).reshape(-1, 5, 2),
+        seen=np.array(seen, np.float32),
+    )
 
 
-def _is_covered(truth: FaceTruth, cover: np.ndarray) -> bool:
-    """Whether somebody nearer hides most of a face."""
-    height, width = cover.shape
-    x1, y1, x2, y2 = np.clip(truth.box_xyxy, 0, [width, height, width, height]).astype(int)
-    return x1 < x2 and y1 < y2 and float(cover[y1:y2, x1:x2].mean()) > 0.6
+def _free_place(rng: np.random.Generator, frac: float, boxes: np.ndarray) -> tuple[float, float]:
+    """Where a face of `frac` of the side goes, in parts of the side: where it hides nobody, if that is soon found.
+
+    boxes: (n, 4), those of the people behind it, in parts of the side.
+    """
+    margin = (0.35 if rng.random() < 0.15 else 0.55) * frac  # some are cut by the border
+    low, high = min(0.5, margin), max(0.5, 1 - margin)
+    for _ in range(10):
+        x, y = (float(v) for v in rng.uniform(low, high, 2))
+        aside = np.maximum(boxes[:, 0] - x, x - boxes[:, 2]) / frac
+        is_level = (boxes[:, 3] > y - 0.85 * frac) & (boxes[:, 1] < y + 0.6 * frac)
+        is_below = boxes[:, 3] > y + 0.6 * frac
+        if not (is_level & (aside < 0.7) | is_below & (aside < 1.4)).any():
+            break
+    return x, y
+
+
+def seen_frac(box_xyxy: np.ndarray, own: np.ndarray, nearer: list[np.ndarray]) -> float:
+    """The part of a person's `own` pixels (H, W) in the box that is in the picture and not among those of `nearer`."""
+    height, width = own.shape
+    x1, y1, x2, y2 = np.clip(box_xyxy, 0, [width, height, width, height]).round().astype(int)
+    part = np.s_[y1:y2, x1:x2]
+    num_own = int(own[part].sum())
+    if not num_own:
+        return 0.0
+    is_hidden = np.any([own[part] & cover[part] for cover in nearer], axis=0) if nearer else np.zeros(1, bool)
+    inside = (x2 - x1) * (y2 - y1) / float(np.prod(box_xyxy[2:] - box_xyxy[:2]))
+    return min(1.0, inside) * (1 - int(is_hidden.sum()) / num_own)

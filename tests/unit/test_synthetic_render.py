@@ -13,7 +13,7 @@ from pipeline.synthetic.bank import default_bank_path, load_bank, texture_angles
 from pipeline.synthetic.camera import Lens, sample_camera
 from pipeline.synthetic.expressions import AU_ACTIONS, AU_FOLDS, expression, random_expression
 from pipeline.synthetic.people import sample_identity
-from pipeline.synthetic.render import five_points, random_face, random_scene, render_face, rotation
+from pipeline.synthetic.render import five_points, random_face, random_scene, render_face, rotation, seen_frac
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +157,12 @@ def test_random_expressions_stay_within_what_the_mesh_bears(bank):
 def test_scenes_have_faces_of_all_sizes_and_none(bank):
     counts, sizes = [], []
     for seed in range(12):
-        image, boxes, points = random_scene(bank, np.random.default_rng([11, seed]), size_px=160)
+        image, (boxes, points, seen) = random_scene(bank, np.random.default_rng([11, seed]), size_px=160)
         assert image.shape == (160, 160, 3)
         assert boxes.shape == (len(points), 4)
         assert points.shape[1:] == (5, 2)
+        assert seen.shape == (len(boxes),)
+        assert ((seen >= 0) & (seen <= 1)).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         centres = points.mean(1)
         assert (centres > boxes[:, :2]).all()
@@ -174,8 +176,20 @@ def test_scenes_have_faces_of_all_sizes_and_none(bank):
 
 
 def test_scenes_repeat_for_their_generator(bank):
-    for one, two in zip(*(random_scene(bank, np.random.default_rng(5), size_px=96) for _ in range(2)), strict=True):
-        assert np.array_equal(one, two)
+    (image, truth), (again, same) = (random_scene(bank, np.random.default_rng(5), size_px=96) for _ in range(2))
+    assert np.array_equal(image, again)
+    assert all(np.array_equal(a, b) for a, b in zip(truth, same, strict=True))
+
+
+def test_how_much_of_a_face_is_seen():
+    own, hand = np.zeros((100, 100), bool), np.zeros((100, 100), bool)
+    own[20:60, 30:50] = True
+    hand[20:30] = True
+    assert seen_frac(np.array([30.0, 20, 50, 60]), own, []) == 1
+    assert seen_frac(np.array([30.0, 20, 50, 60]), own, [hand]) == pytest.approx(0.75)
+    assert seen_frac(np.array([30.0, 20, 50, 60]), own, [hand, hand.T]) == pytest.approx(0.75)
+    assert seen_frac(np.array([30.0, -20, 50, 60]), own, [hand]) == pytest.approx(0.75 * 0.75), "a quarter is outside"
+    assert seen_frac(np.array([130.0, 20, 150, 60]), own, []) == 0
 
 
 def test_people_differ_in_shape_and_colour(bank):

@@ -11,13 +11,13 @@ from models.retinaface import Faces, RawOutput, anchors, decode_boxes, decode_po
 from pipeline import train_retinaface as training
 from pipeline.errors import WeightsError
 from pipeline.synthetic import scenes as scenes_module
+from pipeline.synthetic.render import SceneTruth
 from pipeline.synthetic.scenes import (
     Scene,
     marked,
     mirrored,
     mosaic,
     render_scenes,
-    visible_fracs,
     with_scrambled_face,
     zoomed,
 )
@@ -38,7 +38,8 @@ def drawn_scene(_, rng, *, size_px):
             image[dot_y - 1 : dot_y + 2, dot_x - 1 : dot_x + 2] = 10
         boxes.append((x, y, x + side - 1, y + side - 1))
         points.append(dots.round())
-    return image, np.array(boxes, np.float32).reshape(-1, 4), np.array(points, np.float32).reshape(-1, 5, 2)
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return image, SceneTruth(boxes, np.array(points, np.float32).reshape(-1, 5, 2), np.ones(len(boxes), np.float32))
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +121,7 @@ def test_scenes_depend_on_seed_and_number_alone(tmp_path):
     for i in (0, 17, 49, 50, 59):
         for mine, other in zip(whole[i], grown[i], strict=True):
             np.testing.assert_array_equal(mine, other)
-    image, boxes, _ = drawn_scene(None, np.random.default_rng([5, 59]), size_px=48)
+    image, (boxes, _, _) = drawn_scene(None, np.random.default_rng([5, 59]), size_px=48)
     np.testing.assert_array_equal(whole[59].image, image)
     np.testing.assert_array_equal(whole[59].boxes, boxes)
 
@@ -161,7 +162,7 @@ def test_anchors_are_assigned_by_overlap():
 
 
 def test_targets_decode_to_the_faces():
-    image, boxes, points = drawn_scene(None, np.random.default_rng(4), size_px=64)
+    image, (boxes, points, _) = drawn_scene(None, np.random.default_rng(4), size_px=64)
     assert len(boxes) == 2
     targets = training.targets_of([Scene(image, boxes, points, np.ones(2, bool))], device=CPU)
     is_face = targets.labels[0] == 1
@@ -187,6 +188,16 @@ def test_loss_by_hand():
     assert of_class.item() == pytest.approx(-np.log(0.5) - 2 * np.log(0.1) - np.log(0.5), rel=1e-5)
     assert of_box.item() == pytest.approx(4 * (1 - 0.15))  # linear beyond 0.3
     assert of_points.item() == pytest.approx(10 * 0.5 * 0.15**2 / 0.3)  # quadratic below
+
+
+@pytest.mark.parametrize(("offset", "iou"), [(0.0, 1.0), (10 * 0.55 / 1.45, 0.45), (10 * 0.8 / 1.2, 0.2)])
+def test_a_badly_placed_box_is_to_claim_less(offset, iou):
+    """A box as large as the true one and aside by (1 - IoU) / (1 + IoU) of its side has that IoU."""
+    found, logits = torch.tensor([[[offset, 0.0, 0.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]])
+    targets = training.Targets(torch.ones(1, 1, dtype=torch.long), torch.zeros(1, 1, 4), torch.zeros(1, 1, 10))
+    of_class, _, _ = training.multibox_loss(RawOutput(logits, found, torch.zeros(1, 1, 10)), targets)
+    p, claim = 1 / (1 + np.exp(-2.0)), np.clip((iou - 0.3) / 0.3, 0, 1)
+    assert of_class.item() == pytest.approx(-claim * np.log(p) - (1 - claim) * np.log(1 - p), rel=1e-4)
 
 
 def test_no_face_in_the_batch_still_gives_a_loss():
@@ -247,9 +258,10 @@ def faces(*rows):
     return Faces(boxes, torch.tensor([score for _, score in rows]), boxes[:, None, :2].repeat(1, 5, 1))
 
 
-def truth(*boxes):
+def truth(*boxes, seen=None):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    return boxes, np.repeat(boxes[:, None, :2] + np.float32(4), 5, axis=1)
+    points = np.repeat(boxes[:, None, :2] + np.float32(4), 5, axis=1)
+    return SceneTruth(boxes, points, np.array(seen or [1] * len(boxes), np.float32))
 
 
 def test_scores_by_hand():
@@ -273,16 +285,24 @@ def test_scores_by_hand():
     assert lenient.mean_iou == pytest.approx((1 + 42 / 80) / 2)
 
 
-def test_hidden_faces_count_neither_way_among_the_visible():
-    back, front = (40, 10, 140, 130), (60, 0, 180, 150)
-    assert visible_fracs(np.array([back, front], np.float32))[1] == 1
-    assert visible_fracs(np.array([back, front], np.float32))[0] < 0.3
-    assert visible_fracs(np.array([back, (300, 0, 420, 150)], np.float32)).tolist() == [1, 1]
-    scores = training.detection_scores([faces((front, 0.9), (back, 0.8))], [truth(back, front)], min_side_px=32)
-    assert (scores.num_faces, scores.num_visible) == (2, 1)
-    assert (scores.recall, scores.recall_visible) == (1, 1)
-    scores = training.detection_scores([faces((front, 0.9))], [truth(back, front)], min_side_px=32)
-    assert (scores.recall, scores.recall_visible) == (0.5, 1)
+def test_hidden_faces_count_neither_way():
+    back, front, hand = (40, 10, 140, 130), (60, 0, 180, 150), (45, 40, 75, 70)
+    of = [truth(back, front, seen=[0.3, 1])]
+    for found in (faces((front, 0.9), (back, 0.8), (hand, 0.7)), faces((front, 0.9))):
+        scores = training.detection_scores([found], of, min_side_px=32)
+        assert (scores.num_faces, scores.recall, scores.false_positives_at_half) == (1, 1, 0)
+    scores = training.detection_scores([faces((front, 0.9), ((0, 0, 60, 60), 0.95))], of, min_side_px=32)
+    assert (scores.recall, scores.false_positives_at_half) == (0, 1), "too little of it lies on the hidden face"
+
+
+def test_hidden_faces_are_not_learned(monkeypatch, tmp_path):
+    def drawn(_, rng, *, size_px):
+        image, of = drawn_scene(_, np.random.default_rng(4), size_px=size_px)
+        return image, of._replace(seen=np.linspace(0.4, 0.9, len(of.boxes), dtype=np.float32))
+
+    monkeypatch.setattr(scenes_module, "random_scene", drawn)
+    rendered = render_scenes(tmp_path, bank_path=tmp_path, num_scenes=50, seed=0, size_px=64, num_workers=1)
+    assert rendered[7].is_learned.tolist() == [False, True]
 
 
 def test_training_goes_on_from_weights(tmp_path):
@@ -303,7 +323,7 @@ def test_evaluation_sees_other_scenes_than_training(monkeypatch, tmp_path):
     class Oracle(torch.nn.Module):
         def forward(self, images_B3HW, *, score_threshold):
             seen.append(images_B3HW)
-            image, boxes, points = drawn_scene(None, np.random.default_rng([1_000_003, len(seen) - 1]), size_px=96)
+            image, (boxes, points, _) = drawn_scene(None, np.random.default_rng([1_000_003, len(seen) - 1]), size_px=96)
             np.testing.assert_array_equal(images_B3HW[0].permute(1, 2, 0), image)
             return [Faces(torch.from_numpy(boxes), torch.ones(len(boxes)), torch.from_numpy(points))]
 
