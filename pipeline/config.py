@@ -64,7 +64,7 @@ class ViewConfig(Settings):
 class FeatureConfig(Settings):
     """Which frozen FAN features are cached, and in what form."""
 
-    weights: str = "fan-64"
+    weights: str = "fan-128"
     """Name of a FAN in the catalog."""
     profile: Literal["exact", "standard"] = "standard"
     """exact: fp16 maps and all 68 heatmaps; standard: fp16 maps and the heatmaps' sum."""

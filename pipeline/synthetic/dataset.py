@@ -36,7 +36,7 @@ from pipeline.synthetic.expressions import Expression, expression
 from pipeline.synthetic.people import Identity, sample_identity
 from pipeline.synthetic.render import FaceTruth, render_face
 
-FORMAT = 2
+FORMAT = 3
 """Goes up when the same settings give other pixels or labels."""
 
 BP4D_RATES = {

@@ -19,7 +19,7 @@ def run(*arguments, cwd, **variables):
 def test_catalog_show_lists_every_name(tmp_path):
     shown = run("catalog", "show", cwd=tmp_path, COLUMNS="200")
     assert shown.returncode == 0
-    for name in ("bp4d", "disfa", "demo", "fan-64", "retinaface-mobilenet", "cache"):
+    for name in ("bp4d", "disfa", "demo", "fan-64", "fan-128", "retinaface-mobilenet", "cache"):
         assert name in shown.stdout
 
 

@@ -32,7 +32,7 @@ def make_catalog(fan=FAN, *, fan_sha="a" * 64, face_sha="b" * 64, folder="models
     weights = {
         "retinaface-mobilenet": {"family": "retinaface-mobilenet", "sha256": face_sha},
         "face": {"family": "retinaface-mobilenet", "sha256": face_sha},
-        "fan-64": {**fan, "sha256": fan_sha},
+        "fan-128": {**fan, "sha256": fan_sha},
         "fan": {**fan, "sha256": fan_sha},
     }
     entries = {name: WeightsEntry(path=Path(folder) / name, **entry) for name, entry in weights.items()}
