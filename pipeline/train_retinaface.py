@@ -30,6 +30,7 @@ from pipeline.synthetic.scenes import (
     Scene,
     SceneFolder,
     covered,
+    cropped,
     marked,
     mirrored,
     mosaic,
@@ -47,6 +48,8 @@ POSITIVE_IOU, NEGATIVE_IOU = 0.4, 0.3
 NEGATIVES_PER_POSITIVE = 3
 BOX_WEIGHT, POINTS_WEIGHT = 2.0, 0.25
 """Weights of the losses beside that of the class."""
+AS_RENDERED_FRAC = 0.4
+"""Part of the training images that keep the renderer's own size, colours and blur."""
 CHECKPOINT_EVERY_S = 60.0
 EVALUATION_SEED_OFFSET = 1_000_003
 LOWEST_SCORE = 0.02
@@ -77,7 +80,10 @@ class DetectorScores(NamedTuple):
 
 
 def augmented_batch(rendered: SceneFolder, *, seed: int, step: int) -> list[Scene]:
-    """Batch `step`, a function of (seed, step): scenes zoomed, mosaicked, mirrored, covered and recoloured."""
+    """Batch `step`, a function of (seed, step): scenes zoomed, mosaicked, mirrored, covered and recoloured.
+
+    Some are left as they are but for a window: what is only ever seen distorted is judged badly at low false alarms.
+    """
     rng = np.random.default_rng([seed, step])
     side_px = int(rng.choice(INPUT_SIDES_PX))
     return [_augmented(rendered, side_px, rng) for _ in range(round(BATCH_PX / side_px**2))]
@@ -87,6 +93,8 @@ def _augmented(rendered: SceneFolder, side_px: int, rng: np.random.Generator) ->
     def random_zoom(side_px: int) -> Scene:
         return zoomed(rendered[int(rng.integers(len(rendered)))], side_px, rng)
 
+    if rng.random() < AS_RENDERED_FRAC:
+        return marked(cropped(rendered[int(rng.integers(len(rendered)))], side_px, rng))
     is_mosaic = rng.random() < 0.2
     scene = mosaic([random_zoom(side_px // 2) for _ in range(4)]) if is_mosaic else random_zoom(side_px)
     if rng.random() < 0.5:

@@ -118,7 +118,22 @@ def zoomed(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
     else:
         window_px = scene_px * rng.uniform(0.4, 1.2)
         centre = rng.uniform(0, scene_px, 2)
-    window_px = round(np.clip(window_px, side_px / 2.5, 1.1 * scene_px))
+    return _window_about(scene, centre, round(np.clip(window_px, side_px / 2.5, 1.1 * scene_px)), side_px, rng)
+
+
+def cropped(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
+    """A square part of the scene, pixel for pixel, mostly one with a face."""
+    corners = scene.boxes.reshape(-1, 2, 2)
+    if len(corners) and rng.random() < 0.8:
+        centre = corners[rng.integers(len(corners))].mean(0)
+    else:
+        centre = rng.uniform(0, min(scene.image.shape[:2]), 2)
+    return _window_about(scene, centre, side_px, side_px, rng)
+
+
+def _window_about(scene: Scene, centre: np.ndarray, window_px: int, side_px: int, rng: np.random.Generator) -> Scene:
+    """A window of the scene with `centre` somewhere in it, resized."""
+    scene_px = min(scene.image.shape[:2])
     low, high = sorted((0, scene_px - window_px))
     x, y = np.clip(centre - window_px * rng.uniform(0.1, 0.9, 2), low, high).round().astype(int)
     return _window(scene, int(x), int(y), window_px, side_px, fill=rng.integers(0, 256, 3))

@@ -14,6 +14,7 @@ from pipeline.synthetic import scenes as scenes_module
 from pipeline.synthetic.render import SceneTruth
 from pipeline.synthetic.scenes import (
     Scene,
+    cropped,
     marked,
     mirrored,
     mosaic,
@@ -75,6 +76,15 @@ def test_points_stay_on_their_pixels_when_zoomed(marked_scene):
         for found, expected, inside in zip(greens_at(scene), (50, 100, 150, 200, 250), is_inside, strict=True):
             assert not inside or scale < 0.4 or found == pytest.approx(expected, abs=4)
         np.testing.assert_allclose((scene.boxes[0, 3] - scene.boxes[0, 1]) / 65, scale, rtol=0.03)
+
+
+def test_a_crop_keeps_pixels_as_they_are(marked_scene):
+    for seed in range(10):
+        scene = cropped(marked_scene, 64, np.random.default_rng(seed))
+        assert scene.image.shape == (64, 64, 3)
+        x, y = (marked_scene.boxes - scene.boxes)[0, :2].round().astype(int)
+        np.testing.assert_array_equal(scene.image, marked_scene.image[y : y + 64, x : x + 64])
+        np.testing.assert_allclose(scene.points, marked_scene.points - (x, y), atol=1e-4)
 
 
 def test_a_mirrored_face_has_its_right_eye_on_the_left_again(marked_scene):
