@@ -78,18 +78,18 @@ def total_loss(
     *,
     kd_weight: float = 0.2,
     kd_form: KdForm = "bernoulli",
-    kd_temperature: float = 1.0,
+    kd_temperature: float | None = None,
 ) -> Losses:
     """L_cls of every branch and of the ensemble, plus `kd_weight` times L_kd of every branch (Eq. 8 to 10).
 
-    A head with a single branch has no ensemble and learns from the labels alone.
+    Without `kd_temperature` the form's own counts. A head with a single branch has no ensemble and learns from the
+    labels alone.
     """
     sources = output.branches if output.ensemble is None else (*output.branches, output.ensemble)
     classification = torch.stack([weighted_bce(logits, labels_BA, weights_A) for logits in sources]).sum()
     if output.ensemble is None:
         return Losses(classification, classification, torch.zeros_like(classification))
     divergence = bernoulli_kl if kd_form == "bernoulli" else softmax_kl
-    distillation = torch.stack(
-        [divergence(logits, output.ensemble, temperature=kd_temperature) for logits in output.branches]
-    ).sum()
+    settings = {} if kd_temperature is None else {"temperature": kd_temperature}
+    distillation = torch.stack([divergence(logits, output.ensemble, **settings) for logits in output.branches]).sum()
     return Losses(classification + kd_weight * distillation, classification, distillation)

@@ -112,7 +112,8 @@ class TrainConfig(Settings):
     kd_weight: Annotated[float, Field(ge=0)] = 0.2
     """Lambda of Eq. 10."""
     kd_form: Literal["bernoulli", "softmax"] = "bernoulli"
-    kd_temperature: PositiveFloat = 1.0
+    kd_temperature: PositiveFloat | None = None
+    """None is the form's own: 1 for bernoulli, 4 for softmax."""
     averages_flip: bool = False
     """Whether test logits are averaged with those of the flipped view."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -55,6 +55,7 @@ class CachedBatches:
         is_training: bool,
         parts: Collection[str] | None = None,
         view: int = CLEAN_VIEW,
+        num_views: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         num_threads: int = 2,
@@ -62,7 +63,8 @@ class CachedBatches:
     ) -> None:
         """frames: `FRAME_COLUMNS` and labels of `aus`; only those in `parts` (default: all) are read.
 
-        Training reads augmented views, or the clean one if the cache has no others, shuffled, whole batches only.
+        Training reads augmented views below `num_views` (default: all that the cache has), or the clean one if there
+        are none, shuffled, whole batches only.
         Evaluation reads `view` (clean or flipped), in the cache's order, to the last frame. Raises `CacheError` or
         `DataError`.
         """
@@ -81,6 +83,7 @@ class CachedBatches:
         self.frame_ids: list[str] = found["frame_id"].tolist()
         self._rows = found["row"].to_numpy()
         self._cache, self._batch_size, self._is_training, self._view = cache, batch_size, is_training, view
+        self._num_views = min(num_views or cache.num_views, cache.num_views)
         self._seed, self._device = seed, torch.device(device)
         self._num_threads, self._num_ahead = num_threads, num_ahead
 
@@ -92,7 +95,7 @@ class CachedBatches:
 
     def view_of(self, epoch: int) -> int:
         """The view that an epoch reads: in training, augmented ones in turn."""
-        num_augmented = self._cache.num_views - FIRST_AUGMENTED_VIEW
+        num_augmented = self._num_views - FIRST_AUGMENTED_VIEW
         if not self._is_training:
             return self._view
         return FIRST_AUGMENTED_VIEW + epoch % num_augmented if num_augmented > 0 else CLEAN_VIEW

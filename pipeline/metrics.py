@@ -128,9 +128,10 @@ def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0)
 
 
 def _floor_percent(counts: pd.DataFrame) -> np.ndarray:
-    """F1 of always answering "present"."""
+    """F1 of always answering "present"; NaN where F1 is undefined, so that both are means over the same folds."""
     num_positive = counts["tp"] + counts["fn"]
-    return f1_percent(num_positive, counts["fp"] + counts["tn"], np.zeros(len(counts)))
+    floor = f1_percent(num_positive, counts["fp"] + counts["tn"], np.zeros(len(counts)))
+    return np.where(counts["f1_percent"].isna(), np.nan, floor)
 
 
 def _intervals(counts: pd.DataFrame, *, num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -87,12 +87,18 @@ def prepare_run(
             f"{dataset} has no cache of the settings in {experiment.name} ({folder} is not there); "
             f"run `fantrans refresh {dataset} --config {experiment.name}`"
         )
-    cache = open_cache(folder)
+    cache, num_views = open_cache(folder), experiment.cache.views.num_views
+    if cache.num_views < num_views:
+        raise CacheError(
+            f"{folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; "
+            f"run `fantrans refresh {dataset} --config {experiment.name}`, or set `cache: {{views: {{num_views}}}}`"
+        )
     document = {
         "head": experiment.head.model_dump(),
         "train": experiment.train.model_dump(),
         "cache": cache.fingerprint,
-        "revision": cache.revision,
+        "index": cache.manifest["index"]["sha256"],
+        "num_views": num_views,
         "labels": file_sha256(catalog.work_of(dataset) / FILE_NAME),
         "aus": list(entry.rules.aus),
         "init_from": init_from,
@@ -100,7 +106,7 @@ def prepare_run(
     name = f"{experiment.name}-{dataset}-{fingerprint(document)}"
     run = TrainingRun(experiment=experiment, dataset=dataset, rules=entry.rules, frames=frames, cache=cache,
                       folder=catalog.roots.runs / name, init_from=catalog.roots.runs / init_from if init_from else None)
-    _write_run(run, document)
+    _write_run(run, document | {"revision": cache.revision})
     return run
 
 
@@ -152,11 +158,11 @@ def train_fold(run: TrainingRun, test_part: str, *, device: str = "cpu") -> Path
     keep_freed_memory()
     batches = CachedBatches(
         run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part), batch_size=settings.batch_size,
-        seed=settings.seed, device=device, is_training=True,
+        seed=settings.seed, device=device, is_training=True, num_views=run.experiment.cache.views.num_views,
     )
     head = FanTransHead(head_shape(run))
     if run.init_from is not None:
-        _start_from(head, run.init_from, test_part, run.rules)
+        _start_from(head, run, run.init_from / f"fold-{test_part}" / "head.safetensors")
     head = head.to(device)
     fold = _Fold.start(head, batches, settings, folder / "checkpoint.pt", device, run.rules.aus)
     num_frames = batches.num_batches * settings.batch_size * settings.num_epochs
@@ -298,15 +304,23 @@ def _write_result(run: TrainingRun, test_part: str, fold: _Fold, device: str) ->
     write_bytes_atomically(folder / "result.json", json.dumps(result, indent=2).encode())
 
 
-def _start_from(head: FanTransHead, source: Path, test_part: str, rules: Protocol) -> None:
-    """Copy what two protocols share from the head that was trained for the same test part."""
-    weights, record = source / f"fold-{test_part}" / "head.safetensors", source / "run.json"
-    if not weights.is_file() or not record.is_file():
+def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
+    """Copy what two protocols share from a head of the same settings that was trained for the same test part."""
+    path = weights.parent.parent / "run.json"
+    if not weights.is_file() or not path.is_file():
         raise DataError(f"{weights} is not there; train that fold first, or name another run with --init-from")
+    record = json.loads(path.read_bytes())
+    wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.model_dump()}
+    for name, value in wanted.items():
+        if record[name] != value:
+            raise ConfigError(
+                f"cannot start from {path.parent.name}: its {name} is {record[name]}, this run's is {value}; "
+                "train a run of the same settings first"
+            )
     try:
-        carry_over(head, load_file(weights), source_aus=json.loads(record.read_bytes())["aus"], aus=rules.aus)
+        carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
     except ValueError as error:
-        raise ConfigError(f"cannot start from {source.name}: {error}") from None
+        raise ConfigError(f"cannot start from {path.parent.name}: {error}") from None
 
 
 def _save_weights(path: Path, module: nn.Module) -> None:

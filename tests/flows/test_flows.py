@@ -1,6 +1,7 @@
 """The flows on a real Prefect server, over a small rendered data set."""
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,7 +9,9 @@ import yaml
 
 from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.config import CONFIG_FOLDER
+from pipeline.errors import CacheError
 from pipeline.frames import read_index
+from pipeline.train import prepare_run
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +61,10 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     assert [summary.num_done for summary in summaries] == [0, 0, 0, 0]
     assert [summary.num_kept for summary in summaries[:2]] == [len(frames)] * 2
     main_job("small", config=environment)
+    more_views = Path(environment).with_name("more.yaml")
+    more_views.write_text(f"base: {Path(environment).with_suffix('')}\ncache: {{views: {{num_views: 5}}}}\n")
+    with pytest.raises(CacheError, match=r"has 2 views, more trains on 5; run `fantrans refresh small --config more`"):
+        prepare_run(str(more_views), dataset="small")
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
 

@@ -69,6 +69,12 @@ def test_epochs_read_the_augmented_views_in_turn(world):
             assert_rows_belong_together(world, batch, view=2 + epoch % 2)
 
 
+def test_views_beyond_the_experiments_are_not_read(world):
+    frames, _, cache = world
+    batches = CachedBatches(cache, frames, aus=AUS, batch_size=5, is_training=True, num_views=3)
+    assert [batches.view_of(epoch) for epoch in range(3)] == [2, 2, 2]
+
+
 def test_without_augmented_views_training_reads_the_clean_one(world, tmp_path):
     frames, crops, _ = world
     cache = make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2))

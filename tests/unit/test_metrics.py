@@ -95,6 +95,7 @@ def test_undefined_folds_are_counted_and_left_out():
     assert scores.aus["num_undefined"].tolist() == [0, 1, 2]
     assert scores.num_undefined == 3
     assert scores.f1_percent == pytest.approx(65)
+    np.testing.assert_allclose(scores.aus["floor_percent"], [100 * np.mean([20 / 22, 10 / 11]), 100 * 6 / 11, np.nan])
     np.testing.assert_allclose(scores.aus["low_percent"], [80, 50, np.nan])
     np.testing.assert_allclose(scores.aus["high_percent"], [80, 50, np.nan])
 

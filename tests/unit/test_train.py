@@ -28,10 +28,10 @@ TRAIN = TrainConfig(num_epochs=3, batch_size=4, lr=1e-2)
 def make_run(folder: Path, **changes) -> TrainingRun:
     cache = next(iter((folder / "cache").glob("*/current.json"))).parent
     experiment = ExperimentConfig(name="small", head=changes.pop("head", HEAD), train=changes.pop("train", TRAIN))
-    document = {"rules": list(RULES.aus)}
     run = TrainingRun(experiment=experiment, dataset="small", rules=RULES, frames=small_cache.make_frames(),
                       cache=open_cache(cache), folder=folder / "runs" / changes.pop("name", "a"), init_from=None)
-    train._write_run(run, {"aus": list(RULES.aus), **document})
+    document = {"aus": list(RULES.aus), "cache": run.cache.fingerprint, "head": experiment.head.model_dump()}
+    train._write_run(run, document)
     return run
 
 
@@ -141,6 +141,10 @@ def test_a_head_starts_from_the_same_part_of_another_run(folder):
     torch.testing.assert_close(started["conv.reduce.weight"], trained["conv.reduce.weight"], atol=1e-5, rtol=0)
     with pytest.raises(DataError, match="fold-P2"):
         train_fold(run, "P2")
+    other = make_run(folder, name="c", head=HeadConfig(dim=8, num_blocks=1, attention_drop="full"))
+    object.__setattr__(other, "init_from", source.folder)
+    with pytest.raises(ConfigError, match=r"cannot start from a: its head is .* this run's is"):
+        train_fold(other, "P1")
 
 
 @pytest.mark.parametrize(("epoch", "lr"), [(0, 1e-4), (3, 1e-4), (4, 3e-5), (8, 9e-6), (11, 9e-6)])
