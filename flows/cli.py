@@ -7,11 +7,12 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import FantransError
@@ -26,7 +27,15 @@ app.add_typer(weights_app, name="weights")
 
 console = Console()
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1...")]
+
+def _checked_device(device: str) -> str:
+    from pipeline.device import checked_device
+
+    return checked_device(device)
+
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1...", callback=_checked_device)]
+Start = typer.Option(exists=True, dir_okay=False, help="Weights to go on from; for a FAN, of its width or half of it.")
 ConfigName = Annotated[str, typer.Option(help="An experiment in configs/.")]
 
 
@@ -50,8 +59,16 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except FantransError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        sys.exit(2)
+        _end_with(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _end_with(f"{error.filename}: {error.strerror}; mend the place, or name another")
+
+
+def _end_with(sentence: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False)
+    sys.exit(2)
 
 
 @app.command()
@@ -74,7 +91,7 @@ def demo(
 
         result = main_job(name, config=name, device=device)
     console.print(result.rich_table())
-    console.print(f"report: {result.folder}/report.md", soft_wrap=True, highlight=False)
+    _print_place(result.folder)
 
 
 @catalog_app.command("show")
@@ -99,16 +116,16 @@ def catalog_show() -> None:
 
 
 @catalog_app.command("check")
-def catalog_check() -> None:
+def catalog_check(dataset: Annotated[str | None, typer.Argument(help="One data set; default: all.")] = None) -> None:
     """Say what the catalog names and the disk lacks; exit status 2 if anything."""
     from pipeline.catalog import load_catalog
 
-    faults = load_catalog().faults()
+    faults = load_catalog().faults(dataset)
     for fault in faults:
-        console.print(fault, soft_wrap=True, highlight=False)
+        console.print(fault, soft_wrap=True, highlight=False, markup=False)
     if faults:
         raise typer.Exit(2)
-    console.print("catalog: all data sets and weights are there")
+    console.print(f"catalog: {dataset or 'all data sets'} and weights are there")
 
 
 @app.command()
@@ -124,10 +141,13 @@ def synth(
     dataset: Annotated[str | None, typer.Option(help="Render this entry of the catalog instead.")] = None,
 ) -> None:
     """Render faces with known action units in a data set's raw layout."""
+    from pipeline.catalog import load_catalog
     from pipeline.render import render_dataset
     from pipeline.synthetic.dataset import write_dataset
 
     if dataset is not None:
+        if load_catalog().dataset(dataset).rendered is None:
+            raise typer.BadParameter(f"data set {dataset!r} has no `rendered:` in the catalog")
         render_dataset(dataset, num_workers=workers)
         return
     if out is None:
@@ -160,6 +180,8 @@ def cache_ls(dataset: Annotated[str | None, typer.Argument(help="One data set; d
 
     catalog = load_catalog()
     table = Table("data set", "fingerprint", "revision", "frames", "views", "MB", "weights", "profile")
+    if dataset:
+        catalog.dataset(dataset)
     for name in [dataset] if dataset else catalog.datasets:
         for row in list_caches(catalog.caches_of(name)):
             table.add_row(name, *map(str, row))
@@ -176,7 +198,7 @@ def train(
 ) -> None:
     """Train a head per fold on cached features and score it; prints the report."""
     run = _flow_or_function("train_folds", flow_module="flows.train", function_module="pipeline.train")
-    tested = parts.split(",") if parts else None
+    tested = [part.strip() for part in parts.split(",")] if parts else None
     report([run(config, dataset=dataset, parts=tested, init_from=init_from, device=device)])
 
 
@@ -191,7 +213,9 @@ def report(
     root = load_catalog().roots.runs
     for run in runs:
         folder = run if run.is_dir() else root / run
-        console.print(write_report(folder).rich_table())
+        result = write_report(folder)
+        console.print(result.rich_table())
+        _print_place(result.folder)
 
 
 @weights_app.command("train-fan")
@@ -201,7 +225,7 @@ def train_fan(
     steps: Annotated[int, typer.Option(min=1)] = 2600,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 3e-3,
     faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each of another identity.")] = 5000,
-    start: Annotated[Path | None, typer.Option(help="Weights to go on from, of this width or half of it.")] = None,
+    start: Annotated[Path | None, Start] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -222,7 +246,7 @@ def train_retinaface(
     steps: Annotated[int, typer.Option(min=1)] = 3600,
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 4e-3,
     scenes: Annotated[int, typer.Option(min=50, help="Rendered scenes.")] = 4000,
-    start: Annotated[Path | None, typer.Option(help="Weights to go on from.")] = None,
+    start: Annotated[Path | None, Start] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -273,11 +297,16 @@ def evaluate_weights(
         console.print(f"{key}: {value:.4g}", highlight=False)
 
 
+def _print_place(run: Path) -> None:
+    console.print(f"report: {run}/report.md", soft_wrap=True, highlight=False, markup=False)
+
+
 def _print_entry(path: Path, kind: str) -> None:
     from pipeline.files import file_sha256
 
     entry = f"{{path: {path}, sha256: {file_sha256(path)}, {kind}}}"
-    console.print(f"for `weights:` in data_catalog.yaml:\n  {path.stem}: {entry}", soft_wrap=True, highlight=False)
+    console.print(f"for `weights:` in data_catalog.yaml:\n  {path.stem}: {entry}", soft_wrap=True, highlight=False,
+                  markup=False)
 
 
 def _has_nothing_new(name: str, device: str) -> bool:

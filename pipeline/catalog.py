@@ -51,6 +51,12 @@ class DatasetEntry(Settings):
     protocol: Annotated[str, AfterValidator(_known_protocol)]
     rendered: RenderedEntry | None = None
 
+    @model_validator(mode="after")
+    def _protocol_is_of_the_layout(self) -> DatasetEntry:
+        if (self.layout == "disfa") != (self.rules.min_positive_intensity is not None):
+            raise ValueError(f"protocol {self.protocol} does not go with layout {self.layout}")
+        return self
+
     @property
     def rules(self) -> Protocol:
         """The protocol by its name."""
@@ -127,11 +133,12 @@ class Catalog(Settings):
         """Folder of a data set's feature caches, one folder a fingerprint."""
         return self.roots.cache / dataset
 
-    def faults(self) -> list[str]:
-        """Everything that `fantrans catalog check` finds wrong on disk, a sentence each."""
+    def faults(self, dataset: str | None = None) -> list[str]:
+        """Everything that `fantrans catalog check` finds wrong on disk, of one data set or all, a sentence each."""
+        checked = self.datasets if dataset is None else {dataset: self.dataset(dataset)}
         found = [
             f"data set {name!r}: {folder} is not there; {_mend_folder(name, entry)}"
-            for name, entry in self.datasets.items()
+            for name, entry in checked.items()
             for folder in entry.missing_folders()
         ]
         for name, weights in self.weights.items():
@@ -145,7 +152,7 @@ class Catalog(Settings):
 def _mend_folder(name: str, entry: DatasetEntry) -> str:
     if entry.rendered is not None:
         return f"run `fantrans synth --dataset {name}`"
-    return f"unpack the data set there or point {name.upper()}_ROOT at it"
+    return f"unpack the data set there, or mend `root` of {name} in the catalog or the variable that it takes"
 
 
 def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Catalog:
@@ -183,7 +190,7 @@ def _filled(value: object, environment: Mapping[str, str], path: Path) -> object
 def _anchored(catalog: Catalog, folder: Path) -> Catalog:
     """The catalog with every relative place made absolute against the catalog's folder."""
     return Catalog(
-        roots=Roots(**{name: folder / place for name, place in catalog.roots}),
-        datasets={n: e.model_copy(update={"root": folder / e.root}) for n, e in catalog.datasets.items()},
-        weights={n: e.model_copy(update={"path": folder / e.path}) for n, e in catalog.weights.items()},
+        roots=Roots(**{name: folder / place.expanduser() for name, place in catalog.roots}),
+        datasets={n: e.model_copy(update={"root": folder / e.root.expanduser()}) for n, e in catalog.datasets.items()},
+        weights={n: e.model_copy(update={"path": folder / e.path.expanduser()}) for n, e in catalog.weights.items()},
     )

@@ -126,7 +126,7 @@ class ExperimentConfig(Settings):
     cache: CacheConfig = CacheConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
-    parts: tuple[Literal["P1", "P2", "P3"], ...] = ("P1", "P2", "P3")
+    parts: Annotated[tuple[Literal["P1", "P2", "P3"], ...], Field(min_length=1)] = ("P1", "P2", "P3")
     """Test parts to train a fold for."""
 
 
@@ -149,7 +149,7 @@ def load_experiment(name_or_path: str, *, folder: Path = CONFIG_FOLDER) -> Exper
 
 def first_fault(error: ValidationError) -> str:
     """The first fault of a pydantic error in words: where, what was found, what was expected."""
-    fault = error.errors()[0]
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a typo makes a gap, too
     where = ".".join(str(step) for step in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown key `{where}`; mend the spelling or remove it"
@@ -161,7 +161,9 @@ def first_fault(error: ValidationError) -> str:
 def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
     """A YAML file's mapping; duplicate keys, which YAML itself lets pass, raise `error`."""
     try:
-        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except UnicodeDecodeError as fault:
+        raise error(f"{path} is no UTF-8 text: {fault.reason} at byte {fault.start}") from None
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -192,7 +194,9 @@ def _merged_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = content.pop("base", None)
     if base is None:
         return content
-    return _overlaid(_merged_with_bases(path.parent / f"{base}.yaml", seen=(*seen, path)), content)
+    beside = path.parent / f"{base}.yaml"
+    below = beside if beside.is_file() else CONFIG_FOLDER / f"{base}.yaml"
+    return _overlaid(_merged_with_bases(below, seen=(*seen, path)), content)
 
 
 def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,10 @@ from pipeline.protocols import PARTS, Protocol
 from pipeline.records import FRAME_COLUMNS, UNKNOWN, au_column, read_table, write_table
 
 _INDEX_ROWS = {"bp4d": bp4d.index_rows, "disfa": disfa.index_rows}
+SOURCES = {
+    "bp4d": "BP4D-training/{subject}/{task}/{frame}.jpg",
+    "disfa": "Videos_LeftCamera/LeftVideo{subject}_comp.avi",
+}
 FILE_NAME = "frames.parquet"
 
 
@@ -29,6 +33,9 @@ def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFra
     rows = _INDEX_ROWS[entry.layout](entry.root, rules)
     is_bad = [rules.is_bad_frame(s, f) for s, f in zip(rows["subject"], rows["frame"], strict=True)]
     rows = rows[~pd.Series(is_bad, index=rows.index)]
+    if (rows["source_file"] == "").all():
+        raise DataError(f"none of the {len(rows):,} coded frames in {entry.root} has its image or video; expected "
+                        f"{entry.root / SOURCES[entry.layout]}")
     part_of = {subject: rules.part_of(subject) for subject in rows["subject"].unique()}
     rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(part_of))
     rows = rows.sort_values(["subject", "task", "frame"], ignore_index=True)

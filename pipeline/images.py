@@ -78,6 +78,8 @@ def _decoded(path: Path, numbers: set[int]) -> Iterator[tuple[int, np.ndarray]]:
     if not path.is_file():
         return
     with av.open(str(path)) as video:
+        if not video.streams.video:
+            return
         video.streams.video[0].thread_type = "AUTO"
         for number, frame in enumerate(video.decode(video=0)):
             if number in numbers:

@@ -27,6 +27,7 @@ from pipeline.cache.writer import refresh as refresh_features
 from pipeline.catalog import Catalog, DatasetEntry, load_catalog
 from pipeline.config import CacheConfig, CropConfig, first_fault, load_experiment
 from pipeline.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_detector
+from pipeline.device import checked_device
 from pipeline.errors import ConfigError
 from pipeline.features import extract_features as extract_maps
 from pipeline.features import feature_shapes, load_fan
@@ -102,12 +103,17 @@ def prepare_refresh(
         document["views"]["num_views"] = num_views
     catalog = load_catalog()
     catalog.dataset(dataset)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} is not there: torch sees no CUDA; give --device cpu")
+    checked_device(device)
     try:
         cache = CacheConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(first_fault(error)) from None
+    catalog.weights_of(cache.detector.weights)
+    family = catalog.weights_of(cache.features.weights).family
+    if family != "fan":
+        raise ConfigError(
+            f"features come from a FAN, and {cache.features.weights} is a {family}; name another in {config}"
+        )
     return RefreshJob(dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device)
 
 
@@ -137,7 +143,7 @@ def index_frames(job: RefreshJob) -> StageSummary:
     if path.is_file() and pd.read_parquet(path).equals(table):
         return StageSummary(stage="index", num_kept=len(table), num_done=0)
     frames.write_index(job.work, table)
-    counts = frames.summarise(table, job.entry.rules).to_string(index=False, float_format="%.0f")
+    counts = frames.summarise(table, job.entry.rules).to_string(index=False, float_format="{:.0f}".format)
     logger.info("frames, and percent positive among known labels:\n%s", counts)
     return StageSummary(stage="index", num_kept=0, num_done=len(table))
 

@@ -30,6 +30,7 @@ from models.losses import class_weights, total_loss
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig, TrainConfig, load_experiment
+from pipeline.device import checked_device
 from pipeline.errors import CacheError, ConfigError, DataError
 from pipeline.evaluate import count, predict
 from pipeline.files import file_sha256, write_atomically, write_bytes_atomically
@@ -151,6 +152,7 @@ def train_fold(run: TrainingRun, test_part: str, *, device: str = "cpu") -> Path
     A fold that is done is left as it is; a killed one goes on after its last whole epoch, to the same weights.
     """
     folder = run.fold_folder(test_part)
+    checked_device(device)
     if run.is_done(test_part):
         return folder
     settings = run.experiment.train

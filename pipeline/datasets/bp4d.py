@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.datasets.codes import read_codes
 from pipeline.errors import DataError
 from pipeline.protocols import Protocol, presence_from_occurrence
 from pipeline.records import UNKNOWN, au_column
@@ -31,7 +32,9 @@ def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
 
 def _sequence_rows(path: Path, root: Path, rules: Protocol) -> pd.DataFrame:
     subject, _, task = path.stem.partition("_")
-    codes = pd.read_csv(path)
+    if not task:
+        raise DataError(f"{path} names no task; expected {{subject}}_{{task}}.csv")
+    codes = read_codes(path)
     is_au = [str(name).strip().isdigit() for name in codes.columns]
     if len(codes.columns) < 2 or not all(is_au[:-1]):
         found = ", ".join(map(str, codes.columns[:6]))
@@ -45,7 +48,7 @@ def _sequence_rows(path: Path, root: Path, rules: Protocol) -> pd.DataFrame:
     if absent:
         raise DataError(f"{path} has no column for AU {', '.join(map(str, absent))}; protocol {rules.name} needs it")
 
-    frames = codes.iloc[:, 0].to_numpy(np.int64)
+    frames = codes.iloc[:, 0].to_numpy()
     if len(np.unique(frames)) != len(frames):
         raise DataError(f"{path} codes a frame twice; remove one of the rows")
     folder = IMAGES / subject / task

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.datasets.codes import read_codes
 from pipeline.errors import DataError
 from pipeline.protocols import Protocol, presence_from_intensity
 from pipeline.records import au_column, intensity_column
@@ -61,7 +62,7 @@ def _intensities(path: Path, au: int) -> pd.Series:
     """Intensities by 1-based frame, named by the AU."""
     if not path.is_file():
         raise DataError(f"{path} is not there; DISFA has one such file for each of AU {', '.join(map(str, CODED_AUS))}")
-    lines = pd.read_csv(path, header=None, names=["frame", au])
+    lines = read_codes(path, names=["frame", au])
     if lines["frame"].duplicated().any():
         raise DataError(f"{path} codes a frame twice; remove one of the lines")
     return lines.set_index("frame")[au]

@@ -34,7 +34,10 @@ def test_catalog_check_says_what_is_missing(tmp_path):
     [
         (("refresh", "bp5d"), "there is no data set 'bp5d' in the catalog; known ones: bp4d"),
         (("refresh", "bp4d", "--config", "fantrans"), "there is no experiment 'fantrans'"),
-        (("refresh", "bp4d", "--device", "cuda"), "torch sees no CUDA"),
+        (("refresh", "bp4d", "--device", "cuda:9"), "device 'cuda:9' is not there"),
+        (("train", "fan_trans", "--dataset", "bp4d", "--device", "foo"), "there is no device 'foo'; expected cpu"),
+        (("cache", "ls", "bp5d"), "there is no data set 'bp5d'"),
+        (("report", "[/b]"), "[/b] is no run"),
         (("refresh", "bp4d"), "is not there; run `fantrans catalog check`"),
         (("refresh", "bp4d", "--profile", "tiny"), "`features.profile` is 'tiny'"),
         (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d` to make it"),
@@ -47,6 +50,20 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_status_2(tmp_path, argume
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert sentence in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_a_training_that_cannot_start_renders_nothing(tmp_path):
+    failed = run("weights", "train-retinaface", "--out", "w", "--start", "nowhere", cwd=tmp_path, COLUMNS="200")
+    assert failed.returncode == 2
+    assert "'nowhere' does not exist" in failed.stderr
+
+
+def test_a_place_that_is_none_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    failed = run("synth", "--out", "file/x", "--subjects", "1", cwd=tmp_path)
+    assert failed.returncode == 2
+    assert "file/x" in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
 
 

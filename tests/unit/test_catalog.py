@@ -44,7 +44,8 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
     [
         ("layout: bp4d", "layout: bp5d", "`datasets.faces.layout` is 'bp5d'"),
         ("protocol: bp4d", "protocol: ck", "expected one of bp4d"),
-        ("layout:", "layuot:", "`datasets.faces."),
+        ("layout:", "layuot:", "unknown key `datasets.faces.layuot`"),
+        ("layout: bp4d", "layout: disfa", "protocol bp4d does not go with layout disfa"),
         ("weights:", "weight:", "weight"),
         ("weights:\n", "weights:\n  fan: {}\n", "'fan' is there twice"),
         ("${WORK:-w}", "${WORK}", "variable WORK is not set"),
@@ -75,7 +76,8 @@ def test_check_names_missing_folders_and_damaged_weights(tmp_path):
     faults = catalog.faults()
     assert len(faults) == 3
     assert "raw/BP4D-training is not there" in faults[0]
-    assert "FACES_ROOT" in faults[0]
+    assert "mend `root` of faces" in faults[0]
+    assert catalog.faults("faces")[:2] == faults[:2]
     assert "have sha256" in faults[2]
     with pytest.raises(WeightsError, match="have sha256"):
         catalog.weights_of("fan").checked_path()

@@ -30,6 +30,18 @@ def test_experiment_overlays_its_base_at_depth(tmp_path):
     assert (train.lr, train.seed) == (0.25, 3)
 
 
+def test_a_base_that_does_not_stand_beside_is_a_shipped_one(tmp_path):
+    write(tmp_path, mine="base: demo\ntrain: {seed: 7}")
+    mine, demo = load_experiment(str(tmp_path / "mine.yaml")), load_experiment("demo")
+    assert (mine.train.seed, mine.train.num_epochs) == (7, demo.train.num_epochs)
+
+
+def test_a_file_that_is_no_text_is_said(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"train: \xff")
+    with pytest.raises(ConfigError, match="no UTF-8 text"):
+        load_experiment("a", folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -41,6 +53,7 @@ def test_experiment_overlays_its_base_at_depth(tmp_path):
         ("base: nobody", "no experiment 'nobody'"),
         ("[1, 2]", "must hold a mapping"),
         ("train: {lr: [}", "line 1"),
+        ("parts: []", "`parts`"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path, text, sentence):

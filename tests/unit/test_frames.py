@@ -23,6 +23,42 @@ def write_bp4d(root: Path, subject="F001", task="T1", rows=(), header=f"0,{AUS}"
     return DatasetEntry(root=root, layout="bp4d", protocol="bp4d")
 
 
+ZEROS = ",0" * 13
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("6,x" + ",0" * 12, r"line 3, column 1: expected a whole number, found 'x'"),
+        ("x" + ZEROS, "line 3, column 0: expected a whole number, found 'x'"),
+        (ZEROS, "line 3, column 0: expected a whole number, found nothing"),
+        ("6,0", "line 3, column 2: expected a whole number, found nothing"),
+        ("6" + ZEROS + ",0,0", "is no table"),
+        ("6,0.5" + ",0" * 12, "found '0.5'"),
+    ],
+)
+def test_a_damaged_line_of_codes_is_named(tmp_path, line, sentence):
+    with pytest.raises(DataError, match=sentence):
+        index_frames(write_bp4d(tmp_path, rows=["5" + ZEROS, line], images=["5.jpg"]))
+
+
+def test_files_that_are_no_codes_are_named(tmp_path):
+    entry = write_bp4d(tmp_path, rows=["5" + ZEROS], images=["5.jpg"])
+    path = tmp_path / "AUCoding/AU_OCC/F001_T1.csv"
+    for content in (b"", b"\x80\xff\x00"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"F001_T1.csv is no table"):
+            index_frames(entry)
+    path.rename(path.with_name("F001.csv"))
+    with pytest.raises(DataError, match="names no task"):
+        index_frames(entry)
+
+
+def test_labels_without_any_image_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"none of the 1 coded frames .* expected .*\{frame\}.jpg"):
+        index_frames(write_bp4d(tmp_path, rows=["5" + ZEROS], images=["5.JPG"]))
+
+
 def write_disfa(root: Path, subject="SN001", num_frames=3, has_video=True, intensity=None):
     folder = root / "ActionUnit_Labels" / subject
     folder.mkdir(parents=True)
@@ -54,7 +90,7 @@ def test_bp4d_rows_match_images_by_number_whatever_the_padding(tmp_path):
 
 def test_bp4d_occlusion_flag_makes_a_row_unknown(tmp_path):
     rows = ["7" + ",1" * 13 + ",0", "8" + ",1" * 13 + ",1"]
-    frames = index_frames(write_bp4d(tmp_path, rows=rows, header=f"0,{AUS},occluded"))
+    frames = index_frames(write_bp4d(tmp_path, rows=rows, header=f"0,{AUS},occluded", images=["7.jpg"]))
     assert frames["au_01"].tolist() == [1, -1]
 
 
@@ -90,6 +126,7 @@ def test_summary_counts_known_labels_only(tmp_path):
     assert summary.loc["P1", ["subjects", "frames", "no_source"]].tolist() == [1, 3, 2]
     assert summary.loc["all", "AU1"] == 50
     assert summary.loc["P2", "frames"] == 0
+    assert "<NA>" in summary.to_string(float_format="{:.0f}".format), "an empty part is shown, too"
 
 
 def test_faults_in_raw_data_are_one_sentence(tmp_path):
@@ -103,8 +140,10 @@ def test_faults_in_raw_data_are_one_sentence(tmp_path):
         index_frames(write_bp4d(tmp_path / "c", rows=["5" + ",0" * 13] * 2))
     with pytest.raises(DataError, match="AU 4 lacks frames"):
         index_frames(write_disfa(tmp_path / "d", intensity={4: [0]}))
+    with pytest.raises(DataError, match=r"au4.txt, line 2, column 4: .* found 'x0'"):
+        index_frames(write_disfa(tmp_path / "f", intensity={4: [0, "x0", 0]}))
     with pytest.raises(DataError, match="in no part"):
-        index_frames(write_bp4d(tmp_path / "e", subject="X1", rows=["5" + ",0" * 13]))
+        index_frames(write_bp4d(tmp_path / "e", subject="X1", rows=["5" + ZEROS], images=["5.jpg"]))
 
 
 def test_folds_name_the_tested_part_and_never_share_subjects():

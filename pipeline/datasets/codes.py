@@ -1,0 +1,32 @@
+"""Tables of whole numbers, as coders write them: nothing that is no number is taken for a label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import DataError
+
+
+def read_codes(path: Path, *, names: list[str | int] | None = None) -> pd.DataFrame:
+    """A comma-separated table, int64, with its own header or, if it has none, with `names`.
+
+    Raises `DataError` with the line of a cell that is missing or no whole number, and for a file that is no table.
+    """
+    try:
+        cells = pd.read_csv(path, names=names, header=None if names else 0, index_col=False, dtype=str)
+    except ValueError as error:  # empty, ragged, or no text
+        fault = " ".join(str(error).split())
+        raise DataError(f"{path} is no table of comma-separated whole numbers: {fault}; fetch the file again") from None
+    numbers = cells.apply(pd.to_numeric, errors="coerce").astype(float)
+    wrong = np.argwhere((numbers.isna() | (numbers % 1 != 0)).to_numpy())
+    if len(wrong):
+        row, column = wrong[0]
+        found = cells.iloc[row, column]
+        raise DataError(
+            f"{path}, line {row + (1 if names else 2)}, column {cells.columns[column]}: expected a whole number, found "
+            f"{'nothing' if pd.isna(found) else repr(found)}; mend the line"
+        )
+    return numbers.astype(np.int64)
