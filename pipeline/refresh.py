@@ -150,14 +150,19 @@ def index_frames(job: RefreshJob) -> StageSummary:
 
 @_said
 def detect_faces(job: RefreshJob) -> StageSummary:
-    """Frames to boxes, a chunk at a time; a killed run keeps its whole chunks."""
+    """Frames to boxes, a chunk at a time; a killed run keeps whole chunks, a changed image is looked at anew."""
     table = frames.read_index(job.work, dataset=job.dataset)
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
     known = [pd.read_parquet(p) for p in (path, *sorted(parts.glob("*.parquet"))) if p.is_file()]
-    found = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=list(BOX_COLUMNS))
+    columns = [*BOX_COLUMNS, *crops.SOURCE_COLUMNS]
+    found = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=columns)
+    found = found.reindex(columns=columns).drop_duplicates("frame_id", keep="last")
+    hashes = crops.source_hashes(job.entry.root, table["source_file"], known=found)
+    sources = table[["frame_id", "source_file"]].join(hashes, on="source_file")
+    is_unchanged = found["frame_id"].map(sources.set_index("frame_id")["source_sha256"]) == found["source_sha256"]
     has_source = set(table.loc[table["source_file"] != "", "frame_id"])
     is_retried = (found["status"] == Status.UNREADABLE) & found["frame_id"].isin(has_source)
-    found = found[~is_retried & found["frame_id"].isin(table["frame_id"])]
+    found = found[is_unchanged & ~is_retried][list(BOX_COLUMNS)]
     left = table[~table["frame_id"].isin(found["frame_id"])]
     if len(left):
         detector = load_detector(job.catalog.weights_of(job.config.detector.weights), torch.device(job.device))
@@ -167,9 +172,9 @@ def detect_faces(job: RefreshJob) -> StageSummary:
                     left.iloc[start : start + DETECTION_CHUNK_FRAMES], job.entry.root, detector,
                     settings=job.config.detector, device=torch.device(job.device), step=step,
                 )
-                write_table(parts / f"{len(list(parts.glob('*.parquet'))):06d}.parquet", chunk)
+                write_table(parts / f"{len(list(parts.glob('*.parquet'))):06d}.parquet", chunk.merge(sources))
                 found = pd.concat([found, chunk], ignore_index=True) if len(found) else chunk
-    boxes = found.drop_duplicates("frame_id", keep="last").set_index("frame_id").loc[table["frame_id"]].reset_index()
+    boxes = found.set_index("frame_id").loc[table["frame_id"]].reset_index().merge(sources)
     boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)
     if not path.is_file() or not pd.read_parquet(path).equals(boxes):
         write_table(path, boxes)

@@ -98,3 +98,7 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment):
     assert (detect.num_kept, detect.num_done) == (12 * 8, 1)
     assert crop.num_done == 1
     assert extract.num_done == 1
+
+    shutil.copy(sorted((root / "BP4D-training").rglob("*.jpg"))[-1], image)
+    _, detect, crop, _ = refresh_cache("small", config=environment)
+    assert (detect.num_done, crop.num_done) == (1, 1), "another picture under the old name"
