@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## raw frames to per-AU F1 on rendered faces (under 15 minutes)
 	$(BIN)/fantrans demo
 
-demo-quick: $(READY)  ## the same, small (2 to 3 minutes)
+demo-quick: $(READY)  ## the same, small (1 to 2 minutes)
 	$(BIN)/fantrans demo --quick
 
 test: $(READY)  ## all tests, with coverage

@@ -73,7 +73,7 @@ def _end_with(sentence: str) -> NoReturn:
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option(help="The small set: two to three minutes.")] = False,
+    quick: Annotated[bool, typer.Option(help="The small set: one to two minutes.")] = False,
     device: Device = "cpu",
 ) -> None:
     """The whole main job on rendered faces: frames, faces, crops, features, three folds, F1 table."""
