@@ -36,6 +36,8 @@ def _checked_device(device: str) -> str:
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1...", callback=_checked_device)]
 Start = typer.Option(exists=True, dir_okay=False, help="Weights to go on from; for a FAN, of its width or half of it.")
+MaybeDataset = Annotated[str | None, typer.Argument(help="One data set; default: all.")]
+WhichCache = Annotated[str | None, typer.Option(help="Of the cache (the beginning is enough); default: the only one.")]
 ConfigName = Annotated[str, typer.Option(help="An experiment in configs/.")]
 
 
@@ -162,30 +164,161 @@ def synth(
 def refresh(
     dataset: Annotated[str, typer.Argument(help="A data set of the catalog.")],
     config: ConfigName = "fan_trans",
-    profile: Annotated[str | None, typer.Option(help="exact or standard; default: the experiment's.")] = None,
+    profile: Annotated[str | None, typer.Option(help="exact, standard or compact; default: the experiment's.")] = None,
     views: Annotated[int | None, typer.Option(min=2, help="Views a frame; default: the experiment's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many frames, spread over the set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="A first try on so many frames.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that extract; the bytes are the same.")] = 1,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be kept, computed and dropped, and stop.")] = False,
     device: Device = "cpu",
 ) -> None:
     """Bring a data set's index, boxes, crops and feature cache up to date; computes only what is missing."""
+    if dry_run:
+        from pipeline.refresh import plan_job, prepare_refresh
+
+        job = prepare_refresh(dataset, config=config, profile=profile, num_views=views, limit=limit, device=device)
+        _print_plan(plan_job(job))
+        return
     run = _flow_or_function("refresh_cache", flow_module="flows.refresh", function_module="pipeline.refresh")
-    run(dataset, config=config, profile=profile, num_views=views, limit=limit, device=device)
+    run(dataset, config=config, profile=profile, num_views=views, limit=limit, device=device,
+        num_workers=workers)
+
+
+def _print_plan(plans) -> None:
+    table = Table("stage", "keep", "compute", "drop", "MB to write", "time")
+    for plan in plans:
+        megabytes = "" if plan.num_bytes is None else f"{plan.num_bytes / 1e6:,.1f}"
+        time = "not known yet" if plan.seconds is None else f"{plan.seconds / 60:,.1f} min" if plan.seconds else ""
+        table.add_row(plan.stage, f"{plan.num_kept:,}", f"{plan.num_computed:,}", f"{plan.num_dropped:,}", megabytes,
+                      time if plan.num_computed else "")
+    console.print(table)
 
 
 @cache_app.command("ls")
-def cache_ls(dataset: Annotated[str | None, typer.Argument(help="One data set; default: all.")] = None) -> None:
-    """Every feature cache with its size, revision and what it was made with."""
-    from pipeline.cache.reader import list_caches
+def cache_ls(dataset: MaybeDataset = None) -> None:
+    """Every feature cache with its size, age, revision, what it was made with and who uses it."""
     from pipeline.catalog import load_catalog
+    from pipeline.maintain import list_caches
 
     catalog = load_catalog()
-    table = Table("data set", "fingerprint", "revision", "frames", "views", "MB", "weights", "profile")
-    if dataset:
-        catalog.dataset(dataset)
-    for name in [dataset] if dataset else catalog.datasets:
-        for row in list_caches(catalog.caches_of(name)):
+    columns = ("data set", "fingerprint", "revision", "frames", "views", "MB", "age", "weights", "profile", "used by")
+    table = Table(*columns)
+    for name in _chosen(catalog, dataset):
+        for row in list_caches(catalog, name):
             table.add_row(name, *map(str, row))
     console.print(table)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    dataset: MaybeDataset = None,
+    deep: Annotated[bool, typer.Option(help="Read every byte, and compute some frames again.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Compare crops and caches with their indexes and checksums; exit status 2 if something is damaged."""
+    from pipeline.catalog import load_catalog
+    from pipeline.maintain import verify_caches
+
+    catalog = load_catalog()
+    is_whole = True
+    for name in _chosen(catalog, dataset):
+        for folder, damages in verify_caches(catalog, name, is_deep=deep, device=device).items():
+            _say(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
+            for damage in damages[:50]:
+                frames = f": {', '.join(damage.frame_ids)}" if damage.frame_ids else ""
+                _say(f"  {damage.what}{frames}")
+            is_whole = is_whole and not damages
+    if not is_whole:
+        _say("run `fantrans refresh` with the settings of the damaged cache (`fantrans cache ls`): it mends just this")
+        raise typer.Exit(2)
+
+
+@cache_app.command("collect")
+def cache_collect(
+    dataset: MaybeDataset = None,
+    grace_hours: Annotated[float, typer.Option(min=0, help="What is younger stays.")] = 24.0,
+) -> None:
+    """Free dead rows, stale revisions and orphans; what a reader holds stays."""
+    from pipeline.catalog import load_catalog
+    from pipeline.maintain import collect_stores
+
+    catalog = load_catalog()
+    for name in _chosen(catalog, dataset):
+        for folder, done in collect_stores(catalog, name, grace_s=grace_hours * 3600).items():
+            _say(f"{folder}: {done}")
+
+
+@cache_app.command("stats")
+def cache_stats(
+    dataset: Annotated[str, typer.Argument(help="A data set of the catalog.")],
+    fingerprint: WhichCache = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames that ranges are taken over.")] = 256,
+) -> None:
+    """Base rates of the cached frames, ranges of the channels, and what the profile loses."""
+    from pipeline.catalog import load_catalog
+    from pipeline.maintain import cache_statistics, find_cache
+
+    catalog = load_catalog()
+    folder = find_cache(catalog, dataset, fingerprint)
+    for title, table in cache_statistics(catalog, dataset, folder, num_frames=frames):
+        shown = Table("", *map(str, table.columns), title=title, title_justify="left")
+        for name, row in table.iterrows():
+            shown.add_row(str(name), *(f"{value:.4g}" for value in row))
+        console.print(shown)
+
+
+class ExportFormat(StrEnum):
+    """Formats that caches are exchanged in."""
+
+    HDF5 = "hdf5"
+
+
+@cache_app.command("export")
+def cache_export(
+    dataset: Annotated[str, typer.Argument(help="A data set of the catalog.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into, one file a part.")],
+    fingerprint: WhichCache = None,
+    crops: Annotated[bool, typer.Option(help="The crops that the cache is made from, instead.")] = False,
+    format: Annotated[ExportFormat, typer.Option()] = ExportFormat.HDF5,
+) -> None:
+    """Write a cache's newest revision as HDF5: one file a part, one frame a chunk."""
+    from pipeline.cache.reader import open_cache
+    from pipeline.catalog import load_catalog
+    from pipeline.crops import CropReader
+    from pipeline.maintain import export_store, find_cache
+
+    assert format is ExportFormat.HDF5
+    catalog = load_catalog()
+    cache = open_cache(find_cache(catalog, dataset, fingerprint))
+    store = cache
+    if crops:
+        store = CropReader(catalog.work_of(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
+    for path in export_store(store, out):
+        _say(str(path))
+
+
+@cache_app.command("import")
+def cache_import(
+    dataset: Annotated[str, typer.Argument(help="A data set of the catalog, which the cache is put below.")],
+    files: Annotated[list[Path], typer.Argument(exists=True, help="Files of `cache export`, all parts.")],
+) -> None:
+    """Make a cache, or crops, from the files of an export; values and fingerprint are the same."""
+    from pipeline.catalog import load_catalog
+    from pipeline.maintain import import_store
+
+    catalog = load_catalog()
+    catalog.dataset(dataset)
+    store = import_store(catalog, dataset, files)
+    _say(f"{store.folder}: revision {store.revision}, {len(store.index):,} frames")
+
+
+def _chosen(catalog, dataset: str | None) -> list[str]:
+    if dataset:
+        catalog.dataset(dataset)
+    return [dataset] if dataset else list(catalog.datasets)
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -261,6 +394,25 @@ def train_retinaface(
     train_retinaface(out, bank_path=default_bank_path(), work=work, device=torch.device(device), num_steps=steps,
                      num_scenes=scenes, max_lr=lr, seed=seed, init_from=start)
     _print_entry(out, "family: retinaface-mobilenet")
+
+
+@weights_app.command("fit-codec")
+def fit_codec(
+    dataset: Annotated[str, typer.Argument(help="A data set of the catalog whose crops are there.")],
+    out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
+    config: ConfigName = "fan_trans",
+    frames: Annotated[int, typer.Option(min=8, help="Faces to fit on.")] = 96,
+    device: Device = "cpu",
+) -> None:
+    """Fit the basis in which the profile compact keeps a FAN's maps; no labels are used."""
+    from pipeline.calibrate import fit_codec
+    from pipeline.files import file_sha256
+    from pipeline.refresh import prepare_refresh
+
+    job = prepare_refresh(dataset, config=config, profile="exact", device=device)
+    fit_codec(job, out, num_frames=frames)
+    console.print(f"for {job.config.features.weights} in data_catalog.yaml:\n    codec: "
+                  f"{{path: {out}, sha256: {file_sha256(out)}}}", soft_wrap=True, highlight=False, markup=False)
 
 
 @weights_app.command("evaluate")

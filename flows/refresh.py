@@ -41,7 +41,9 @@ def refresh_cache(
     num_views: int | None = None,
     limit: int | None = None,
     device: str = "cpu",
+    num_workers: int = 1,
 ) -> list[StageSummary]:
     """Compute what is missing, keep the rest; returns what each stage kept and did."""
-    job = prepare_refresh(dataset, config=config, profile=profile, num_views=num_views, limit=limit, device=device)
+    job = prepare_refresh(dataset, config=config, profile=profile, num_views=num_views, limit=limit, device=device,
+                          num_workers=num_workers)
     return [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]

@@ -48,6 +48,11 @@ TAPS = (
 )
 
 
+def map_shapes(width: int) -> dict[str, tuple[int, int, int]]:
+    """Shape (C, H, W) of a 256 px crop's maps by name."""
+    return {tap.name: (tap.channels(width), tap.size(), tap.size()) for tap in TAPS}
+
+
 class ConvBlock(nn.Module):
     """Three pre-activation 3x3 convolutions (1/2, 1/4, 1/4 of the channels) concatenated, plus a shortcut."""
 

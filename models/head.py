@@ -136,7 +136,12 @@ class ConvModule(nn.Module):
         self.blocks = nn.ModuleList(ConvBlock(shape.width, shape.width) for _ in range(NUM_POOLINGS))
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Maps lf, h1, h2 (B, C, H, W) and hm (B, 1, H, W) of any float type -> F_c (B, D, H/16, W/16)."""
+        """Maps lf, h1, h2 (B, C, H, W) and hm (B, 1, H, W) of any float type -> F_c (B, D, H/16, W/16).
+
+        `hm_h1` and `hm_h2`, where they are given, are HM * H1 and HM * H2. A map may come as K components with a
+        basis, `lf` (B, K, H, W) and `lf_basis` (C, K) so that their product is the map: the basis folds into the 1x1
+        convolution, which then has K channels to read.
+        """
         x_BDHW = self.reduced(features)
         for block in self.blocks:
             x_BDHW = F.max_pool2d(block(x_BDHW), 2)
@@ -148,13 +153,19 @@ class ConvModule(nn.Module):
         A matrix product for each frame: it reads the maps as they lie in a cache and writes the order in which the
         convolutions after it are fastest on a CPU; `nn.Conv2d` and a copy into that order take half as long again.
         """
-        maps = [features[name] for name in (*self.plain, *self.gated)]
+        num_plain, has_gated = len(self.plain), bool(self.gated) and f"hm_{self.gated[0]}" in features
+        names = [*self.plain, *(f"hm_{name}" if has_gated else name for name in self.gated)]
+        maps = [features[name] for name in names]
         stacked_BCHW = torch.cat(maps, 1).to(self.reduce.weight.dtype)
-        if self.gated:
-            num_plain = sum(features[name].shape[1] for name in self.plain)
-            stacked_BCHW[:, num_plain:] *= features["hm"]
+        if self.gated and not has_gated:
+            stacked_BCHW[:, sum(each.shape[1] for each in maps[:num_plain]) :] *= features["hm"]
+        weights = self.reduce.weight.flatten(1).chunk(len(names), 1)  # D, C of each map
+        weight_DC = torch.cat(
+            [w_DC @ features[f"{name}_basis"] if f"{name}_basis" in features else w_DC
+             for name, w_DC in zip(names, weights, strict=True)], 1,
+        )
         num_frames, _, *size = stacked_BCHW.shape
-        weight_BCD = self.reduce.weight.flatten(1).t().expand(num_frames, -1, -1)
+        weight_BCD = weight_DC.t().expand(num_frames, -1, -1)
         assert self.reduce.bias is not None
         reduced_BND = torch.baddbmm(self.reduce.bias, stacked_BCHW.flatten(2).transpose(1, 2), weight_BCD)
         return reduced_BND.transpose(1, 2).unflatten(2, size)

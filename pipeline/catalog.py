@@ -67,23 +67,11 @@ class DatasetEntry(Settings):
         return [folder for name in _RAW_FOLDERS[self.layout] if not (folder := self.root / name).is_dir()]
 
 
-class WeightsEntry(Settings):
-    """A file of weights (safetensors) and what its tensors cannot tell."""
+class FileEntry(Settings):
+    """A file (safetensors), known by its bytes."""
 
     path: Path
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    family: Literal["fan", "retinaface-mobilenet", "retinaface-resnet50"]
-    width: PositiveInt | None = None
-    """Channels of a FAN."""
-    num_stacks: PositiveInt | None = None
-    pooling: Literal["avg", "max"] | None = None
-    """A FAN's pooling: the state dict is the same for both, the features are not."""
-
-    @model_validator(mode="after")
-    def _fan_is_described(self) -> WeightsEntry:
-        if self.family == "fan" and None in (self.width, self.num_stacks, self.pooling):
-            raise ValueError("a fan needs width, num_stacks and pooling")
-        return self
 
     def checked_path(self) -> Path:
         """The file, once its bytes have the catalog's sha256."""
@@ -96,6 +84,26 @@ class WeightsEntry(Settings):
                 "fetch them again, or mend `sha256` in the catalog if they were meant to change"
             )
         return self.path
+
+
+class WeightsEntry(FileEntry):
+    """Weights and what their tensors cannot tell."""
+
+    family: Literal["fan", "retinaface-mobilenet", "retinaface-resnet50"]
+    width: PositiveInt | None = None
+    """Channels of a FAN."""
+    num_stacks: PositiveInt | None = None
+    pooling: Literal["avg", "max"] | None = None
+    """A FAN's pooling: the state dict is the same for both, the features are not."""
+
+    codec: FileEntry | None = None
+    """The basis in which the profile compact keeps this FAN's maps."""
+
+    @model_validator(mode="after")
+    def _fan_is_described(self) -> WeightsEntry:
+        if self.family == "fan" and None in (self.width, self.num_stacks, self.pooling):
+            raise ValueError("a fan needs width, num_stacks and pooling")
+        return self
 
 
 class Roots(Settings):
@@ -142,10 +150,12 @@ class Catalog(Settings):
             for folder in entry.missing_folders()
         ]
         for name, weights in self.weights.items():
-            try:
-                weights.checked_path()
-            except WeightsError as error:
-                found.append(f"weights {name!r}: {error}")
+            for file in (weights, weights.codec):
+                try:
+                    if file is not None:
+                        file.checked_path()
+                except WeightsError as error:
+                    found.append(f"weights {name!r}: {error}")
         return found
 
 
@@ -192,5 +202,13 @@ def _anchored(catalog: Catalog, folder: Path) -> Catalog:
     return Catalog(
         roots=Roots(**{name: folder / place.expanduser() for name, place in catalog.roots}),
         datasets={n: e.model_copy(update={"root": folder / e.root.expanduser()}) for n, e in catalog.datasets.items()},
-        weights={n: e.model_copy(update={"path": folder / e.path.expanduser()}) for n, e in catalog.weights.items()},
+        weights={name: _anchored_weights(entry, folder) for name, entry in catalog.weights.items()},
     )
+
+
+def _anchored_weights(entry: WeightsEntry, folder: Path) -> WeightsEntry:
+    path = {"path": folder / entry.path.expanduser()}
+    if entry.codec is None:
+        return entry.model_copy(update=path)
+    codec = entry.codec.model_copy(update={"path": folder / entry.codec.path.expanduser()})
+    return entry.model_copy(update={**path, "codec": codec})

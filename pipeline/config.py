@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Profile = Literal["exact", "standard", "compact"]
 
 
 class Settings(BaseModel):
@@ -66,8 +67,8 @@ class FeatureConfig(Settings):
 
     weights: str = "fan-128"
     """Name of a FAN in the catalog."""
-    profile: Literal["exact", "standard"] = "standard"
-    """exact: fp16 maps and all 68 heatmaps; standard: fp16 maps and the heatmaps' sum."""
+    profile: Profile = "standard"
+    """exact: fp16 maps and 68 heatmaps; standard: int8 maps and the heatmaps' sum; compact: int8 components."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the FAN's forward pass."""
 

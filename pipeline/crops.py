@@ -25,7 +25,7 @@ from pipeline.progress import Step
 from pipeline.records import Status
 from pipeline.store.plan import Plan, Unit
 from pipeline.store.reader import StoreReader
-from pipeline.store.revisions import load_revision
+from pipeline.store.revisions import load_revision, read_fingerprint
 from pipeline.store.shards import ArraySpec
 from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat, open_writer, plan_store
 from pipeline.views import crop_side_px
@@ -116,7 +116,8 @@ def refresh_crops(
     with open_writer(folder, format) as writer:
         plan = writer.plan(_wanted(frames, boxes, images_root, folder), [_ROOT_GROUP])
         box_of = dict(zip(boxes["frame_id"], boxes[_BOX].to_numpy(), strict=True))
-        ids_of = {unit: plan.rows_of(unit.block)["frame_id"].tolist() for unit in plan.units}
+        rows_of = {unit: plan.rows_of(unit.block) for unit in plan.units}
+        ids_of = {unit: rows["frame_id"].tolist() for unit, rows in rows_of.items()}
         unit_of = {frame_id: unit for unit, frame_ids in ids_of.items() for frame_id in frame_ids}
         todo = frames[frames["frame_id"].isin(unit_of.keys())]
         todo_ids = todo["frame_id"].tolist()
@@ -129,7 +130,7 @@ def refresh_crops(
             if len(cuts) == len(ids_of[unit]):
                 in_order = [cuts[frame_id] for frame_id in ids_of[unit]]
                 is_present = np.array([cut is not None for cut in in_order])
-                writer.write_unit(plan, unit, _stacked(in_order, format.arrays), is_present=is_present)
+                writer.write_unit(unit, rows_of[unit], _stacked(in_order, format.arrays), is_present=is_present)
                 del coming[unit]
             step(1)
         writer.publish(plan, provenance=provenance, absent_as={"status": Status.UNREADABLE.value})
@@ -214,3 +215,9 @@ def _crop_key(source_sha256: str, source_frame: int, box_xyxy: np.ndarray) -> st
     """What a crop depends on beside the fingerprint, as 32 hex digits."""
     content = f"{source_sha256}/{source_frame}/".encode() + box_xyxy.astype("<f4").tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def stored_crops_format(folder: Path) -> StoreFormat:
+    """The format of a folder of crops that is there."""
+    document = read_fingerprint(folder)
+    return crops_format(document, CropConfig.model_validate(document["crop"]))

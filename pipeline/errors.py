@@ -27,5 +27,9 @@ class CacheError(FantransError):
     """A feature cache cannot be written or read."""
 
 
+class PlaceError(FantransError):
+    """A file cannot be written where it belongs."""
+
+
 class WeightsError(FantransError):
     """Weights are missing, damaged, or of another network."""

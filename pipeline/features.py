@@ -8,7 +8,7 @@ Shapes: N crops, C channels, H W rows and columns of a map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Literal
 
@@ -18,11 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.fan import FAN, INPUT_SIZE_PX, TAPS
+from models.fan import FAN, INPUT_SIZE_PX, map_shapes
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError
 
-Profile = Literal["exact", "standard"]
+Encode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Maps fp16 (N, C, H, W) by name to what is kept of them, a row a crop; runs on the maps' device."""
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _BATCH_SIZES = {"cpu": 8, "cuda": 64}
@@ -58,21 +60,14 @@ def frozen(fan: FAN, device: torch.device | str) -> FAN:
     return fan
 
 
-def feature_shapes(width: int, *, profile: Profile) -> dict[str, tuple[int, int, int]]:
-    """Shape (C, H, W) of one crop's arrays by name; with the profile `standard`, hm has one channel."""
-    shapes = {tap.name: (tap.channels(width), tap.size(), tap.size()) for tap in TAPS}
-    return shapes if profile == "exact" else shapes | {"hm": (1, *shapes["hm"][1:])}
-
-
 @torch.inference_mode()
 def extract_features(
-    fan: FAN, crops: np.ndarray, *, profile: Profile = "exact", precision: Precision = "fp32"
+    fan: FAN, crops: np.ndarray, *, encode: Encode = dict, precision: Precision = "fp32"
 ) -> dict[str, np.ndarray]:
-    """Features of N crops by name, float16 (N, *`feature_shapes`).
+    """What `encode` keeps of N crops' maps, by name; by default the maps, float16 (N, *`models.fan.map_shapes`).
 
-    `crops` are RGB (N, 256, 256, 3): uint8, or float32 in [0, 1]. `standard` keeps the sum over the 68 heatmaps, taken
-    in fp32 of their fp16 values, so that both profiles give a head the same numbers. `precision` is the arithmetic of
-    the forward pass; fp32 is never lowered to TF32. Raises `DataError` for other crops and for values beyond fp16.
+    `crops` are RGB (N, 256, 256, 3): uint8, or float32 in [0, 1]. `precision` is the arithmetic of the forward pass;
+    fp32 is never lowered to TF32. Raises `DataError` for other crops and for values beyond fp16.
     """
     if crops.shape[1:] != (INPUT_SIZE_PX, INPUT_SIZE_PX, 3) or crops.dtype not in (np.uint8, np.float32):
         raise DataError(
@@ -80,38 +75,50 @@ def extract_features(
             f"found {crops.dtype} {crops.shape}; cut them with the crop settings' size_px = {INPUT_SIZE_PX}"
         )
     device = next(fan.parameters()).device
-    shapes = feature_shapes(fan.width, profile=profile)
-    out = {name: np.empty((len(crops), *shape), np.float16) for name, shape in shapes.items()}
-    for rows, maps in _forward_batches(fan, crops, device, profile, precision):
-        for name, values in maps.items():
-            out[name][rows] = values[: rows.stop - rows.start].numpy()
-            if not np.isfinite(out[name][rows]).all():
+    if not len(crops):
+        shapes = {name: (1, *shape) for name, shape in map_shapes(fan.width).items()}
+        none = encode({name: torch.zeros(shape, dtype=torch.float16, device=device) for name, shape in shapes.items()})
+        return {name: values[:0].cpu().numpy() for name, values in none.items()}
+    out: dict[str, np.ndarray] = {}
+    for rows, kept, is_finite in _forward_batches(fan, crops, device, encode, precision):
+        for name, found in is_finite.items():
+            if not found:
                 raise DataError(f"feature {name} exceeds half precision; a cache of fp16 needs other weights")
+        for name, values in kept.items():
+            if name not in out:
+                out[name] = np.empty((len(crops), *values.shape[1:]), values.numpy().dtype)
+            out[name][rows] = values[: rows.stop - rows.start].numpy()
     return out
 
 
 def _forward_batches(
-    fan: FAN, crops: np.ndarray, device: torch.device, profile: Profile, precision: Precision
-) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """Rows and their maps on the CPU; a GPU works on the next batch while one is copied back and handed out."""
+    fan: FAN, crops: np.ndarray, device: torch.device, encode: Encode, precision: Precision
+) -> Iterator[tuple[slice, dict[str, Tensor], dict[str, Tensor]]]:
+    """Rows and what is kept of them, on the CPU; a GPU works on the next batch while one is copied back."""
     size = _BATCH_SIZES[device.type]
     waiting = None
     for first in range(0, len(crops), size):
         rows = slice(first, min(first + size, len(crops)))
-        maps = _maps(fan, _to_device(crops[rows], size, device), profile, precision)
-        maps = {name: values.to("cpu", non_blocking=True) for name, values in maps.items()}
+        maps = _maps(fan, _to_device(crops[rows], size, device), precision)
+        is_finite = {name: torch.isfinite(values[: rows.stop - rows.start]).all() for name, values in maps.items()}
+        kept, is_finite = (
+            {name: values.to("cpu", non_blocking=True) for name, values in tensors.items()}
+            for tensors in (encode(maps), is_finite)
+        )
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
         if waiting is not None:
             yield _arrived(*waiting)
-        waiting = rows, maps, copied
+        waiting = rows, kept, is_finite, copied
     if waiting is not None:
         yield _arrived(*waiting)
 
 
-def _arrived(rows: slice, maps: dict[str, Tensor], copied: torch.cuda.Event | None) -> tuple[slice, dict[str, Tensor]]:
+def _arrived(
+    rows: slice, kept: dict[str, Tensor], is_finite: dict[str, Tensor], copied: torch.cuda.Event | None
+) -> tuple[slice, dict[str, Tensor], dict[str, Tensor]]:
     if copied is not None:
         copied.synchronize()
-    return rows, maps
+    return rows, kept, is_finite
 
 
 def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:
@@ -124,10 +131,7 @@ def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:
     return images.float().div(255) if images.dtype == torch.uint8 else images
 
 
-def _maps(fan: FAN, images: Tensor, profile: Profile, precision: Precision) -> dict[str, Tensor]:
+def _maps(fan: FAN, images: Tensor, precision: Precision) -> dict[str, Tensor]:
     autocast = torch.autocast(images.device.type, dtype=_DTYPES[precision]) if precision in _DTYPES else nullcontext()
     with autocast, torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-        maps = {name: values.half() for name, values in fan.taps(images).items()}
-    if profile == "standard":
-        maps["hm"] = maps["hm"].float().sum(1, keepdim=True).half()
-    return maps
+        return {name: values.half() for name, values in fan.taps(images).items()}

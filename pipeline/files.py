@@ -6,7 +6,10 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from pipeline.errors import PlaceError
 
 TEMP_PREFIX = ".tmp-"
 
@@ -26,20 +29,47 @@ def fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(temp_path)` fill a file, then put it at `path` in one step; parents are made.
+def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write(temp_path)` fill a file beside `path` and make it last; returns the temp path for `put_in_place`.
 
-    A kill at any line leaves `path` as it was, and at most a `.tmp-*` file beside it.
+    Parents are made. If writing fails, nothing is left; a kill leaves at most a `.tmp-*` file. Raises `PlaceError` for
+    a disk that is full or cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(4)}-{path.name}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temp)
         fsync_file(temp)
-        temp.replace(path)
-    finally:
+    except OSError as error:
+        _discard(temp)
+        reason = error.strerror or str(error)
+        raise PlaceError(
+            f"{path} cannot be written: {reason}; mend the place and run this again, what was finished is kept"
+        ) from None
+    except BaseException:
+        _discard(temp)
+        raise
+    return temp
+
+
+def _discard(temp: Path) -> None:
+    with suppress(OSError):
         temp.unlink(missing_ok=True)
+
+
+def put_in_place(temp: Path, path: Path) -> None:
+    """Give a staged file its name, in one step that lasts."""
+    temp.replace(path)
     fsync_folder(path.parent)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """`stage_file`, then `put_in_place`: a kill at any line leaves `path` as it was."""
+    temp = stage_file(path, write)
+    try:
+        put_in_place(temp, path)
+    finally:
+        _discard(temp)
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:

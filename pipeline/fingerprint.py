@@ -14,10 +14,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.catalog import Catalog, WeightsEntry
+from models.fan import map_shapes
+from pipeline.catalog import Catalog, FileEntry, WeightsEntry
 from pipeline.config import CacheConfig
+from pipeline.errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the same settings give other values or another layout."""
 
 _NUM_HEX = 16
@@ -51,12 +53,29 @@ def crops_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
 def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     """Everything that decides the values of cached features, given the frames."""
     features = settings.features.model_dump(exclude={"weights"})
+    entry = catalog.weights_of(settings.features.weights)
+    if entry.width is not None:
+        features["shapes"] = {name: list(shape) for name, shape in map_shapes(entry.width).items()}
+    if settings.features.profile == "compact":
+        features["codec"] = {"sha256": codec_of(settings, catalog).sha256}
     return {
         **crops_document(settings, catalog),
         "kind": "features",
         "views": settings.views.model_dump(exclude={"num_views"}),
-        "features": {**features, **_weights(catalog.weights_of(settings.features.weights))},
+        "features": {**features, **_weights(entry)},
     }
+
+
+def codec_of(settings: CacheConfig, catalog: Catalog) -> FileEntry:
+    """The file with the basis of the profile compact; `ConfigError` if the catalog names none for this FAN."""
+    name = settings.features.weights
+    codec = catalog.weights_of(name).codec
+    if codec is None:
+        raise ConfigError(
+            f"the catalog has no `codec` for {name}, and the profile compact needs one; fit it with "
+            f"`fantrans weights fit-codec DATASET --config CONFIG --out {name}-codec.safetensors`"
+        )
+    return codec
 
 
 def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
@@ -65,4 +84,4 @@ def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
 
 
 def _weights(entry: WeightsEntry) -> dict[str, Any]:
-    return entry.model_dump(exclude={"path"}, exclude_none=True)
+    return entry.model_dump(exclude={"path", "codec"}, exclude_none=True)

@@ -23,7 +23,7 @@ FILE_NAME = "frames.parquet"
 def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFrame:
     """Index a data set in its raw layout: `FRAME_COLUMNS`, then labels; known bad frames are left out.
 
-    `limit` keeps that many frames, spread evenly over the whole set. Raises `DataError` for a missing folder, a file
+    `limit` keeps that many frames, drawn from the whole set. Raises `DataError` for a missing folder, a file
     out of format or a subject outside the protocol.
     """
     missing = entry.missing_folders()
@@ -40,7 +40,7 @@ def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFra
     rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(part_of))
     rows = rows.sort_values(["subject", "task", "frame"], ignore_index=True)
     if limit is not None and limit < len(rows):
-        rows = rows.iloc[[i * len(rows) // limit for i in range(limit)]].reset_index(drop=True)
+        rows = rows.sample(limit, random_state=0).sort_index().reset_index(drop=True)
     return rows
 
 
@@ -50,9 +50,10 @@ def write_index(folder: Path, frames: pd.DataFrame) -> Path:
     return folder / FILE_NAME
 
 
-def read_index(folder: Path, *, dataset: str) -> pd.DataFrame:
-    """Read `frames.parquet` of a data set."""
-    return read_table(folder / FILE_NAME, columns=FRAME_COLUMNS, made_by=f"fantrans refresh {dataset}")
+def read_index(folder: Path, *, dataset: str, config: str = "CONFIG") -> pd.DataFrame:
+    """Read `frames.parquet` of a data set; `config` is named in the command that makes it."""
+    made_by = f"fantrans refresh {dataset} --config {config}"
+    return read_table(folder / FILE_NAME, columns=FRAME_COLUMNS, made_by=made_by)
 
 
 def summarise(frames: pd.DataFrame, rules: Protocol) -> pd.DataFrame:

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.cache.format import decode
 from pipeline.cache.reader import CacheReader
 from pipeline.errors import CacheError, DataError
 from pipeline.records import au_column
@@ -30,7 +29,7 @@ WINDOW_ROWS = 4096
 class Batch(NamedTuple):
     """Part of an epoch, on the device.
 
-    features: lf, h1, h2 (B, C, H, W) and hm (B, 1, H, W), fp16. labels_BA: int8 in {0, 1, -1 unknown}.
+    features: what the cache's codec decodes, see `Codec.decode`. labels_BA: int8 in {0, 1, -1 unknown}.
     """
 
     features: dict[str, Tensor]
@@ -143,8 +142,8 @@ class _Slot:
         self._cache, self._device = cache, device
         is_pinned = device.type == "cuda"
         self._tensors = {
-            name: torch.empty((batch_size, *shape), dtype=torch.float16, pin_memory=is_pinned)
-            for name, shape in cache.shapes.items()
+            s.name: torch.empty((batch_size, *s.row_shape), dtype=getattr(torch, s.dtype), pin_memory=is_pinned)
+            for s in cache.input_specs
         }
         self._copied: torch.cuda.Event | None = None
 
@@ -159,4 +158,4 @@ class _Slot:
         copies = {name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in filled.items()}
         if self._device.type == "cuda":
             self._copied = torch.cuda.current_stream(self._device).record_event()
-        return decode(copies)
+        return self._cache.codec.decode(copies)

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.head import FanTransHead, HeadShape, carry_over
+from models.head import INPUT_MAPS, FanTransHead, HeadShape, carry_over
 from models.losses import class_weights, total_loss
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog, load_catalog
@@ -80,7 +80,7 @@ def prepare_run(
     catalog = catalog or load_catalog()
     experiment = load_experiment(config)
     entry = catalog.dataset(dataset)
-    frames = read_index(catalog.work_of(dataset), dataset=dataset)
+    frames = read_index(catalog.work_of(dataset), dataset=dataset, config=experiment.name)
     check_subject_exclusive(frames)
     folder = catalog.caches_of(dataset) / cache_fingerprint(experiment.cache, catalog)
     if not folder.is_dir():
@@ -94,6 +94,8 @@ def prepare_run(
             f"{folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; "
             f"run `fantrans refresh {dataset} --config {experiment.name}`, or set `cache: {{views: {{num_views}}}}`"
         )
+    plain, _ = INPUT_MAPS[experiment.head.input_features]
+    cache.codec.check_serves(plain=plain, experiment=experiment.name)
     document = {
         "head": experiment.head.model_dump(),
         "train": experiment.train.model_dump(),

@@ -1,17 +1,21 @@
-"""What a feature cache holds, and how its arrays become the maps that heads take."""
+"""What a feature cache holds: a store with a group a view, and in each the arrays of its codec."""
 
-# B frames, C channels, P landmarks, H W rows and columns of a map
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from pipeline.cache.codecs import Codec, make_codec
+from pipeline.errors import CacheError
+from pipeline.store.revisions import read_fingerprint
 from pipeline.store.shards import ArraySpec
 from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat
 
-FEATURES = ("lf", "h1", "h2", "hm")
+CODEC_NAME = "codec.safetensors"
+"""The basis of the profile compact: bytes of the file that the catalog names, kept in the cache."""
+
 PARAMS = "params"
 """Array of the views' parameters, a row a frame, in the order of `ViewParams`' fields."""
 PARAM_NAMES = ("rotation_deg", "scale", "shift_x_px", "shift_y_px", "is_flipped")
@@ -30,19 +34,14 @@ def view_number(group: str) -> int:
 
 
 def features_format(
-    document: Mapping[str, Any], shapes: Mapping[str, tuple[int, int, int]], *, block_rows: int = DEFAULT_BLOCK_ROWS
+    document: Mapping[str, Any], codec: Codec, *, block_rows: int = DEFAULT_BLOCK_ROWS
 ) -> StoreFormat:
-    """What a cache folder holds. shapes: (C, H, W) of the stored `FEATURES`; hm has 68 channels or, summed, one."""
-    features = tuple(
-        ArraySpec(name=name, row_shape=shapes[name], dtype="float16", axes=("channel", "y", "x"),
-                  attributes={"tap": name, "is_landmark_sum": name == "hm" and shapes[name][0] == 1})
-        for name in FEATURES
-    )
+    """What a cache folder of this fingerprint document holds."""
     params = ArraySpec(name=PARAMS, row_shape=(len(PARAM_NAMES),), dtype="float64", axes=("param",),
                        attributes={"names": list(PARAM_NAMES)})
     return StoreFormat(
         document=document,
-        arrays=(*features, params),
+        arrays=(*codec.arrays, params),
         attributes={"kind": "features", "document": dict(document)},
         group_attributes=lambda group: {"view": view_number(group)},
         is_shuffled=True,
@@ -50,12 +49,19 @@ def features_format(
     )
 
 
-def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stored arrays (B, C, H, W) to a head's input: lf, h1, h2 as they are, hm summed over landmarks to (B, 1, H, W).
+def codec_in(folder: Path) -> Codec:
+    """The codec of a cache folder; `CacheError` if the file of its basis is missing or damaged."""
+    features = read_fingerprint(folder)["features"]
+    shapes = {name: tuple(shape) for name, shape in features["shapes"].items()}
+    if "codec" not in features:
+        return make_codec(features["profile"], shapes)
+    path = folder / CODEC_NAME
+    basis = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(basis).hexdigest() != features["codec"]["sha256"]:
+        raise CacheError(f"{path} is missing or damaged; run `fantrans refresh` to put it back")
+    return make_codec(features["profile"], shapes, basis=basis)
 
-    The sum is taken in fp32 and kept in fp16, as at extraction with the profile `standard`.
-    """
-    hm = stored["hm"]
-    if hm.shape[1] > 1:
-        hm = hm.float().sum(1, keepdim=True).half()
-    return {**stored, "hm": hm}
+
+def stored_format(folder: Path) -> StoreFormat:
+    """The format of a cache folder that is there."""
+    return features_format(read_fingerprint(folder), codec_in(folder))

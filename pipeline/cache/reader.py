@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.cache.format import FEATURES, view_group
+from pipeline.cache.codecs import Codec
+from pipeline.cache.format import codec_in, view_group
 from pipeline.errors import CacheError
 from pipeline.fingerprint import fingerprint
 from pipeline.store.reader import StoreReader
-from pipeline.store.revisions import FINGERPRINT_NAME
+from pipeline.store.shards import ArraySpec
 
 
 def open_cache(folder: Path, *, revision: int | None = None) -> CacheReader:
@@ -39,20 +40,25 @@ class CacheReader(StoreReader):
         """Views 0..n-1: clean, flipped, augmented."""
         return len(self.groups)
 
+    @cached_property
+    def codec(self) -> Codec:
+        """How rows are encoded; `CacheError` if the file of its basis is missing or damaged."""
+        return codec_in(self.folder)
+
     @property
     def num_channels(self) -> int:
         """Channels of lf, h1 and h2."""
-        return self.shapes["lf"][0]
+        return self.codec.shapes["lf"][0]
 
     @property
     def map_size(self) -> int:
         """Rows, and columns, of every map."""
-        return self.shapes["lf"][1]
+        return self.codec.shapes["lf"][1]
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape (C, H, W) of each stored array."""
-        return {name: self.spec(name, group=self.groups[0]).row_shape for name in FEATURES}
+    def input_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of a row of each array that `codec.decode` takes."""
+        return tuple(self.spec(name) for name in self.codec.inputs)
 
     def rows(self, parts: Collection[str] | None = None) -> np.ndarray:
         """Rows, ascending, of the frames that were in `parts` at the refresh; all without."""
@@ -62,43 +68,14 @@ class CacheReader(StoreReader):
     def read(
         self, rows: np.ndarray, *, view: int = 0, out: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """Stored arrays by name, fp16 (n, C, H, W) in the order of `rows`; fills and returns `out` if given.
+        """Stored arrays (n, *row_shape) by name, in the order of `rows`; fills and returns `out` if given.
 
-        `decode` turns them into a head's input. Raises `CacheError` for a view that is not there and for damage.
+        `codec.decode` turns them into a head's input. Raises `CacheError` for a view that is not there and for damage.
         """
         if view not in range(self.num_views):
             raise CacheError(
                 f"{self.folder} has views 0 to {self.num_views - 1} in revision {self.revision}, not {view}; "
                 f"run `fantrans refresh` with --views {view + 1}"
             )
-        buffers = out or dict.fromkeys(FEATURES)
-        return {name: self.read_rows(name, rows, group=view_group(view), out=buffers[name]) for name in FEATURES}
-
-
-class CacheSummary(NamedTuple):
-    """A line of `fantrans cache ls`."""
-
-    fingerprint: str
-    revision: int
-    num_frames: int
-    num_views: int
-    megabytes: int
-    weights: str
-    profile: str
-
-
-def list_caches(root: Path) -> list[CacheSummary]:
-    """The caches below `root` that have a finished revision, by name."""
-    summaries = []
-    for path in sorted(root.glob(f"*/{FINGERPRINT_NAME}")):
-        try:
-            cache = open_cache(path.parent)
-        except CacheError:
-            continue  # a first refresh that has not finished
-        features = cache.document["features"]
-        summaries.append(CacheSummary(
-            cache.fingerprint, cache.revision, cache.manifest["num_rows"], cache.num_views,
-            round(cache.manifest["num_bytes"] / 1e6), f"FAN {features['width']} {features['sha256'][:8]}",
-            features["profile"],
-        ))
-    return summaries
+        buffers = out or dict.fromkeys(self.codec.inputs)
+        return {name: self.read_rows(name, rows, group=view_group(view), out=buffers[name]) for name in buffers}

@@ -87,7 +87,7 @@ def make_plan(
     known: pd.DataFrame,
     published: pd.DataFrame | None,
     done: Collection[Unit],
-    has_unpublished: bool,
+    needs_mending: bool,
     groups: tuple[str, ...],
     first_free_block: int,
     block_rows: int,
@@ -96,8 +96,8 @@ def make_plan(
 ) -> Plan:
     """Plan the next revision; see `assign_rows`.
 
-    published: the current revision's index. done: intact units, published or not; `has_unpublished` tells that a killed
-    refresh left some.
+    published: the current revision's index. done: intact units, published or not; `needs_mending` tells that a killed
+    refresh left some, or that a file of the revision is missing.
     """
     index = assign_rows(
         wanted, known, first_free_block=first_free_block, block_rows=block_rows, is_shuffled=is_shuffled
@@ -117,11 +117,12 @@ def make_plan(
         num_computed=num_computed,
         num_dropped=len(old - set(rows.tolist())),
         num_bytes=sum(rows_in[unit.block] for unit in units) * row_bytes,
-        is_new=bool(units) or has_unpublished or published is None or not _is_same(index, published),
+        is_new=bool(units) or needs_mending or published is None or not is_same_index(index, published),
     )
 
 
-def _is_same(index: pd.DataFrame, published: pd.DataFrame) -> bool:
+def is_same_index(index: pd.DataFrame, published: pd.DataFrame) -> bool:
+    """Whether two indexes say the same."""
     has_same_columns = list(index.columns) == list(published.columns) and len(index) == len(published)
     return has_same_columns and index.equals(published.astype(index.dtypes.to_dict()))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import CacheError
-from pipeline.store.plan import NO_ROW
-from pipeline.store.revisions import ARRAYS_NAME, METADATA_NAME, load_revision, read_fingerprint
-from pipeline.store.shards import ArraySpec, read_array_metadata, read_shard, shard_name
+from pipeline.store.plan import NO_ROW, Unit
+from pipeline.store.revisions import pin_revision, read_fingerprint, shard_path
+from pipeline.store.shards import ArraySpec, read_shard
 
 
 class StoreReader:
@@ -23,16 +25,23 @@ class StoreReader:
         """Pin `revision`, or the newest. Raises `CacheError` for a folder without one."""
         self.folder = folder
         self.document: dict[str, Any] = read_fingerprint(folder)
-        pinned = load_revision(folder, revision)
+        pinned, lock = pin_revision(folder, revision)
         if pinned is None:
             raise CacheError(f"{folder} has no finished revision; run `fantrans refresh` to the end")
+        if lock >= 0:
+            weakref.finalize(self, os.close, lock)
         self._revision = pinned
-        self._specs: dict[tuple[str, str], ArraySpec] = {}
+        self._specs = pinned.arrays
 
     @property
     def revision(self) -> int:
         """The pinned revision's number."""
         return self._revision.number
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block: of a shard of any array."""
+        return self._revision.block_rows
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -54,14 +63,14 @@ class StoreReader:
         """Frames with stored values, by row."""
         return self.listed[self.listed["row"] != NO_ROW].reset_index(drop=True)
 
-    def spec(self, array: str, *, group: str = "") -> ArraySpec:
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Arrays of every group."""
+        return tuple(self._specs)
+
+    def spec(self, array: str) -> ArraySpec:
         """Shape and dtype of an array's rows."""
-        if (group, array) not in self._specs:
-            path = self._array_folder(group, array) / METADATA_NAME
-            if not path.is_file():
-                raise CacheError(f"{path} is not there; run `fantrans refresh` to make {group or 'the store'} anew")
-            self._specs[group, array] = read_array_metadata(path)
-        return self._specs[group, array]
+        return self._specs[array]
 
     def read_rows(
         self, array: str, rows: Iterable[int] | np.ndarray, *, group: str = "", out: np.ndarray | None = None
@@ -71,7 +80,7 @@ class StoreReader:
         Each row is checked against its checksum. Raises `CacheError` for what is missing or damaged.
         """
         rows = np.asarray(rows, np.int64)
-        spec = self.spec(array, group=group)
+        spec = self.spec(array)
         if out is None:
             out = np.empty((len(rows), *spec.row_shape), spec.dtype)
         assert out.shape == (len(rows), *spec.row_shape), f"{array}: buffer {out.shape}"
@@ -80,9 +89,23 @@ class StoreReader:
         blocks, slots = np.divmod(rows, block_rows)
         for block in np.unique(blocks).tolist():
             at = np.flatnonzero(blocks == block)
-            path = self._array_folder(group, array) / shard_name(spec, block)
-            read_shard(path, slots[at], block_rows=block_rows, out=out, at=at)
+            path = shard_path(self.folder, Unit(block, group), spec)
+            read_shard(path, slots[at], spec=spec, block_rows=block_rows, out=out, at=at)
         return out
 
-    def _array_folder(self, group: str, array: str) -> Path:
-        return self.folder / ARRAYS_NAME / group / array
+
+def readable_rows(
+    folder: Path, arrays: Iterable[ArraySpec], unit: Unit, slots: np.ndarray, *, block_rows: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Which rows `slots` (n,) of a unit can be read in every array, bool (n,), and their values by array name."""
+    is_good = np.ones(len(slots), bool)
+    values = {}
+    for spec in arrays:
+        values[spec.name] = np.zeros((len(slots), *spec.row_shape), spec.dtype)
+        for i, slot in enumerate(slots):
+            try:
+                read_shard(shard_path(folder, unit, spec), np.array([slot]), spec=spec, block_rows=block_rows,
+                           out=values[spec.name], at=np.array([i]))
+            except CacheError:
+                is_good[i] = False
+    return is_good, values

@@ -1,31 +1,50 @@
-"""The published side of a store: which revision there is, and what belongs to it."""
+"""The published side of a store: which revision there is, what belongs to it, and a second copy of its tables.
+
+The files that say what is where are small and hold the whole store together, so `mirror/` has each of them again. JSON
+files carry a crc32c of their content; tables and the fingerprint have theirs in the manifest. A file that is missing or
+damaged is read from the mirror, and the next writer puts it back.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pandas as pd
 
 from pipeline.errors import CacheError
 from pipeline.files import write_bytes_atomically
+from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.store.plan import NO_ROW, Unit
-from pipeline.store.shards import FileRecord
+from pipeline.store.shards import ArraySpec, FileRecord, shard_name
 
-SCHEMA = 1
+logger = logging.getLogger("fantrans")
+
+SCHEMA = 2
 """Version of everything in the folder; a reader refuses another one."""
 
 ARRAYS_NAME = "arrays.zarr"
+DAMAGE_NAME = "damage.json"
 FINGERPRINT_NAME = "fingerprint.json"
-POINTER_NAME = "current.json"
 JOURNAL_NAME = "journal"
 METADATA_NAME = "zarr.json"
+MIRROR_NAME = "mirror"
+POINTER_NAME = "current.json"
+
+_SEAL = "crc32c"
+_TABLES = ("index", "shards")
+
+Check = Callable[[bytes], bool]
 
 Records = dict[Unit, dict[str, FileRecord]]
 """Shard files by array name, for each unit."""
@@ -58,6 +77,13 @@ class Revision:
         """Blocks ever published; the next new block takes this number."""
         return self.manifest["num_blocks"]
 
+    @property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """What every group holds, by name."""
+        specs = (ArraySpec(**{**each, "row_shape": tuple(each["row_shape"]), "axes": tuple(each["axes"])})
+                 for each in self.manifest["arrays"])
+        return {spec.name: spec for spec in specs}
+
     @cached_property
     def index(self) -> pd.DataFrame:
         """frame_id, row, key and the kind's own columns, by row."""
@@ -70,38 +96,76 @@ class Revision:
 
     def _table(self, name: str) -> pd.DataFrame:
         entry = self.manifest[name]
-        path = self.folder / entry["file"]
-        if not path.is_file():
-            raise CacheError(f"{path} of revision {self.number} is not there; {_REMOVE}")
-        data = path.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if found != entry["sha256"]:
-            raise CacheError(f"{path} has sha256 {found[:12]}..., expected {entry['sha256'][:12]}...; {_REMOVE}")
+        data = _read_copy(self.folder, entry["file"], lambda data: hashlib.sha256(data).hexdigest() == entry["sha256"])
         return pd.read_parquet(BytesIO(data))
-
-
-_REMOVE = "put it back, or remove the whole folder and run `fantrans refresh` again"
 
 
 def load_revision(folder: Path, number: int | None = None) -> Revision | None:
     """A store's revision by its number, or the newest; None if it has none yet.
 
-    Raises `CacheError` for an unknown number, another schema, or files that are damaged.
+    Raises `CacheError` for an unknown number, another schema, or a file that is damaged in both copies.
     """
-    pointer_path = folder / POINTER_NAME
-    if not pointer_path.is_file():
+    newest = _newest(folder)
+    if newest is None:
         return None
-    newest = _read_json(pointer_path)["revision"]
-    path = folder / _manifest_name(newest if number is None else number)
-    if not path.is_file():
-        raise CacheError(f"{folder} has no revision {number or newest}; its newest is {newest}")
-    manifest = _read_json(path)
+    wanted = newest if number is None else number
+    name = manifest_name(wanted)
+    if not any((at / name).is_file() for at in (folder, folder / MIRROR_NAME)):
+        raise CacheError(f"{folder} has no revision {wanted}; its newest is {newest}")
+    manifest = json.loads(_read_copy(folder, name, is_sealed))
     if manifest["schema"] != SCHEMA:
         raise CacheError(
             f"{folder} is written in schema {manifest['schema']}, this version reads schema {SCHEMA}; "
             "use the version that wrote it, or refresh into a new folder"
         )
     return Revision(folder, manifest)
+
+
+def _newest(folder: Path) -> int | None:
+    """The number in the pointer; without a good pointer, that of the newest whole manifest."""
+    pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
+    if pointer:
+        return pointer["revision"]
+    numbers = [number for number in revision_numbers(folder)
+               if any(_is_good(at / manifest_name(number), is_sealed) for at in (folder, folder / MIRROR_NAME))]
+    return max(numbers, default=None)
+
+
+def revision_numbers(folder: Path) -> list[int]:
+    """Numbers of the revisions whose manifests are there, ascending."""
+    names = {path.name for at in (folder, folder / MIRROR_NAME) for path in at.glob("manifest-*.json")}
+    return sorted(int(name.removeprefix("manifest-").removesuffix(".json")) for name in names)
+
+
+def revision_files(number: int) -> tuple[str, ...]:
+    """Names of a revision's own files, the manifest first."""
+    return (manifest_name(number), *(f"{table}-{number:06d}.parquet" for table in _TABLES))
+
+
+def manifest_name(number: int) -> str:
+    """File name of a revision's manifest."""
+    return f"manifest-{number:06d}.json"
+
+
+def pin_revision(folder: Path, number: int | None) -> tuple[Revision | None, int]:
+    """A revision, and a descriptor whose shared lock keeps `collect` from it until it is closed (-1 without one).
+
+    The lock is on the manifest, so that a reader needs no right to write, and it dies with its process.
+    """
+    while True:
+        revision = load_revision(folder, number)
+        if revision is None:
+            return None, -1
+        try:
+            descriptor = os.open(folder / manifest_name(revision.number), os.O_RDONLY)
+        except FileNotFoundError:
+            if (folder / MIRROR_NAME / manifest_name(revision.number)).is_file():
+                return revision, -1  # a damaged store is read as long as it lasts
+            continue  # collected between the two lines: there is a newer one
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink > 0:
+            return revision, descriptor
+        os.close(descriptor)
 
 
 def publish(
@@ -112,6 +176,8 @@ def publish(
     groups: tuple[str, ...],
     num_blocks: int,
     block_rows: int,
+    arrays: Iterable[ArraySpec],
+    fingerprint: str,
     provenance: Mapping[str, Any],
 ) -> Revision:
     """Write the next revision's files and then move the pointer to it."""
@@ -120,7 +186,9 @@ def publish(
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "revision": number,
+        "fingerprint": fingerprint,
         "groups": list(groups),
+        "arrays": [spec.as_json() for spec in arrays],
         "num_blocks": num_blocks,
         "block_rows": block_rows,
         "num_frames": len(index),
@@ -132,34 +200,174 @@ def publish(
         file = f"{name}-{number:06d}.parquet"
         buffer = BytesIO()
         table.to_parquet(buffer, index=False)
-        write_bytes_atomically(folder / file, buffer.getvalue())
+        _write_copies(folder, file, buffer.getvalue())
         manifest[name] = {"file": file, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-    write_bytes_atomically(folder / _manifest_name(number), _json(manifest))
-    write_bytes_atomically(folder / POINTER_NAME, _json({"revision": number}))
+    _write_copies(folder, manifest_name(number), sealed_json(manifest))
+    write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": number}))
     return Revision(folder, manifest)
 
 
+def has_fingerprint(folder: Path) -> bool:
+    """Whether the folder says whose it is."""
+    return any((at / FINGERPRINT_NAME).is_file() for at in (folder, folder / MIRROR_NAME))
+
+
+def write_fingerprint(folder: Path, document: Mapping[str, Any]) -> None:
+    """Say what the folder's values depend on."""
+    _write_copies(folder, FINGERPRINT_NAME, canonical_json(document))
+
+
 def read_fingerprint(folder: Path) -> dict[str, Any]:
-    """The document that `folder` is named by; `CacheError` if there is none."""
-    path = folder / FINGERPRINT_NAME
-    if not path.is_file():
+    """The document that `folder` is named by; `CacheError` if there is none, or it is damaged in both copies."""
+    if not has_fingerprint(folder):
         raise CacheError(f"{folder} is no cache: it has no {FINGERPRINT_NAME}; run `fantrans refresh` to make one")
-    return _read_json(path)
+    return json.loads(_read_copy(folder, FINGERPRINT_NAME, _is_document_of(folder)))
 
 
-def _manifest_name(number: int) -> str:
-    return f"manifest-{number:06d}.json"
+def mend_tables(folder: Path) -> None:
+    """Put back what is missing or damaged of the small files, from the other copy; the writer's first act.
+
+    A revision that is whole in neither copy keeps what it has.
+    """
+    checks = {FINGERPRINT_NAME: _is_document_of(folder)} if has_fingerprint(folder) else {}
+    newest = _newest(folder)
+    for number in revision_numbers(folder):
+        checks[manifest_name(number)] = is_sealed
+        if newest is not None and number > newest:
+            continue  # a revision that was not published in time is written anew
+        manifest = _manifest(folder, number)
+        checks |= {manifest[name]["file"]: _has_sha256(manifest[name]["sha256"]) for name in _TABLES if manifest}
+    for name, check in checks.items():
+        paths = (folder / name, folder / MIRROR_NAME / name)
+        good = next((path.read_bytes() for path in paths if _is_good(path, check)), None)
+        for path in paths:
+            if good is not None and not _is_good(path, check):
+                write_bytes_atomically(path, good)
+    if newest is not None and not _is_good(folder / POINTER_NAME, is_sealed):
+        write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": newest}))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def has_whole_tables(folder: Path) -> bool:
+    """Whether the newest revision's small files are there twice, and good."""
+    if not _is_good(folder / POINTER_NAME, is_sealed):
+        return False
+    number = read_sealed_json(folder / POINTER_NAME)["revision"]
+    manifest = _manifest(folder, number)
+    checks = {FINGERPRINT_NAME: _is_document_of(folder), manifest_name(number): is_sealed}
+    checks |= {manifest[name]["file"]: _has_sha256(manifest[name]["sha256"]) for name in _TABLES if manifest}
+    return bool(manifest) and all(
+        _is_good(at / name, check) for name, check in checks.items() for at in (folder, folder / MIRROR_NAME)
+    )
+
+
+def _manifest(folder: Path, number: int) -> dict[str, Any]:
+    """A manifest from either copy, {} if neither is good."""
+    return next(
+        (found for at in (folder, folder / MIRROR_NAME)
+         if (found := read_sealed_json(at / manifest_name(number), fallback={}))), {},
+    )
+
+
+def read_damage(folder: Path) -> set[Unit]:
+    """Units that the last verification found damaged."""
+    listed = read_sealed_json(folder / DAMAGE_NAME, fallback={"units": []})["units"]
+    return {Unit(block, group) for block, group in listed}
+
+
+def write_damage(folder: Path, units: Iterable[Unit]) -> None:
+    """Leave word for the next refresh of units to compute anew."""
+    listed = [[unit.block, unit.group] for unit in sorted(units)]
+    write_bytes_atomically(folder / DAMAGE_NAME, sealed_json({"units": listed}))
+
+
+def shard_path(folder: Path, unit: Unit, spec: ArraySpec) -> Path:
+    """Where a unit's shard of an array lies."""
+    return array_folder(folder, unit.group, spec.name) / shard_name(spec, unit.block)
+
+
+def array_folder(folder: Path, group: str, name: str) -> Path:
+    """Where an array's shards lie."""
+    return folder / ARRAYS_NAME / group / name
+
+
+def shard_sizes(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
+    """Bytes of each shard file by (group, array) and file name."""
+    root = folder / ARRAYS_NAME
+    sizes: dict[tuple[str, str], dict[str, int]] = {}
+    for array, _, _ in os.walk(root):
+        with os.scandir(array) as entries:
+            shards = {entry.name: entry.stat().st_size for entry in entries if entry.name.startswith("c.")}
+        if shards:
+            *group, name = Path(array).relative_to(root).parts
+            sizes["".join(group), name] = shards
+    return sizes
+
+
+def sealed_json(document: Mapping[str, Any]) -> bytes:
+    """JSON with the checksum of its content as the last key."""
+    crc = google_crc32c.value(canonical_json(document))
+    return json.dumps({**document, _SEAL: crc}, indent=2).encode() + b"\n"
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether bytes are whole JSON of `sealed_json`."""
     try:
+        document = json.loads(data)
+        return document.pop(_SEAL) == google_crc32c.value(canonical_json(document))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def read_sealed_json(path: Path, *, fallback: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A `sealed_json` file's content; if it is missing or damaged `fallback`, or `CacheError` without one."""
+    if _is_good(path, is_sealed):
         return json.loads(path.read_bytes())
-    except ValueError:
-        raise CacheError(f"{path} is damaged; {_REMOVE}") from None
+    if fallback is None:
+        raise CacheError(f"{path} is missing or damaged; run `fantrans refresh`, which puts it back")
+    return fallback
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=2).encode() + b"\n"
+def _is_document_of(folder: Path) -> Check:
+    """A check that bytes are the document which the newest manifest, or the folder's name, says."""
+    manifests = (_manifest(folder, number) for number in reversed(revision_numbers(folder)))
+    manifest = next((found for found in manifests if found), {})
+    expected = manifest.get("fingerprint", folder.name)
+
+    def check(data: bytes) -> bool:
+        try:
+            return fingerprint(json.loads(data)) == expected
+        except ValueError:
+            return False
+
+    return check
+
+
+def _has_sha256(expected: str) -> Check:
+    return lambda data: hashlib.sha256(data).hexdigest() == expected
+
+
+def _is_good(path: Path, check: Check) -> bool:
+    return path.is_file() and check(path.read_bytes())
+
+
+def _write_copies(folder: Path, name: str, data: bytes) -> None:
+    for at in (folder / MIRROR_NAME, folder):
+        write_bytes_atomically(at / name, data)
+
+
+def _read_copy(folder: Path, name: str, check: Check) -> bytes:
+    """A small file's bytes, or those of its copy with a warning; `CacheError` if neither is good."""
+    path = folder / name
+    if _is_good(path, check):
+        return path.read_bytes()
+    copy = folder / MIRROR_NAME / name
+    if _is_good(copy, check):
+        logger.warning("%s is missing or damaged: reading its copy in %s/; `fantrans refresh` puts it back", path,
+                       MIRROR_NAME)
+        return copy.read_bytes()
+    what = "damaged" if path.is_file() else "missing"
+    raise CacheError(f"{path} is {what}, and so is its copy in {MIRROR_NAME}/; restore one from a backup, or remove "
+                     f"{folder} and run `fantrans refresh` again")
 
 
 def _records_table(records: Records) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """One shard file of a Zarr v3 array: a row an inner chunk, each with its checksum, and an index at the end.
 
-Bytes: for each stored row its values (C order, little-endian) and their crc32c; then an offset and a length (uint64)
-for each of the block's rows, 2^64 - 1 twice for a row that is not stored, and the crc32c of that index. This is
-`sharding_indexed` of the Zarr v3 specification, so any Zarr reader reads it.
+Bytes: for each stored row its values (C order, little-endian; zstd where the array says so) and their crc32c; then an
+offset and a length (uint64) for each of the block's rows, 2^64 - 1 twice for a row that is not stored, and the crc32c
+of that index. This is `sharding_indexed` of the Zarr v3 specification, so any Zarr reader reads it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import google_crc32c
 import numpy as np
+from numcodecs.zstd import Zstd
 
 from pipeline.errors import CacheError
-from pipeline.files import write_atomically
+from pipeline.files import stage_file
 
 _ABSENT = np.iinfo(np.uint64).max
 _CRC_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
+_READ_BYTES = 1 << 20
+_ZSTD_LEVEL = 1
+_ZSTD = Zstd(level=_ZSTD_LEVEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,16 @@ class ArraySpec:
     dtype: str
     axes: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    compressor: Literal["zstd"] | None = None
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row's values."""
+        """Bytes of a row's values, before compression."""
         return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, for a manifest."""
+        return {**asdict(self), "row_shape": list(self.row_shape), "axes": list(self.axes)}
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,13 @@ def shard_name(spec: ArraySpec, block: int) -> str:
     return ".".join(["c", str(block), *("0" for _ in spec.row_shape)])
 
 
-def write_shard(path: Path, rows: np.ndarray, *, slots: np.ndarray, spec: ArraySpec, block_rows: int) -> FileRecord:
-    """Write rows (n, *row_shape) into the ascending `slots` (n,) of a new shard: whole and fsynced, or not at all."""
+def stage_shard(
+    path: Path, rows: np.ndarray, *, slots: np.ndarray, spec: ArraySpec, block_rows: int
+) -> tuple[Path, FileRecord]:
+    """Write rows (n, *row_shape) into the ascending `slots` (n,) of a shard beside `path`, whole and fsynced.
+
+    Returns its temporary place, from where `put_in_place` publishes it, and what it must be found as.
+    """
     assert rows.shape == (len(slots), *spec.row_shape), f"{spec.name}: rows {rows.shape}"
     assert rows.dtype == np.dtype(spec.dtype), f"{spec.name}: {rows.dtype}"
     num_bytes, crc = 0, 0
@@ -71,18 +85,41 @@ def write_shard(path: Path, rows: np.ndarray, *, slots: np.ndarray, spec: ArrayS
         with temp.open("wb") as file:
             for slot, row in zip(slots, rows, strict=True):
                 start = num_bytes
-                values = row.tobytes()
+                values = row.tobytes() if spec.compressor is None else _ZSTD.encode(np.ascontiguousarray(row))
                 put(file, values)
                 put(file, _crc_bytes(values))
                 index[slot] = start, num_bytes - start
             put(file, index.tobytes())
             put(file, _crc_bytes(index.tobytes()))
 
-    write_atomically(path, write)
-    return FileRecord(num_bytes, crc)
+    temp = stage_file(path, write)
+    return temp, FileRecord(num_bytes, crc)
 
 
-def read_shard(path: Path, slots: np.ndarray, *, block_rows: int, out: np.ndarray, at: np.ndarray) -> None:
+def file_crc32c(path: Path) -> int:
+    """crc32c of a whole file."""
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(_READ_BYTES):
+            crc = google_crc32c.extend(crc, data)
+    return crc
+
+
+def stored_slots(path: Path, *, block_rows: int) -> np.ndarray:
+    """Which rows of the block a shard holds, bool (block_rows,); `CacheError` for a shard that cannot tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise CacheError(f"shard {path} is not there; {_MEND}") from None
+    try:
+        return _read_index(descriptor, path, block_rows)[:, 0] != _ABSENT
+    finally:
+        os.close(descriptor)
+
+
+def read_shard(
+    path: Path, slots: np.ndarray, *, spec: ArraySpec, block_rows: int, out: np.ndarray, at: np.ndarray
+) -> None:
     """Read the rows in `slots` (n,) into `out[at]` (at: (n,) positions), and check each against its checksum.
 
     out: C-contiguous (any, *row_shape) of the array's dtype; values are read straight into it. Raises
@@ -98,7 +135,8 @@ def read_shard(path: Path, slots: np.ndarray, *, block_rows: int, out: np.ndarra
             offset, length = (int(number) for number in index[slot])
             if offset == _ABSENT:
                 raise CacheError(f"shard {path} holds no row {slot}; {_MEND}")
-            if not _read_row(descriptor, offset, length, out[position]):
+            read = _read_row if spec.compressor is None else _read_compressed_row
+            if not read(descriptor, offset, length, out[position : position + 1].reshape(-1).view(np.uint8)):
                 raise CacheError(f"row {slot} of shard {path} fails its checksum; remove the shard and {_MEND}")
     finally:
         os.close(descriptor)
@@ -111,9 +149,10 @@ def array_metadata(spec: ArraySpec, *, num_rows: int, block_rows: int) -> bytes:
     if dtype.itemsize > 1:
         in_bytes["configuration"] = {"endian": "little"}
     crc32c = {"name": "crc32c"}
+    zstd = [{"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}}] if spec.compressor else []
     sharding = {
         "chunk_shape": [1, *spec.row_shape],
-        "codecs": [in_bytes, crc32c],
+        "codecs": [in_bytes, *zstd, crc32c],
         "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc32c],
         "index_location": "end",
     }
@@ -137,18 +176,6 @@ def group_metadata(attributes: Mapping[str, Any]) -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
 
 
-def read_array_metadata(path: Path) -> ArraySpec:
-    """The spec of an array that `array_metadata` described."""
-    metadata = json.loads(path.read_bytes())
-    return ArraySpec(
-        name=path.parent.name,
-        row_shape=tuple(metadata["shape"][1:]),
-        dtype=metadata["data_type"],
-        axes=tuple(metadata["dimension_names"][1:]),
-        attributes=metadata["attributes"],
-    )
-
-
 _MEND = "run `fantrans refresh` again to compute it anew"
 
 
@@ -169,9 +196,16 @@ def _read_index(descriptor: int, path: Path, block_rows: int) -> np.ndarray:
     return np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(block_rows, 2)
 
 
-def _read_row(descriptor: int, offset: int, length: int, row: np.ndarray) -> bool:
-    """Read a row straight into its place; whether it is whole and has its checksum."""
-    values = row.reshape(-1).view(np.uint8)
+def _read_row(descriptor: int, offset: int, length: int, values: np.ndarray) -> bool:
+    """Read a row's bytes straight into their place; whether they are whole and have their checksum."""
     stored_crc = bytearray(_CRC_BYTES)
     num_read = os.preadv(descriptor, [values.data, stored_crc], offset)
     return num_read == length == values.nbytes + _CRC_BYTES and _crc_bytes(values) == stored_crc
+
+
+def _read_compressed_row(descriptor: int, offset: int, length: int, values: np.ndarray) -> bool:
+    data = os.pread(descriptor, length, offset)
+    if len(data) < length or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:
+        return False
+    _ZSTD.decode(data[:-_CRC_BYTES], out=values)
+    return True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,20 +15,30 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import CacheError
-from pipeline.files import TEMP_PREFIX, write_bytes_atomically
+from pipeline.files import TEMP_PREFIX, put_in_place, write_bytes_atomically
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.store.lock import writer_lock
-from pipeline.store.plan import NO_ROW, Plan, Unit, make_plan
+from pipeline.store.plan import NO_ROW, Plan, Unit, is_same_index, make_plan
 from pipeline.store.revisions import (
     ARRAYS_NAME,
-    FINGERPRINT_NAME,
+    DAMAGE_NAME,
     JOURNAL_NAME,
     METADATA_NAME,
     Records,
     Revision,
+    array_folder,
+    has_fingerprint,
+    has_whole_tables,
     load_revision,
+    mend_tables,
     publish,
+    read_damage,
     read_fingerprint,
+    read_sealed_json,
+    sealed_json,
+    shard_path,
+    shard_sizes,
+    write_fingerprint,
 )
 from pipeline.store.shards import (
     ArraySpec,
@@ -38,7 +46,7 @@ from pipeline.store.shards import (
     array_metadata,
     group_metadata,
     shard_name,
-    write_shard,
+    stage_shard,
 )
 
 DEFAULT_BLOCK_ROWS = 64
@@ -83,11 +91,56 @@ def open_writer(folder: Path, format: StoreFormat) -> Iterator[StoreWriter]:
         yield StoreWriter(folder, format)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StagedUnit:
+    """A unit whose shards lie, whole, under temporary names, until `StoreWriter.commit_unit` gives them their own."""
+
+    unit: Unit
+    frame_ids: list[str]
+    keys: list[str]
+    slots: list[int]
+    is_present: list[bool]
+    temps: dict[str, Path]
+    files: dict[str, FileRecord]
+
+
+def stage_unit(
+    folder: Path,
+    arrays: Sequence[ArraySpec],
+    unit: Unit,
+    rows: pd.DataFrame,
+    values: Mapping[str, np.ndarray],
+    *,
+    block_rows: int,
+    is_present: np.ndarray | None = None,
+) -> StagedUnit:
+    """Write a unit's shards beside their places; needs no lock, so any process may do it for the one that has it.
+
+    values: by array name, (n, *row_shape), for the plan's `rows` of the block in their order. Where not all have
+    values, `is_present` says which do; the others stay empty and leave the index when it is published.
+    """
+    present = np.ones(len(rows), bool) if is_present is None else is_present
+    slots = rows["row"].to_numpy() % block_rows
+
+    def stage(spec: ArraySpec) -> tuple[Path, FileRecord]:
+        path = shard_path(folder, unit, spec)
+        return stage_shard(path, values[spec.name], slots=slots[present], spec=spec, block_rows=block_rows)
+
+    with ThreadPoolExecutor(len(arrays)) as pool:  # each waits for the disk; together they wait once
+        staged = dict(zip((spec.name for spec in arrays), pool.map(stage, arrays), strict=True))
+    return StagedUnit(
+        unit=unit, frame_ids=rows["frame_id"].tolist(), keys=rows["key"].tolist(), slots=slots.tolist(),
+        is_present=present.tolist(), temps={name: temp for name, (temp, _) in staged.items()},
+        files={name: record for name, (_, record) in staged.items()},
+    )
+
+
 class StoreWriter:
     """Writes units into a store that this process has locked, and publishes them as one revision."""
 
     def __init__(self, folder: Path, format: StoreFormat) -> None:
         self.folder = folder
+        mend_tables(folder)
         self._state = _State.of(folder, format)
         self._state.sweep()
 
@@ -96,43 +149,65 @@ class StoreWriter:
         """Rows of a block."""
         return self._state.block_rows
 
-    def plan(self, wanted: pd.DataFrame, groups: Sequence[str]) -> Plan:
-        """What is missing; see `plan_store`."""
-        return self._state.plan(wanted, groups)
+    @property
+    def revision(self) -> Revision | None:
+        """The published revision."""
+        return self._state.revision
+
+    @property
+    def damaged(self) -> set[Unit]:
+        """Units that the last verification found damaged."""
+        return self._state.damaged
+
+    @property
+    def unpublished(self) -> set[Unit]:
+        """Finished units of a refresh that has not been published."""
+        published = {} if self._state.revision is None else self._state.revision.records
+        return self._state.records.keys() - published.keys()
+
+    @property
+    def has_only_moved_rows(self) -> bool:
+        """Whether what was finished but not published is what the newest revision has, in other places."""
+        state = self._state
+        if state.revision is None:
+            return not state.records
+        published = set(zip(state.revision.index["frame_id"], state.revision.index["key"], strict=True))
+        return {unit.group for unit in self.unpublished} <= set(state.revision.groups) and all(
+            (frame_id, key) in published for frame_id, key, _ in state.journal_rows
+        )
+
+    def plan(
+        self, wanted: pd.DataFrame, groups: Sequence[str], *, moved: frozenset[int] = frozenset()
+    ) -> Plan:
+        """What is missing; see `plan_store`. Rows of the blocks `moved` get new places."""
+        return self._state.plan(wanted, groups, moved=moved)
 
     def write_unit(
-        self, plan: Plan, unit: Unit, arrays: Mapping[str, np.ndarray], *, is_present: np.ndarray | None = None
+        self, unit: Unit, rows: pd.DataFrame, values: Mapping[str, np.ndarray], *, is_present: np.ndarray | None = None
     ) -> None:
-        """Write one unit's shards, then its journal entry, which is what makes it count.
+        """`stage_unit`, then `commit_unit`."""
+        arrays = self._state.format.arrays
+        self.commit_unit(stage_unit(
+            self.folder, arrays, unit, rows, values, block_rows=self.block_rows, is_present=is_present
+        ))
 
-        arrays: by name, (n, *row_shape), for the plan's rows of the block in their order. Where not all rows have
-        values, `is_present` says which do; the others stay empty and leave the index when it is published.
-        """
-        rows = plan.rows_of(unit.block)
-        is_present = np.ones(len(rows), bool) if is_present is None else is_present
-        slots = rows["row"].to_numpy() % self.block_rows
-
-        def write(spec: ArraySpec) -> FileRecord:
-            path = _array_folder(self.folder, unit.group, spec.name) / shard_name(spec, unit.block)
-            return write_shard(
-                path, arrays[spec.name], slots=slots[is_present], spec=spec, block_rows=self.block_rows
-            )
-
-        specs = self._state.format.arrays
-        with ThreadPoolExecutor(len(specs)) as pool:  # each waits for the disk; together they wait once
-            records = dict(zip((spec.name for spec in specs), pool.map(write, specs), strict=True))
+    def commit_unit(self, staged: StagedUnit) -> None:
+        """Give staged shards their names, then write the unit's journal entry, which is what makes it count."""
+        unit = staged.unit
+        for spec in self._state.format.arrays:
+            put_in_place(staged.temps[spec.name], shard_path(self.folder, unit, spec))
         entry = {
             "block": unit.block,
             "group": unit.group,
             "block_rows": self.block_rows,
-            "frame_ids": rows["frame_id"].tolist(),
-            "keys": rows["key"].tolist(),
-            "slots": slots.tolist(),
-            "is_present": is_present.tolist(),
-            "files": {name: asdict(record) for name, record in records.items()},
+            "frame_ids": staged.frame_ids,
+            "keys": staged.keys,
+            "slots": staged.slots,
+            "is_present": staged.is_present,
+            "files": {name: asdict(record) for name, record in staged.files.items()},
         }
-        write_bytes_atomically(_journal_path(self.folder, unit), json.dumps(entry).encode())
-        self._state.add(unit, records, entry)
+        write_bytes_atomically(_journal_path(self.folder, unit), sealed_json(entry))
+        self._state.add(unit, staged.files, entry)
 
     def publish(
         self, plan: Plan, *, provenance: Mapping[str, Any], absent_as: Mapping[str, str] | None = None
@@ -147,29 +222,42 @@ class StoreWriter:
         rows = index["row"].to_numpy()
         blocks = np.unique(rows[rows != NO_ROW] // self.block_rows).tolist()
         records = {unit: state.records[unit] for unit in (Unit(b, g) for b in blocks for g in plan.groups)}
-        current = state.revision
-        if current is not None and not plan.is_new and records == current.records:
-            return current
+        revision = state.revision
         num_blocks = max([state.first_free_block, *(block + 1 for block in blocks)])
-        self._describe(plan.groups, num_rows=num_blocks * self.block_rows)
-        revision = publish(
-            self.folder, index=index, records=records, groups=plan.groups, num_blocks=num_blocks,
-            block_rows=self.block_rows, provenance={**provenance, "versions": package_versions()},
-        )
+        _describe(self.folder, state.format, plan.groups, num_rows=num_blocks * self.block_rows,
+                  block_rows=self.block_rows)
+        if revision is None or not is_same_index(index, revision.index) or records != revision.records:
+            revision = publish(
+                self.folder, index=index, records=records, groups=plan.groups, num_blocks=num_blocks,
+                block_rows=self.block_rows, arrays=state.format.arrays,
+                fingerprint=fingerprint(state.format.document),
+                provenance={**provenance, "versions": package_versions()},
+            )
         for path in (self.folder / JOURNAL_NAME).glob("*.json"):
             path.unlink()
+        (self.folder / DAMAGE_NAME).unlink(missing_ok=True)
         return revision
 
-    def _describe(self, groups: Sequence[str], *, num_rows: int) -> None:
-        """Zarr's metadata. It covers new blocks before the pointer moves: readers go by the index, not the shape."""
-        arrays, format = self.folder / ARRAYS_NAME, self._state.format
-        for group in groups:
-            for spec in format.arrays:
-                content = array_metadata(spec, num_rows=num_rows, block_rows=self.block_rows)
-                write_bytes_atomically(_array_folder(self.folder, group, spec.name) / METADATA_NAME, content)
-            if group:
-                write_bytes_atomically(arrays / group / METADATA_NAME, group_metadata(format.group_attributes(group)))
-        write_bytes_atomically(arrays / METADATA_NAME, group_metadata(format.attributes))
+
+def _metadata(
+    folder: Path, format: StoreFormat, groups: Sequence[str], *, num_rows: int, block_rows: int
+) -> Iterator[tuple[Path, bytes]]:
+    """Zarr's metadata: each file's place and content, the root last."""
+    arrays = folder / ARRAYS_NAME
+    for group in groups:
+        for spec in format.arrays:
+            yield arrays / group / spec.name / METADATA_NAME, array_metadata(
+                spec, num_rows=num_rows, block_rows=block_rows)
+        if group:
+            yield arrays / group / METADATA_NAME, group_metadata(format.group_attributes(group))
+    yield arrays / METADATA_NAME, group_metadata(format.attributes)
+
+
+def _describe(folder: Path, format: StoreFormat, groups: Sequence[str], *, num_rows: int, block_rows: int) -> None:
+    """Write Zarr's metadata where it differs; it may cover unpublished blocks, as readers go by the index."""
+    for path, content in _metadata(folder, format, groups, num_rows=num_rows, block_rows=block_rows):
+        if not path.is_file() or path.read_bytes() != content:
+            write_bytes_atomically(path, content)
 
 
 @dataclass
@@ -180,17 +268,22 @@ class _State:
     format: StoreFormat
     revision: Revision | None
     records: Records
+    damaged: set[Unit]
     journal_rows: list[tuple[str, str, int]] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, folder: Path, format: StoreFormat) -> _State:
-        state = cls(folder, format, load_revision(folder), {})
-        sizes = _shard_sizes(folder)
+        state = cls(folder, format, load_revision(folder), {}, read_damage(folder))
+        sizes = shard_sizes(folder)
         if state.revision is not None:
-            state.records.update(_intact(state.revision.records, format, sizes))
+            intact = _intact(state.revision.records, format, sizes)
+            state.damaged |= state.revision.records.keys() - intact.keys()
+            state.records.update({unit: files for unit, files in intact.items() if unit not in state.damaged})
         for path in sorted((folder / JOURNAL_NAME).glob("*.json")):
-            entry = json.loads(path.read_bytes())
+            entry = read_sealed_json(path, fallback={})
+            if not entry:
+                continue  # damaged: its unit is computed again
             unit = Unit(entry["block"], entry["group"])
             records = {unit: {name: FileRecord(**record) for name, record in entry["files"].items()}}
             if entry["block_rows"] == state.block_rows and _intact(records, format, sizes):
@@ -213,11 +306,12 @@ class _State:
     def first_free_block(self) -> int:
         return 0 if self.revision is None else self.revision.num_blocks
 
-    def plan(self, wanted: pd.DataFrame, groups: Sequence[str]) -> Plan:
+    def plan(self, wanted: pd.DataFrame, groups: Sequence[str], *, moved: frozenset[int] = frozenset()) -> Plan:
         published = None if self.revision is None else self.revision.index
         known = pd.DataFrame(self.journal_rows, columns=["frame_id", "key", "row"])
         if published is not None:
-            live = published.loc[published["row"] != NO_ROW, ["frame_id", "key", "row"]]
+            stays = (published["row"] != NO_ROW) & ~(published["row"] // self.block_rows).isin(moved)
+            live = published.loc[stays, ["frame_id", "key", "row"]]
             known = pd.concat([live, known], ignore_index=True) if len(known) else live
         kept_groups = () if self.revision is None else self.revision.groups
         return make_plan(
@@ -225,7 +319,7 @@ class _State:
             known=known,
             published=published,
             done=self.records.keys(),
-            has_unpublished=self.revision is not None and self.records != self.revision.records,
+            needs_mending=not self.is_whole(),
             groups=tuple(dict.fromkeys((*kept_groups, *groups))),
             first_free_block=self.first_free_block,
             block_rows=self.block_rows,
@@ -233,17 +327,25 @@ class _State:
             is_shuffled=self.format.is_shuffled,
         )
 
+    def is_whole(self) -> bool:
+        """Whether nothing is left over, damaged or missing beside what a plan finds to compute."""
+        if self.revision is None or self.records != self.revision.records or not has_whole_tables(self.folder):
+            return False
+        expected = _metadata(self.folder, self.format, self.revision.groups, block_rows=self.block_rows,
+                             num_rows=self.revision.num_blocks * self.block_rows)
+        return all(path.is_file() and path.read_bytes() == content for path, content in expected)
+
     def sweep(self) -> None:
         """Remove what a killed writer left: half-written files, and shards that no revision and no journal names."""
         for path in self.folder.rglob(f"{TEMP_PREFIX}*"):
             path.unlink()
         published_groups = () if self.revision is None else self.revision.groups
-        for (group, name), files in _shard_sizes(self.folder).items():
+        for (group, name), files in shard_sizes(self.folder).items():
             for file in files:
                 block = int(file.split(".")[1])
                 is_published = group in published_groups and block < self.first_free_block
                 if not is_published and Unit(block, group) not in self.records:
-                    (_array_folder(self.folder, group, name) / file).unlink()
+                    (array_folder(self.folder, group, name) / file).unlink()
         for path in (self.folder / JOURNAL_NAME).glob("*.json"):
             block_text, _, group = path.stem.partition(".")
             if Unit(int(block_text), group) not in self.records:
@@ -258,8 +360,8 @@ def package_versions() -> dict[str, str]:
 
 def _claim(folder: Path, format: StoreFormat) -> None:
     """Make the folder the document's own, or see that it is."""
-    if not (folder / FINGERPRINT_NAME).is_file():
-        write_bytes_atomically(folder / FINGERPRINT_NAME, canonical_json(format.document))
+    if not has_fingerprint(folder):
+        write_fingerprint(folder, format.document)
         return
     found = read_fingerprint(folder)
     if canonical_json(found) != canonical_json(format.document):
@@ -288,23 +390,6 @@ def _intact(records: Records, format: StoreFormat, sizes: Mapping[tuple[str, str
         )
 
     return {unit: files for unit, files in records.items() if is_intact(unit, files)}
-
-
-def _shard_sizes(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
-    """Bytes of each shard file by (group, array) and file name."""
-    root = folder / ARRAYS_NAME
-    sizes: dict[tuple[str, str], dict[str, int]] = {}
-    for array, _, _ in os.walk(root):
-        with os.scandir(array) as entries:
-            shards = {entry.name: entry.stat().st_size for entry in entries if entry.name.startswith("c.")}
-        if shards:
-            *group, name = Path(array).relative_to(root).parts
-            sizes["".join(group), name] = shards
-    return sizes
-
-
-def _array_folder(folder: Path, group: str, name: str) -> Path:
-    return folder / ARRAYS_NAME / group / name
 
 
 def _journal_path(folder: Path, unit: Unit) -> Path:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from pipeline.cache.codecs import make_codec
 from pipeline.cache.format import features_format
 from pipeline.cache.writer import refresh
 from pipeline.config import CropConfig, ViewConfig
@@ -24,8 +25,20 @@ SHAPES = {"lf": (4, 8, 8), "h1": (4, 8, 8), "h2": (4, 8, 8), "hm": (1, 8, 8)}
 BLOCK_ROWS = 4
 AUS = (1, 2)
 CROPS_FORMAT = crops_format({"kind": "crops", "detector": "a"}, CROP, block_rows=BLOCK_ROWS)
-FORMAT = features_format({"kind": "features", "fan": "a", "features": {"width": 4, "sha256": "ab" * 32,
-                          "profile": "standard"}}, SHAPES, block_rows=BLOCK_ROWS)
+FEATURES = tuple(SHAPES)
+
+
+def features_document(shapes=SHAPES, *, profile="exact", **more):
+    features = {"width": 4, "sha256": "ab" * 32, "profile": profile, "shapes": {n: list(s) for n, s in shapes.items()}}
+    return {"kind": "features", "fan": "a", "features": features, **more}
+
+
+def make_format(shapes=SHAPES, **more):
+    return features_format(features_document(shapes, **more), make_codec("exact", shapes), block_rows=BLOCK_ROWS)
+
+
+FORMAT = make_format()
+CODEC = make_codec("exact", SHAPES)
 
 
 def picture(seed):
@@ -74,8 +87,9 @@ def extract(images):
     }
 
 
-def make_cache(folder, frames, crops, *, extractor=extract, views=VIEWS, format=FORMAT, **more):
-    return refresh(folder / "cache", frames, crops, extractor, format=format, views=views, view_px=CROP.size_px, **more)
+def make_cache(folder, frames, crops, *, extractor=extract, views=VIEWS, format=FORMAT, codec=CODEC, **more):
+    return refresh(folder / "cache", frames, crops, lambda: extractor, format=format, codec=codec, views=views,
+                   view_px=CROP.size_px, **more)
 
 
 def make_world(folder, **sizes):

@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.fan import FAN
+from models.fan import FAN, map_shapes
+from pipeline.cache.codecs import encode_rows, make_codec
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError
-from pipeline.features import extract_features, feature_shapes, frozen, load_fan
+from pipeline.features import extract_features, frozen, load_fan
 from pipeline.files import file_sha256
+from tests.unit.test_codecs import random_basis
 
 WIDTH = 16
 
@@ -57,7 +59,7 @@ def test_features_are_the_taps_of_the_normalised_rgb_crop(fan, crops, features):
     assert list(features) == ["lf", "h1", "h2", "hm"]
     for name, values in features.items():
         assert values.dtype == np.float16
-        assert values.shape == (11, *feature_shapes(WIDTH, profile="exact")[name])
+        assert values.shape == (11, *map_shapes(WIDTH)[name])
         np.testing.assert_allclose(values[:2], taps[name].numpy(), rtol=2e-3, atol=2e-3)
 
 
@@ -76,12 +78,18 @@ def test_float_crops_are_taken_as_they_are(fan, crops, features):
     assert all(np.array_equal(as_floats[name], features[name][:8]) for name in features)
 
 
-def test_standard_profile_sums_the_stored_heatmaps(fan, crops, features):
-    standard = extract_features(fan, crops[:3], profile="standard")
-    expected = torch.from_numpy(features["hm"][:3]).float().sum(1, keepdim=True).half().numpy()
-    np.testing.assert_array_equal(standard["hm"], expected)
-    assert {n: v.shape[1:] for n, v in standard.items()} == feature_shapes(WIDTH, profile="standard")
-    assert all(np.array_equal(standard[name], features[name][:3]) for name in ("lf", "h1", "h2"))
+@pytest.mark.parametrize("profile", ["exact", "standard", "compact"])
+def test_a_codec_encodes_on_the_way_what_it_would_encode_from_the_maps(fan, crops, features, profile):
+    codec = make_codec(profile, map_shapes(WIDTH), basis=random_basis(WIDTH) if profile == "compact" else None)
+    encoded = extract_features(fan, crops, encode=codec.encode)
+    later = encode_rows(codec, features)
+    assert set(encoded) == {spec.name for spec in codec.arrays}
+    for spec in codec.arrays:
+        assert encoded[spec.name].dtype == spec.dtype
+        assert encoded[spec.name].shape == (len(crops), *spec.row_shape)
+        np.testing.assert_array_equal(encoded[spec.name], later[spec.name])
+    few = encode_rows(codec, {name: values[3:6] for name, values in features.items()})
+    assert all(np.array_equal(few[name], values[3:6]) for name, values in later.items())
 
 
 def test_precision_changes_the_arithmetic_only_when_told(fan, crops, features):
@@ -93,7 +101,7 @@ def test_precision_changes_the_arithmetic_only_when_told(fan, crops, features):
 def test_no_crops_give_empty_arrays(fan):
     empty = extract_features(fan, np.empty((0, 256, 256, 3), np.uint8))
     assert {n: v.shape for n, v in empty.items()} == {
-        n: (0, *s) for n, s in feature_shapes(WIDTH, profile="exact").items()
+        n: (0, *s) for n, s in map_shapes(WIDTH).items()
     }
 
 

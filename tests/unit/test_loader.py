@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache.format import features_format
+from pipeline.cache.codecs import make_codec
 from pipeline.config import ViewConfig
 from pipeline.errors import CacheError, DataError
 from pipeline.loader import CachedBatches
 from tests.unit import small_cache
-from tests.unit.small_cache import AUS, BLOCK_ROWS, SHAPES, make_cache
+from tests.unit.small_cache import AUS, SHAPES, make_cache
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +152,13 @@ def test_tensors_stay_as_they_are_when_the_buffers_are_reused(world):
 def test_all_landmark_maps_are_summed(world, tmp_path):
     frames, crops, _ = world
     shapes = {**SHAPES, "hm": (68, 8, 8)}
-    format = features_format({"kind": "features", "profile": "exact"}, shapes, block_rows=BLOCK_ROWS)
 
     def extract(images):
         features = small_cache.extract(images)
         return features | {"hm": np.repeat(features["hm"] / np.float16(1024), 68, 1)}
 
-    cache = make_cache(tmp_path, frames, crops, format=format, extractor=extract, views=ViewConfig(num_views=2))
+    cache = make_cache(tmp_path, frames, crops, format=small_cache.make_format(shapes), extractor=extract,
+                       codec=make_codec("exact", shapes), views=ViewConfig(num_views=2))
     batch = next(CachedBatches(cache, frames, aus=AUS, batch_size=8, is_training=False).epoch())
     assert batch.features["hm"].shape == (8, 1, 8, 8)
     stored = cache.read(cache.rows()[:8])["hm"].astype(np.float64).sum(1, keepdims=True)

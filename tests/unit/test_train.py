@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from models.head import DeployedHead
 from pipeline import train
+from pipeline.cache.codecs import make_codec
 from pipeline.cache.reader import open_cache
 from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
 from pipeline.errors import ConfigError, DataError
@@ -40,9 +41,10 @@ def folder(tmp_path, monkeypatch):
     frames, boxes = small_cache.make_world(tmp_path)
     shapes = {name: (channels, 16, 16) for name, (channels, _, _) in small_cache.SHAPES.items()}
     monkeypatch.setattr(small_cache, "SHAPES", shapes)
-    format = small_cache.features_format(small_cache.FORMAT.document, shapes, block_rows=small_cache.BLOCK_ROWS)
+    format = small_cache.make_format(shapes)
     crops = small_cache.make_crops(tmp_path, frames, boxes)
-    small_cache.make_cache(tmp_path, frames, crops, format=format, extractor=_extract_16)
+    small_cache.make_cache(tmp_path, frames, crops, format=format, codec=make_codec("exact", shapes),
+                           extractor=_extract_16)
     return tmp_path
 
 

@@ -1,0 +1,228 @@
+"""How extracted maps are stored, and what a head gets back: one codec a profile.
+
+    profile    arrays              a row's values
+    exact      lf h1 h2 hm         fp16, all 68 heatmaps
+    standard   lf h1 h2, hm        int8 with a scale a channel; the heatmaps' sum in fp16
+    compact    lf hm_h1 hm_h2      int8 of KLT components with a scale a component; H1 and H2 times the heatmaps' sum
+
+`standard` and `compact` have `scale` (a number a stored channel, in the order of the maps) and `loss` (the relative L2
+error of each map) beside. An int8 value times its channel's scale is the channel or the component; components times a
+basis (docs/cache_format.md) are channels.
+"""
+
+# N frames, C channels of a map, K stored channels or components of it, H W rows and columns
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from pipeline.config import Profile
+from pipeline.errors import CacheError, ConfigError
+from pipeline.store.shards import ArraySpec
+
+MAPS = ("lf", "h1", "h2")
+HEATMAPS = "hm"
+SCALE, LOSS = "scale", "loss"
+COMPACT_MAPS = ("lf", "hm_h1", "hm_h2")
+
+Shapes = Mapping[str, tuple[int, int, int]]
+"""Shape (C, H, W) of lf, h1, h2 and hm as the FAN gives them."""
+
+_MAX_CODE = 127
+_LEAST_SCALE = 2.0**-100
+_BATCH_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Components of a map: its channels over their size, turned onto their principal directions.
+
+    vectors: (C, K) orthonormal columns, strongest first. channel_rms: (C,). step: the least quantiser step, in the
+    components' unit.
+    """
+
+    vectors: Tensor
+    channel_rms: Tensor
+    step: float
+
+    @property
+    def analysis(self) -> Tensor:
+        """(C, K): channels (.., C) times this are components."""
+        return self.vectors / self.channel_rms[:, None]
+
+    @property
+    def synthesis(self) -> Tensor:
+        """(C, K): this times components (K, ..) are channels, as nearly as K components allow."""
+        return self.vectors * self.channel_rms[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """Encodes maps as the FAN gives them, decodes stored rows into a head's input; pure functions of a frame."""
+
+    profile: Profile
+    shapes: Shapes
+    bases: Mapping[str, Basis]
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """What a row holds, array by array."""
+        if self.profile == "exact":
+            names = (*MAPS, HEATMAPS)
+            return tuple(_map_spec(name, self.shapes[name], dtype="float16", compressor=None) for name in names)
+        _, *size = self.shapes[HEATMAPS]
+        nums = self._num_stored.items()
+        maps = [_map_spec(name, (num, *size), dtype="int8", compressor="zstd") for name, num in nums]
+        if self.profile == "standard":
+            maps.append(_map_spec(HEATMAPS, (1, *size), dtype="float16", compressor="zstd"))
+        scale = ArraySpec(name=SCALE, row_shape=(sum(self._num_stored.values()),), dtype="float32", axes=("channel",),
+                          attributes={"of": list(self._num_stored), "times": "int8 values are channels or components"})
+        loss = ArraySpec(name=LOSS, row_shape=(len(self._num_stored),), dtype="float32", axes=("map",),
+                         attributes={"of": list(self._num_stored), "is": "relative L2 error against fp16"})
+        return (*maps, scale, loss)
+
+    @property
+    def _num_stored(self) -> dict[str, int]:
+        """Channels or components of each int8 map."""
+        if self.profile == "compact":
+            return {name: self.bases[name].vectors.shape[1] for name in COMPACT_MAPS}
+        return {name: self.shapes[name][0] for name in MAPS}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The arrays that `decode` reads."""
+        return tuple(spec.name for spec in self.arrays if spec.name != LOSS)
+
+    def check_serves(self, *, plain: Collection[str], experiment: str) -> None:
+        """Raise `ConfigError` for an experiment whose head reads maps `plain` (not gated) that are not stored so."""
+        lacking = [name for name in plain if self.profile == "compact" and f"hm_{name}" in COMPACT_MAPS]
+        if lacking:
+            raise ConfigError(
+                f"{experiment} reads {' and '.join(lacking)} without the heatmap gate, and the profile compact holds "
+                "them gated only; refresh and train it with `cache: {features: {profile: standard}}`"
+            )
+
+    def encode(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Maps fp16 (N, C, H, W), hm with all landmarks, to rows by array name; a frame's do not depend on others'."""
+        maps = {name: maps[name].contiguous() for name in (*MAPS, HEATMAPS)}  # sums go by the order in memory
+        if self.profile == "exact":
+            return dict(maps)
+        hm = _landmark_sum(maps[HEATMAPS])
+        whole = {name: maps[name].float() for name in MAPS}
+        if self.profile == "compact":
+            whole = {"lf": whole["lf"], "hm_h1": hm.float() * whole["h1"], "hm_h2": hm.float() * whole["h2"]}
+        rows: dict[str, Tensor] = {}
+        scales, losses = [], []
+        for name, values in whole.items():
+            basis = self.bases.get(name)
+            stored = values if basis is None else _turned(values, basis.analysis.t())
+            rows[name], scale = _quantised(stored, least=_LEAST_SCALE if basis is None else basis.step)
+            back = _channels(rows[name], scale)
+            losses.append(_relative_l2(back if basis is None else _turned(back, basis.synthesis), values))
+            scales.append(scale)
+        if self.profile == "standard":
+            rows[HEATMAPS] = hm
+        return {**rows, SCALE: torch.cat(scales, 1), LOSS: torch.stack(losses, 1)}
+
+    def decode(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows by array name, `inputs` at least, to the maps that `models.head.ConvModule` takes.
+
+        exact: lf, h1, h2 (N, C, H, W) and hm (N, 1, H, W) fp16, the heatmaps summed in fp32 and rounded as `standard`
+        stores them. standard: the maps fp32. compact: components (N, K, H, W) fp32 with `lf_basis` (C, K)...
+        """
+        if self.profile == "exact":
+            return {**{name: stored[name] for name in MAPS}, HEATMAPS: _landmark_sum(stored[HEATMAPS])}
+        scales = stored[SCALE].split(list(self._num_stored.values()), 1)
+        features = {
+            name: _channels(stored[name], scale) for name, scale in zip(self._num_stored, scales, strict=True)
+        }
+        if self.profile == "standard":
+            features[HEATMAPS] = stored[HEATMAPS]
+        for name, basis in self.bases.items():
+            features[f"{name}_basis"] = basis.synthesis.to(features[name].device, non_blocking=True)
+        return features
+
+
+def make_codec(profile: Profile, shapes: Shapes, *, basis: bytes | None = None) -> Codec:
+    """The codec of a profile; `compact` needs the bytes of a basis file (safetensors, see `pipeline.codec_fit`).
+
+    Raises `CacheError` for a file that holds no basis of these maps.
+    """
+    if profile != "compact":
+        return Codec(profile=profile, shapes=shapes, bases={})
+    assert basis is not None
+    try:
+        tensors = load(basis)
+        bases = {
+            name: Basis(tensors[f"{name}.vectors"], tensors[f"{name}.channel_rms"], float(tensors[f"{name}.step"]))
+            for name in COMPACT_MAPS
+        }
+    except (SafetensorError, KeyError) as error:
+        raise CacheError(
+            f"the codec's file holds no basis ({error}); fit one with `fantrans weights fit-codec`"
+        ) from None
+    widths = {len(each.channel_rms) for each in bases.values()}
+    if widths != {shapes["lf"][0]}:
+        raise CacheError(
+            f"the codec's basis is of maps with {max(widths)} channels, expected {shapes['lf'][0]}; "
+            "name the FAN's own codec in the catalog"
+        )
+    return Codec(profile=profile, shapes=shapes, bases=bases)
+
+
+def encode_rows(codec: Codec, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows of the profile exact, fp16 (n, C, H, W), to rows of `codec`, a batch of fixed size at a time."""
+    num = len(rows[HEATMAPS])
+    out = {spec.name: np.empty((num, *spec.row_shape), spec.dtype) for spec in codec.arrays}
+    for start in range(0, num, _BATCH_FRAMES):
+        here = slice(start, min(start + _BATCH_FRAMES, num))
+        maps = {name: torch.from_numpy(filled(values[here], _BATCH_FRAMES)) for name, values in rows.items()}
+        for name, values in codec.encode(maps).items():
+            out[name][here] = values[: here.stop - start].numpy()
+    return out
+
+
+def filled(values: np.ndarray, size: int) -> np.ndarray:
+    """`values` (n, ...) with the last one repeated up to `size`: kernels, and last bits, go by a batch's shape."""
+    short = size - len(values)
+    return np.concatenate((values, np.repeat(values[-1:], short, 0))) if short > 0 else np.ascontiguousarray(values)
+
+
+def _map_spec(name: str, row_shape: tuple[int, ...], *, dtype: str, compressor: Literal["zstd"] | None) -> ArraySpec:
+    attributes = {"tap": name.removeprefix("hm_"), "is_gated": name.startswith("hm_"),
+                  "is_landmark_sum": name == HEATMAPS and row_shape[0] == 1}
+    return ArraySpec(name=name, row_shape=row_shape, dtype=dtype, axes=("channel", "y", "x"), attributes=attributes,
+                     compressor=compressor)
+
+
+def _landmark_sum(hm: Tensor) -> Tensor:
+    """Heatmaps fp16 (N, L, H, W) to their sum, taken in fp32 and kept in fp16 (N, 1, H, W)."""
+    return hm.float().sum(1, keepdim=True).half() if hm.shape[1] > 1 else hm
+
+
+def _quantised(values: Tensor, *, least: float) -> tuple[Tensor, Tensor]:
+    """int8 (N, K, H, W) and the scale (N, K) that takes it back: a channel's greatest size is 127, or less."""
+    scale = (values.abs().amax((2, 3)) / _MAX_CODE).clamp(min=least)
+    codes = (values / scale[:, :, None, None]).round().clamp(-_MAX_CODE, _MAX_CODE)
+    return codes.to(torch.int8), scale
+
+
+def _channels(codes: Tensor, scale: Tensor) -> Tensor:
+    return codes.float() * scale[:, :, None, None]
+
+
+def _turned(values: Tensor, matrix: Tensor) -> Tensor:
+    """A matrix (M, C) applied at every place: (N, C, H, W) -> (N, M, H, W)."""
+    return torch.einsum("mc,nchw->nmhw", matrix.to(values.device), values)
+
+
+def _relative_l2(found: Tensor, true: Tensor) -> Tensor:
+    error, size = ((each**2).sum((1, 2, 3)) for each in (found - true, true))
+    return torch.where(size > 0, (error / size).sqrt(), 0.0)

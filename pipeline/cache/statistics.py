@@ -1,0 +1,98 @@
+"""What is in a cache, in numbers: Dask graphs over its Zarr arrays, which a cluster runs unchanged.
+
+Each function returns lazy arrays; `dask.compute` runs them, on threads here or on whatever client is active.
+"""
+
+# N rows, A action units, C channels, H W rows and columns of a map
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+
+from pipeline.cache.codecs import COMPACT_MAPS, HEATMAPS, LOSS, SCALE
+from pipeline.cache.format import view_group
+from pipeline.cache.reader import CacheReader
+from pipeline.records import UNKNOWN, au_column
+from pipeline.store.revisions import ARRAYS_NAME
+
+
+def stored(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
+    """An array's `rows` (n,), ascending, as they lie in the cache: a Dask chunk a shard."""
+    group = view_group(view)
+    shape = cache.spec(name).row_shape
+    whole = da.from_zarr(cache.folder / ARRAYS_NAME, component=f"{group}/{name}", chunks=(cache.block_rows, *shape))
+    return whole[rows]
+
+
+def channels(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
+    """Channels, or stored components, of a map: float32 (n, C, H, W)."""
+    values = stored(cache, name, view=view, rows=rows).astype(np.float32)
+    if cache.codec.profile == "exact":
+        return values
+    of = cache.spec(SCALE).attributes["of"]
+    if name not in of:
+        return values
+    widths = [cache.spec(each).row_shape[0] for each in of]
+    first = sum(widths[: of.index(name)])
+    scale = stored(cache, SCALE, view=view, rows=rows)[:, first : first + values.shape[1]]
+    return values * scale[:, :, None, None]
+
+
+def gated(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
+    """A map times the sum of the heatmaps, which is taken in fp32 and rounded to fp16 as the codecs do."""
+    hm = channels(cache, HEATMAPS, view=view, rows=rows).sum(1, keepdims=True).astype(np.float16).astype(np.float32)
+    return channels(cache, name, view=view, rows=rows) * hm
+
+
+def second_moments(maps: Sequence[da.Array]) -> da.Array:
+    """E[x x'] over frames and places of maps (n, C, H, W): float64 (C, C)."""
+    places = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)
+    products = [da.tensordot(each, each, axes=((0, 2, 3), (0, 2, 3))).astype(np.float64) for each in maps]
+    return sum(products[1:], products[0]) / places
+
+
+def channel_ranges(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[str, dict[str, da.Array]]:
+    """min, max, mean and rms (C,) of each stored map's channels or components."""
+    ranges = {}
+    for name in cache.codec.inputs:
+        if name == SCALE:
+            continue
+        values = channels(cache, name, view=view, rows=rows)
+        axes = (0, 2, 3)
+        ranges[name] = {"min": values.min(axes), "max": values.max(axes), "mean": values.mean(axes),
+                        "rms": da.sqrt((values**2).mean(axes))}
+    return ranges
+
+
+def map_losses(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[str, da.Array]:
+    """Mean over rows of each map's relative L2 error, as it was measured when the row was encoded; {} if lossless."""
+    if cache.codec.profile == "exact":
+        return {}
+    losses = stored(cache, LOSS, view=view, rows=rows)
+    names = cache.spec(LOSS).attributes["of"]
+    return {name: losses[:, i].mean() for i, name in enumerate(names)}
+
+
+def base_rates(frames: pd.DataFrame, aus: Sequence[int], *, chunk_rows: int = 65536) -> dict[str, da.Array]:
+    """Percent positive among known labels (A,) of each part and of all, over frames with `au_01`... columns."""
+    labels_NA = da.from_array(frames[[au_column(au) for au in aus]].to_numpy(np.int8), chunks=(chunk_rows, len(aus)))
+    parts = frames["part"].to_numpy()
+    rates = {}
+    for part in (*sorted(set(parts)), "all"):
+        here = labels_NA if part == "all" else labels_NA[np.flatnonzero(parts == part)]
+        rates[part] = (here == 1).sum(0) * 100.0 / da.maximum((here != UNKNOWN).sum(0), 1)
+    return rates
+
+
+def codec_moments(cache: CacheReader, rows: np.ndarray, *, views: Sequence[int]) -> dict[str, da.Array]:
+    """`second_moments` of each map that the profile compact keeps, from a cache of the profile exact."""
+    assert cache.codec.profile == "exact"
+
+    def maps(name: str) -> list[da.Array]:
+        read = gated if name.startswith("hm_") else channels
+        return [read(cache, name.removeprefix("hm_"), view=view, rows=rows) for view in views]
+
+    return {name: second_moments(maps(name)) for name in COMPACT_MAPS}
