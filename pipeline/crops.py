@@ -8,6 +8,7 @@ Frame of reference: pixel centres at whole numbers, x to the right, y down.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ import pandas as pd
 
 from pipeline.config import CropConfig
 from pipeline.errors import DataError
+from pipeline.fingerprint import canonical_json
 from pipeline.images import read_frames
 from pipeline.progress import Step
 from pipeline.records import Status
@@ -80,7 +82,7 @@ def crops_format(
             ArraySpec(name="affines", row_shape=(2, 3), dtype="float64", axes=("xy", "column"),
                       attributes={"maps": "crop px to frame px", "pixel_centres": "whole numbers"}),
         ),
-        attributes={"kind": "crops", "document": dict(document)},
+        attributes={"kind": "crops", "document": json.loads(canonical_json(document))},
         is_shuffled=False,
         block_rows=block_rows,
     )

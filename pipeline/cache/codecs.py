@@ -82,7 +82,7 @@ class Codec:
         maps = [_map_spec(name, (num, *size), dtype="int8", compressor="zstd") for name, num in nums]
         if self.profile == "standard":
             maps.append(_map_spec(HEATMAPS, (1, *size), dtype="float16", compressor="zstd"))
-        scale = ArraySpec(name=SCALE, row_shape=(sum(self._num_stored.values()),), dtype="float32", axes=("channel",),
+        scale = ArraySpec(name=SCALE, row_shape=(sum(self._num_stored.values()),), dtype="float32", axes=("scale_channel",),
                           attributes={"of": list(self._num_stored), "times": "int8 values are channels or components"})
         loss = ArraySpec(name=LOSS, row_shape=(len(self._num_stored),), dtype="float32", axes=("map",),
                          attributes={"of": list(self._num_stored), "is": "relative L2 error against fp16"})
@@ -198,7 +198,7 @@ def filled(values: np.ndarray, size: int) -> np.ndarray:
 def _map_spec(name: str, row_shape: tuple[int, ...], *, dtype: str, compressor: Literal["zstd"] | None) -> ArraySpec:
     attributes = {"tap": name.removeprefix("hm_"), "is_gated": name.startswith("hm_"),
                   "is_landmark_sum": name == HEATMAPS and row_shape[0] == 1}
-    return ArraySpec(name=name, row_shape=row_shape, dtype=dtype, axes=("channel", "y", "x"), attributes=attributes,
+    return ArraySpec(name=name, row_shape=row_shape, dtype=dtype, axes=(f"{name}_channel", "y", "x"), attributes=attributes,
                      compressor=compressor)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.errors import CacheError
+from pipeline.fingerprint import canonical_json
 from pipeline.store.revisions import read_fingerprint
 from pipeline.store.shards import ArraySpec
 from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat
@@ -42,7 +44,7 @@ def features_format(
     return StoreFormat(
         document=document,
         arrays=(*codec.arrays, params),
-        attributes={"kind": "features", "document": dict(document)},
+        attributes={"kind": "features", "document": json.loads(canonical_json(document))},
         group_attributes=lambda group: {"view": view_number(group)},
         is_shuffled=True,
         block_rows=block_rows,

@@ -1,7 +1,7 @@
 """A store as HDF5 files and back, because labs exchange HDF5: one file a part, one frame a chunk.
 
     {out}/P1.h5
-        attrs        schema, fingerprint, document, arrays, manifest, as JSON; part
+        attrs        document, arrays, manifest and columns as JSON; schema, part, block_rows
         frame_id     strings, in the order of the rows of every array
         key, status  what a frame's values depend on, and whether it has any
         view_00/lf   the array as it is stored; attributes: axes, and the array's own
@@ -53,7 +53,7 @@ def _write_part(path: Path, *, store: StoreReader, part: str, step: Callable[[in
     arrays = [store.spec(name) for name in store.array_names]
     with h5py.File(path, "w") as file:
         described = {"document": store.document, "arrays": [spec.as_json() for spec in arrays],
-                     "manifest": store.manifest}
+                     "manifest": store.manifest, "columns": list(listed.columns.drop("row"))}
         file.attrs.update({"schema": SCHEMA, "part": part, "block_rows": store.block_rows,
                            **{name: json.dumps(value) for name, value in described.items()}})
         for name in listed.columns.drop("row"):
@@ -113,15 +113,13 @@ def _write_store(
 ) -> StoreReader:
     tables, place = [], {}
     for number, file in enumerate(files):
-        columns = [name for name, item in file.items() if isinstance(item, h5py.Dataset) and item.ndim == 1
-                   and name not in ("has_values", "codec")]
+        columns = json.loads(file.attrs["columns"])
         table = pd.DataFrame({n: file[n].asstr()[()] if file[n].dtype == _TEXT else file[n][()] for n in columns})
         has_values = file["has_values"][()]
         names = table.loc[has_values, "frame_id"]
         place.update({name: (number, i) for i, name in enumerate(names)})
         tables.append(table.assign(key=table["key"].where(has_values, "")))
-    order = ["frame_id", "key", *(name for name in tables[0].columns if name not in ("frame_id", "key"))]
-    wanted = pd.concat(tables, ignore_index=True)[order]
+    wanted = pd.concat(tables, ignore_index=True)
     folder = format.folder_in(root)
     with open_writer(folder, format) as writer:
         if basis is not None:

@@ -88,7 +88,7 @@ def test_any_zarr_reader_opens_it(world):
             array = group[name]
             assert array.chunks == (1, *shape)
             assert array.shards == (BLOCK_ROWS, *shape)
-            assert array.metadata.dimension_names == ("row", "channel", "y", "x")
+            assert array.metadata.dimension_names == ("row", f"{name}_channel", "y", "x")
             np.testing.assert_array_equal(array[:][cache.rows()], stored[name])
             empty = np.setdiff1d(np.arange(array.shape[0]), cache.rows())
             assert np.isnan(array[:][empty]).all()
