@@ -35,9 +35,10 @@ from pipeline.device import checked_device
 from pipeline.errors import ConfigError
 from pipeline.features import extract_features as extract_maps
 from pipeline.features import load_fan
-from pipeline.files import write_bytes_atomically
+from pipeline.files import TEMP_PREFIX, write_bytes_atomically
 from pipeline.progress import track
 from pipeline.records import BOX_COLUMNS, Status, read_table, write_table
+from pipeline.store.lock import writer_lock
 from pipeline.store.plan import Plan
 from pipeline.store.revisions import load_revision
 from pipeline.store.writer import StoreFormat
@@ -135,11 +136,17 @@ def refresh_cache(dataset: str, **settings: Any) -> list[StageSummary]:
 
 
 def _said(stage: Callable[[RefreshJob], StageSummary]) -> Callable[[RefreshJob], StageSummary]:
-    """The stage, saying its summary in the log when it ends."""
+    """The stage, alone at work on its data set, and saying its summary in the log when it ends.
+
+    Raises `CacheError` if another process is at work there.
+    """
 
     @wraps(stage)
     def run(job: RefreshJob) -> StageSummary:
-        summary = stage(job)
+        with writer_lock(job.work):
+            for left in (*job.work.glob(f"{TEMP_PREFIX}*"), *job.work.glob(f"*.parts/{TEMP_PREFIX}*")):
+                left.unlink()
+            summary = stage(job)
         logger.info("%s", summary)
         return summary
 

@@ -331,6 +331,8 @@ class _State:
         """Whether nothing is left over, damaged or missing beside what a plan finds to compute."""
         if self.revision is None or self.records != self.revision.records or not has_whole_tables(self.folder):
             return False
+        if (self.folder / DAMAGE_NAME).exists() or any((self.folder / JOURNAL_NAME).glob("*.json")):
+            return False
         expected = _metadata(self.folder, self.format, self.revision.groups, block_rows=self.block_rows,
                              num_rows=self.revision.num_blocks * self.block_rows)
         return all(path.is_file() and path.read_bytes() == content for path, content in expected)

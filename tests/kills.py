@@ -1,0 +1,138 @@
+"""Refreshes that get killed: a rendered data set before and after changes, and processes that refresh it."""
+
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import cv2
+import torch
+from safetensors.torch import save_file
+
+from models.fan import FAN
+from pipeline.catalog import CATALOG_FILE, WeightsEntry, load_catalog
+from pipeline.files import file_sha256
+from pipeline.store.revisions import load_revision
+from pipeline.store.verify import verify_store
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh"])
+
+CONFIG = """base: demo
+cache: {views: {num_views: 3}, features: {weights: tiny}}
+"""
+CATALOG = """roots: {{work: "${{FANTRANS_WORK}}", cache: "${{FANTRANS_CACHE}}", runs: "${{FANTRANS_RUNS}}"}}
+datasets:
+  faces: {{root: "${{FACES}}", layout: bp4d, protocol: rendered_bp4d}}
+weights:
+{weights}
+"""
+UNCOMPARED = ("rates.json", ".lock")
+
+
+class World:
+    """A data set in two states, "early" and "late": subjects are added, a picture is replaced, another is lost."""
+
+    def __init__(self, folder: Path) -> None:
+        from pipeline.synthetic.dataset import write_dataset
+
+        self.folder = folder
+        write_dataset(folder / "late", layout="bp4d", num_subjects=6, num_tasks=2, num_frames=1, seed=5, size_px=192)
+        shutil.copytree(folder / "late", folder / "early")
+        images = sorted((folder / "late/BP4D-training").rglob("*.jpg"))
+        cv2.imwrite(str(images[0]), cv2.flip(cv2.imread(str(images[0])), 1))
+        images[3].unlink()
+        for path in (folder / "early").rglob("*F006*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        torch.manual_seed(0)
+        tiny = folder / "tiny.safetensors"
+        save_file(FAN(16).state_dict(), tiny)
+        entries = {"retinaface-mobilenet": load_catalog(CATALOG_FILE, environment={}).weights_of("retinaface-mobilenet"),
+                   "tiny": WeightsEntry(path=tiny, sha256=file_sha256(tiny), family="fan", width=16, num_stacks=2,
+                                        pooling="avg")}
+        weights = [f"  {name}: {entry.model_dump_json(exclude_none=True)}" for name, entry in entries.items()]
+        (folder / "catalog.yaml").write_text(CATALOG.format(weights="\n".join(weights)))
+        (folder / "small.yaml").write_text(CONFIG)
+
+    def environment(self, state: Path, data: str) -> dict[str, str]:
+        """Variables of a refresh of the data set's state `data`, with all that it writes below `state`."""
+        return {"FANTRANS_CATALOG": str(self.folder / "catalog.yaml"), "FACES": str(self.folder / data),
+                **{f"FANTRANS_{name}": str(state / name.lower()) for name in ("WORK", "CACHE", "RUNS")}}
+
+    def start(self, state: Path, data: str, *, kill_before: str | None = None, trace: Path | None = None):
+        """Start a refresh in a process of its own."""
+        arguments = (self.environment(state, data), str(self.folder / "small.yaml"), kill_before, trace)
+        process = PROCESSES.Process(target=_refresh, args=arguments)
+        process.start()
+        return process
+
+    def refresh(self, state: Path, data: str, **more) -> int:
+        """Refresh and wait; the exit code."""
+        process = self.start(state, data, **more)
+        process.join()
+        return process.exitcode
+
+
+def stores(state: Path) -> list[Path]:
+    """Folders of crops and features that have a revision."""
+    folders = [*state.glob("work/faces/crops/*"), *state.glob("cache/faces/*")]
+    return [folder for folder in folders if folder.is_dir() and load_revision(folder) is not None]
+
+
+def check_last_revisions(state: Path) -> int:
+    """Every store opens and verifies deep; the number of stores."""
+    for folder in stores(state):
+        revision = load_revision(folder)
+        assert len(revision.index)
+        shard_damage = [damage for damage in verify_store(folder, is_deep=True) if damage.unit is not None]
+        assert shard_damage == []
+    return len(stores(state))
+
+
+def written(state: Path) -> dict[str, bytes]:
+    """Every file that a refresh left, with its bytes."""
+    return {str(path.relative_to(state)): path.read_bytes() for path in sorted(state.rglob("*"))
+            if path.is_file() and path.name not in UNCOMPARED}
+
+
+def _refresh(environment: dict[str, str], config: str, kill_before: str | None, trace: Path | None) -> None:
+    from pipeline.refresh import refresh_cache
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    if kill_before is not None or trace is not None:
+        _watch_steps(kill_before, trace)
+    refresh_cache("faces", config=config)
+
+
+def _watch_steps(kill_before: str | None, trace: Path | None) -> None:
+    """Name each change to the disk, number those of one name, and die before the one that is asked for."""
+    counts: dict[str, int] = {}
+    file = None if trace is None else trace.open("a")
+
+    def wrap(verb, change, place):
+        def watched(*arguments, **more):
+            name = f"{verb} {step_name(place(*arguments))}"
+            counts[name] = counts.get(name, 0) + 1
+            if file is not None:
+                file.write(f"{name}#{counts[name]}\n")
+                file.flush()
+            if f"{name}#{counts[name]}" == kill_before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*arguments, **more)
+
+        return watched
+
+    Path.replace = wrap("rename", Path.replace, lambda old, new: new)
+    Path.unlink = wrap("unlink", Path.unlink, lambda path, *_: path)
+    os.fsync = wrap("fsync", os.fsync, lambda descriptor: Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
+def step_name(path) -> str:
+    """A file's kind: its folder and name without numbers, fingerprints and random marks."""
+    path = Path(path)
+    name = re.sub(r"^\.tmp-[0-9a-f]{8}-", "temp ", path.name)
+    return re.sub(r"[0-9a-f]{16}|\d+", "N", f"{path.parent.name}/{name}")
