@@ -49,9 +49,9 @@ class World:
         torch.manual_seed(0)
         tiny = folder / "tiny.safetensors"
         save_file(FAN(16).state_dict(), tiny)
-        entries = {"retinaface-mobilenet": load_catalog(CATALOG_FILE, environment={}).weights_of("retinaface-mobilenet"),
-                   "tiny": WeightsEntry(path=tiny, sha256=file_sha256(tiny), family="fan", width=16, num_stacks=2,
-                                        pooling="avg")}
+        detector = load_catalog(CATALOG_FILE, environment={}).weights_of("retinaface-mobilenet")
+        entries = {"retinaface-mobilenet": detector, "tiny": WeightsEntry(path=tiny, sha256=file_sha256(tiny), family="fan", width=16,
+                                                                           num_stacks=2, pooling="avg")}
         weights = [f"  {name}: {entry.model_dump_json(exclude_none=True)}" for name, entry in entries.items()]
         (folder / "catalog.yaml").write_text(CATALOG.format(weights="\n".join(weights)))
         (folder / "small.yaml").write_text(CONFIG)

@@ -89,15 +89,16 @@ class UnitSource:
     ) -> dict[str, np.ndarray]:
         """A unit's arrays from the rows that are kept, where the mask says so, and the computed others."""
         is_kept, old = kept
-        view = view_number(task.unit.group)
-        params = [view_params(name, view, self.views).as_row() for name in task.rows["frame_id"]]
-        merged = {PARAMS: np.stack(params)}
-        for spec in self.codec.arrays:
+        merged = {}
+        for spec in self.arrays:
             merged[spec.name] = np.empty((len(is_kept), *spec.row_shape), spec.dtype)
             if is_kept.any():
                 merged[spec.name][is_kept] = old[spec.name][is_kept]
-            if not is_kept.all():
+            if spec.name != PARAMS and not is_kept.all():
                 merged[spec.name][~is_kept] = computed[spec.name]
+        view = view_number(task.unit.group)
+        for i in np.flatnonzero(~is_kept):
+            merged[PARAMS][i] = view_params(task.rows["frame_id"].iloc[i], view, self.views).as_row()
         return merged
 
 
@@ -118,18 +119,27 @@ class _UnitInputs:
         self, task: UnitTask
     ) -> tuple[UnitTask, tuple[np.ndarray, dict[str, np.ndarray]], dict[str, np.ndarray] | None, np.ndarray]:
         """The task, good rows of its damaged shards with their mask, and exact maps or images of the others."""
-        source = self._source
-        slots = task.rows["row"].to_numpy() % source.block_rows
-        is_kept = np.zeros(len(slots), bool)
+        is_kept = np.zeros(len(task.rows), bool)
         kept: dict[str, np.ndarray] = {}
         if task.is_damaged:
-            is_kept, kept = readable_rows(
-                source.folder, source.codec.arrays, task.unit, slots, block_rows=source.block_rows
-            )
+            task, is_kept, kept = self._salvaged(task)
         todo = task.rows[~is_kept]
         maps = self._exact_maps(todo, view_number(task.unit.group))
         images = np.empty(0) if maps is not None or todo.empty else self._images(todo, view_number(task.unit.group))
         return task, (is_kept, kept), maps, images
+
+    def _salvaged(self, task: UnitTask) -> tuple[UnitTask, np.ndarray, dict[str, np.ndarray]]:
+        """A damaged unit's task with all rows that can still be read, also dead ones, which stale revisions may name."""
+        source = self._source
+        first = task.unit.block * source.block_rows
+        wanted = task.rows["row"].to_numpy() - first
+        dead = np.setdiff1d(np.arange(source.block_rows), wanted)
+        is_good, _ = readable_rows(source.folder, source.arrays, task.unit, dead, block_rows=source.block_rows)
+        nameless = pd.DataFrame({"frame_id": "", "key": "", "row": first + dead[is_good]})
+        rows = pd.concat([task.rows[["frame_id", "key", "row"]], nameless]).sort_values("row", ignore_index=True)
+        slots = rows["row"].to_numpy() - first
+        is_kept, kept = readable_rows(source.folder, source.arrays, task.unit, slots, block_rows=source.block_rows)
+        return UnitTask(task.unit, rows, is_damaged=True), is_kept, kept
 
     def _exact_maps(self, todo: pd.DataFrame, view: int) -> dict[str, np.ndarray] | None:
         """fp16 maps of all frames, or None where the exact cache lacks one."""

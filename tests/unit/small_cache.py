@@ -115,6 +115,17 @@ def refresh_slowly(folder, crops_folder, unit_s):
 
 def refresh_until_step(folder, crops_folder, step):
     """In a process of its own: a refresh that kills itself before its `step`-th change of a name (1 is the first)."""
+    _die_before(step)
+    make_cache(Path(folder), make_frames(), CropReader(Path(crops_folder)))
+
+
+def refresh_all_until_step(folder, frames, boxes, views, step):
+    """In a process of its own: crops and features, until it kills itself; or to the end, with exit code 0."""
+    _die_before(step)
+    make_cache(folder, frames, make_crops(folder, frames, boxes), views=views)
+
+
+def _die_before(step):
     num_steps = 0
 
     def count(change):
@@ -128,4 +139,3 @@ def refresh_until_step(folder, crops_folder, step):
         return counted
 
     Path.replace, Path.unlink = count(Path.replace), count(Path.unlink)
-    make_cache(Path(folder), make_frames(), CropReader(Path(crops_folder)))

@@ -103,6 +103,23 @@ def test_damage_is_found_named_and_repaired_alone(world, own, tmp_path, kind, is
     assert read_damage(own.folder) == set()
 
 
+def test_a_repair_keeps_rows_that_only_a_stale_revision_names(world, tmp_path):
+    frames, crops, _ = world
+    first = make_cache(tmp_path, frames, crops)
+    values = everything(first)
+    fewer = frames[frames["frame_id"] != first.index["frame_id"][1]]
+    folder = make_cache(tmp_path, fewer, crops).folder
+    shard = folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
+    whole = shard.read_bytes()
+    damage(shard, "a flipped bit in a row")  # row 0; the one that has left the index is row 1
+    leave_word(folder, verify_store(folder, is_deep=True))
+    extractor, seen = counting_extractor()
+    make_cache(tmp_path, fewer, crops, extractor=extractor)
+    assert sum(seen) == 1
+    assert shard.read_bytes() == whole
+    assert everything(first) == values
+
+
 def test_damaged_crops_are_cut_anew(world, tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     crops = make_crops(tmp_path, frames, boxes)
