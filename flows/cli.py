@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -184,12 +185,12 @@ def refresh(
 
 
 def _print_plan(plans) -> None:
-    table = Table("stage", "keep", "compute", "drop", "MB to write", "time")
+    table = Table("stage", "keep", "compute", "drop", "MB to write", "time (as last time)")
     for plan in plans:
         megabytes = "" if plan.num_bytes is None else f"{plan.num_bytes / 1e6:,.1f}"
-        time = "not known yet" if plan.seconds is None else f"{plan.seconds / 60:,.1f} min" if plan.seconds else ""
-        table.add_row(plan.stage, f"{plan.num_kept:,}", f"{plan.num_computed:,}", f"{plan.num_dropped:,}", megabytes,
-                      time if plan.num_computed else "")
+        time = "" if plan.seconds is None else f"{plan.seconds / 60:,.1f} min"
+        counts = (f"{count:,}" for count in (plan.num_kept, plan.num_computed, plan.num_dropped))
+        table.add_row(plan.stage, *counts, megabytes, time)
     console.print(table)
 
 
@@ -200,12 +201,16 @@ def cache_ls(dataset: MaybeDataset = None) -> None:
     from pipeline.maintain import list_caches
 
     catalog = load_catalog()
-    columns = ("data set", "fingerprint", "revision", "frames", "views", "MB", "age", "weights", "profile", "used by")
-    table = Table(*columns)
     for name in _chosen(catalog, dataset):
-        for row in list_caches(catalog, name):
-            table.add_row(name, *map(str, row))
-    console.print(table)
+        caches = list_caches(catalog, name)
+        table = Table("fingerprint", "rev", "frames", "size", "age", "made with", "used by", title=name,
+                      title_justify="left", box=SIMPLE)
+        table.columns[0].no_wrap = True
+        for cache in caches:
+            table.add_row(cache.fingerprint, str(cache.revision), f"{cache.num_frames:,} x {cache.num_views}",
+                          f"{cache.megabytes:,} MB", cache.age, f"{cache.weights} {cache.profile}", cache.used_by)
+        if caches:
+            console.print(table)
 
 
 @cache_app.command("verify")

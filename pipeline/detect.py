@@ -3,6 +3,7 @@
 # B frames of one size, N rows, H height, W width
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from models.retinaface import Faces, RetinaFace
 from pipeline.catalog import WeightsEntry
 from pipeline.config import DetectorConfig
+from pipeline.device import map_batches
 from pipeline.errors import WeightsError
 from pipeline.images import read_frames
 from pipeline.progress import Step
@@ -74,8 +76,10 @@ def detect_frames(
     num_faces = np.zeros(len(frames), np.int32)
     statuses = np.full(len(frames), Status.UNREADABLE.value, object)
 
-    def detect(positions: list[int], images: list[np.ndarray]) -> None:
-        found = faces_in(images, detector, settings=settings, device=device)
+    def detect(batch: _Batch) -> tuple[list[int], list[_FacesOfFrame]]:
+        return batch[0], faces_in(batch[1], detector, settings=settings, device=device)
+
+    for positions, found in map_batches(detect, _batches(root, frames, batch_size, num_threads, step), device):
         for position, (boxes, scores, points) in zip(positions, found, strict=True):
             num_faces[position] = len(scores)
             statuses[position] = (Status.OK if len(scores) else Status.NO_FACE).value
@@ -83,7 +87,19 @@ def detect_frames(
                 values[position] = np.concatenate([boxes[0], scores[:1], points[0].ravel()])
         step(len(positions))
 
-    waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}
+    table = pd.DataFrame(values, columns=VALUE_COLUMNS)
+    table.insert(0, "frame_id", frames["frame_id"].to_numpy())
+    return table.assign(num_faces=num_faces, status=pd.Series(statuses, dtype=str))[list(BOX_COLUMNS)]
+
+
+_Batch = tuple[list[int], list[np.ndarray]]
+"""Positions in a table of frames, and their images, all of one size."""
+_FacesOfFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _batches(root: Path, frames: pd.DataFrame, batch_size: int, num_threads: int, step: Step) -> Iterator[_Batch]:
+    """The readable images of a table in batches of one size; `step` is told of those that are not."""
+    waiting: dict[tuple[int, ...], _Batch] = {}
     for position, image in read_frames(root, frames, num_threads=num_threads):
         if image is None:
             step(1)
@@ -93,20 +109,14 @@ def detect_frames(
         images.append(image)
         is_crowded = sum(len(batch[0]) for batch in waiting.values()) >= _MAX_WAITING_BATCHES * batch_size
         if len(positions) == batch_size or is_crowded:
-            shape = max(waiting, key=lambda shape: len(waiting[shape][0]))
-            detect(*waiting.pop(shape))
-    for positions, images in waiting.values():
-        detect(positions, images)
-
-    table = pd.DataFrame(values, columns=VALUE_COLUMNS)
-    table.insert(0, "frame_id", frames["frame_id"].to_numpy())
-    return table.assign(num_faces=num_faces, status=pd.Series(statuses, dtype=str))[list(BOX_COLUMNS)]
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape][0])))
+    yield from waiting.values()
 
 
 @torch.inference_mode()
 def faces_in(
     images: list[np.ndarray], detector: RetinaFace, *, settings: DetectorConfig, device: torch.device
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> list[_FacesOfFrame]:
     """Faces of images of one size, best first: boxes (n, 4), scores (n,), points (n, 5, 2), float32, in full-frame px.
 
     images: RGB uint8 (H, W, 3); larger ones than `max_side_px` are shrunk for the detector.
@@ -125,7 +135,7 @@ def faces_in(
     return [_in_full_frame(Faces(*(values.cpu() for values in faces)), px) for faces in found]
 
 
-def _in_full_frame(faces: Faces, px: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _in_full_frame(faces: Faces, px: np.ndarray) -> _FacesOfFrame:
     """Faces with coordinates times `px` (x, y), where 0 is the centre of the first pixel before and after."""
 
     def enlarge(xy: np.ndarray) -> np.ndarray:

@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
 
 from pipeline.errors import ConfigError
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+def map_batches(
+    forward: Callable[[_In], _Out], batches: Iterable[_In], device: torch.device
+) -> Iterator[_Out]:
+    """`map` of a network over batches.
+
+    On a CPU as many run at once as torch has threads, each on one: a kernel that shares a batch among threads rounds by
+    their number, and the bytes of a cache must not depend on how many cores a machine, or a worker, has.
+    """
+    if device.type != "cpu":
+        yield from map(forward, batches)
+        return
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(num_threads) as pool:
+            coming: deque[Future[_Out]] = deque()
+            for batch in batches:
+                coming.append(pool.submit(forward, batch))
+                if len(coming) > num_threads:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def checked_device(device: str) -> str:

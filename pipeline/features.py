@@ -1,7 +1,8 @@
 """Crops to frozen FAN features: the maps of `models.fan.TAPS` in half precision.
 
 On one kind of device the bytes of a crop's features do not depend on the crops beside it, on their order or on their
-number: kernels, and with them the last bits, are chosen by a batch's shape, so every batch is filled up to one size.
+number: kernels, and with them the last bits, are chosen by a batch's shape, so every batch is filled up to one size. Nor
+do they depend on how many threads there are (see `map_batches`).
 
 Shapes: N crops, C channels, H W rows and columns of a map.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from models.fan import FAN, INPUT_SIZE_PX, map_shapes
 from pipeline.catalog import WeightsEntry
+from pipeline.device import map_batches
 from pipeline.errors import DataError, WeightsError
 
 Encode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -80,7 +82,7 @@ def extract_features(
         none = encode({name: torch.zeros(shape, dtype=torch.float16, device=device) for name, shape in shapes.items()})
         return {name: values[:0].cpu().numpy() for name, values in none.items()}
     out: dict[str, np.ndarray] = {}
-    for rows, kept, is_finite in _forward_batches(fan, crops, device, encode, precision):
+    for rows, kept, is_finite, _ in _forward_batches(fan, crops, device, encode, precision):
         for name, found in is_finite.items():
             if not found:
                 raise DataError(f"feature {name} exceeds half precision; a cache of fp16 needs other weights")
@@ -91,34 +93,49 @@ def extract_features(
     return out
 
 
+class _Kept(NamedTuple):
+    """What is kept of a batch, on the CPU once `copied` has happened, and whether each map is finite."""
+
+    rows: slice
+    kept: dict[str, Tensor]
+    is_finite: dict[str, Tensor]
+    copied: torch.cuda.Event | None
+
+
 def _forward_batches(
     fan: FAN, crops: np.ndarray, device: torch.device, encode: Encode, precision: Precision
-) -> Iterator[tuple[slice, dict[str, Tensor], dict[str, Tensor]]]:
-    """Rows and what is kept of them, on the CPU; a GPU works on the next batch while one is copied back."""
+) -> Iterator[_Kept]:
+    """What is kept, batch by batch; a GPU works on the next batch while one is copied back."""
     size = _BATCH_SIZES[device.type]
-    waiting = None
-    for first in range(0, len(crops), size):
-        rows = slice(first, min(first + size, len(crops)))
+
+    @torch.inference_mode()
+    def forward(rows: slice) -> _Kept:
         maps = _maps(fan, _to_device(crops[rows], size, device), precision)
-        is_finite = {name: torch.isfinite(values[: rows.stop - rows.start]).all() for name, values in maps.items()}
+        finite = {name: torch.isfinite(values[: rows.stop - rows.start]).all() for name, values in maps.items()}
         kept, is_finite = (
             {name: values.to("cpu", non_blocking=True) for name, values in tensors.items()}
-            for tensors in (encode(maps), is_finite)
+            for tensors in (encode(maps), finite)
         )
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        return _Kept(rows, kept, is_finite, copied)
+
+    waiting = None
+    for batch in map_batches(forward, _slices(len(crops), size), device):
         if waiting is not None:
-            yield _arrived(*waiting)
-        waiting = rows, kept, is_finite, copied
+            yield _arrived(waiting)
+        waiting = batch
     if waiting is not None:
-        yield _arrived(*waiting)
+        yield _arrived(waiting)
 
 
-def _arrived(
-    rows: slice, kept: dict[str, Tensor], is_finite: dict[str, Tensor], copied: torch.cuda.Event | None
-) -> tuple[slice, dict[str, Tensor], dict[str, Tensor]]:
-    if copied is not None:
-        copied.synchronize()
-    return rows, kept, is_finite
+def _slices(num: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, num)) for first in range(0, num, size))
+
+
+def _arrived(batch: _Kept) -> _Kept:
+    if batch.copied is not None:
+        batch.copied.synchronize()
+    return batch
 
 
 def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,11 +77,13 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
         if revision is None:
             continue  # a first refresh that has not finished
         features, manifest = document["features"], revision.manifest
-        users = [*used.get(fingerprint(document), ()), *(["a reader"] if _is_read(folder, revision.number) else [])]
+        num_runs = used[fingerprint(document)]
+        users = [f"{num_runs} run{'s' * (num_runs > 1)}"] * (num_runs > 0)
+        users += ["a reader"] * _is_read(folder, revision.number)
         age_s = time.time() - (folder / POINTER_NAME).stat().st_mtime if (folder / POINTER_NAME).is_file() else 0
         summaries.append(CacheSummary(
             fingerprint(document), revision.number, manifest["num_rows"], len(revision.groups),
-            round(manifest["num_bytes"] / 1e6), _age(age_s), f"FAN {features['width']} {features['sha256'][:8]}",
+            round(manifest["num_bytes"] / 1e6), _age(age_s), f"FAN {features['width']}",
             features["profile"], ", ".join(users) or "nobody",
         ))
     return summaries
@@ -100,11 +103,11 @@ def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
     return sorted(path.parent for path in (catalog.work_of(dataset) / "crops").glob(f"*/{FINGERPRINT_NAME}"))
 
 
-def _runs_by_cache(root: Path) -> dict[str, list[str]]:
-    runs: dict[str, list[str]] = {}
-    for path in sorted(root.glob("*/run.json")):
+def _runs_by_cache(root: Path) -> Counter[str]:
+    runs: Counter[str] = Counter()
+    for path in root.glob("*/run.json"):
         try:
-            runs.setdefault(json.loads(path.read_bytes())["cache"], []).append(path.parent.name)
+            runs[json.loads(path.read_bytes())["cache"]] += 1
         except (ValueError, KeyError):
             logger.warning("%s is damaged and does not count as a user of any cache", path)
     return runs
@@ -199,8 +202,9 @@ def _source_of(catalog: Catalog, dataset: str, cache: CacheReader, device: str) 
         logger.warning("%s: no frame was computed again, as %s", cache.folder, lacking)
         return None
     return UnitSource(
-        folder=cache.folder, arrays=cache.codec.arrays, block_rows=cache.block_rows, crops_folder=crops,
-        crops_revision=CropReader(crops).revision, codec=cache.codec, exact=None,
+        folder=cache.folder, arrays=tuple(cache.spec(name) for name in cache.array_names),
+        block_rows=cache.block_rows, crops_folder=crops, crops_revision=CropReader(crops).revision,
+        codec=cache.codec, exact=None,
         views=ViewConfig(num_views=max(2, cache.num_views), **cache.document["views"]),
         view_px=cache.document["crop"]["size_px"],
         make_extractor=partial(_extractor, weights, cache, device, features["precision"]),
@@ -267,7 +271,7 @@ def cache_statistics(
     graphs = (statistics.base_rates(frames, aus), statistics.channel_ranges(cache, view=0, rows=rows),
               statistics.map_losses(cache, view=0, rows=rows))
     rates, ranges, losses = dask.compute(*graphs)
-    yield "percent positive among known labels", pd.DataFrame(rates, index=[f"AU{au}" for au in aus]).T
+    yield "percent positive among known labels", pd.DataFrame(rates, index=[f"AU{au}" for au in aus])
     yield f"channels over {len(rows)} frames", pd.DataFrame({
         name: {"channels": len(each["min"]), "least": each["min"].min(), "greatest": each["max"].max(),
                "smallest rms": each["rms"].min(), "largest rms": each["rms"].max()}

@@ -44,14 +44,15 @@ class World:
         images = sorted((folder / "late/BP4D-training").rglob("*.jpg"))
         cv2.imwrite(str(images[0]), cv2.flip(cv2.imread(str(images[0])), 1))
         images[3].unlink()
-        for path in (folder / "early").rglob("*F006*"):
+        newcomer = sorted(path.name for path in (folder / "late/BP4D-training").iterdir())[-1]
+        for path in (folder / "early").rglob(f"*{newcomer}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         torch.manual_seed(0)
         tiny = folder / "tiny.safetensors"
         save_file(FAN(16).state_dict(), tiny)
         detector = load_catalog(CATALOG_FILE, environment={}).weights_of("retinaface-mobilenet")
-        entries = {"retinaface-mobilenet": detector, "tiny": WeightsEntry(path=tiny, sha256=file_sha256(tiny), family="fan", width=16,
-                                                                           num_stacks=2, pooling="avg")}
+        entries = {"retinaface-mobilenet": detector, "tiny": WeightsEntry(
+            path=tiny, sha256=file_sha256(tiny), family="fan", width=16, num_stacks=2, pooling="avg")}
         weights = [f"  {name}: {entry.model_dump_json(exclude_none=True)}" for name, entry in entries.items()]
         (folder / "catalog.yaml").write_text(CATALOG.format(weights="\n".join(weights)))
         (folder / "small.yaml").write_text(CONFIG)
@@ -61,9 +62,19 @@ class World:
         return {"FANTRANS_CATALOG": str(self.folder / "catalog.yaml"), "FACES": str(self.folder / data),
                 **{f"FANTRANS_{name}": str(state / name.lower()) for name in ("WORK", "CACHE", "RUNS")}}
 
+    def variables(self, state: Path, data: str) -> dict[str, str]:
+        """The environment of a command line that works on `state`."""
+        return {**{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FANTRANS_"))},
+                **self.environment(state, data)}
+
+    @property
+    def config(self) -> str:
+        """The settings, as a file."""
+        return str(self.folder / "small.yaml")
+
     def start(self, state: Path, data: str, *, kill_before: str | None = None, trace: Path | None = None):
         """Start a refresh in a process of its own."""
-        arguments = (self.environment(state, data), str(self.folder / "small.yaml"), kill_before, trace)
+        arguments = (self.environment(state, data), self.config, kill_before, trace)
         process = PROCESSES.Process(target=_refresh, args=arguments)
         process.start()
         return process

@@ -82,10 +82,11 @@ class Codec:
         maps = [_map_spec(name, (num, *size), dtype="int8", compressor="zstd") for name, num in nums]
         if self.profile == "standard":
             maps.append(_map_spec(HEATMAPS, (1, *size), dtype="float16", compressor="zstd"))
-        scale = ArraySpec(name=SCALE, row_shape=(sum(self._num_stored.values()),), dtype="float32", axes=("scale_channel",),
-                          attributes={"of": list(self._num_stored), "times": "int8 values are channels or components"})
-        loss = ArraySpec(name=LOSS, row_shape=(len(self._num_stored),), dtype="float32", axes=("map",),
-                         attributes={"of": list(self._num_stored), "is": "relative L2 error against fp16"})
+        coded, num = list(self._num_stored), sum(self._num_stored.values())
+        scale = ArraySpec(name=SCALE, row_shape=(num,), dtype="float32", axes=("scale_channel",),
+                          attributes={"of": coded, "times": "int8 values are channels or components"})
+        loss = ArraySpec(name=LOSS, row_shape=(len(coded),), dtype="float32", axes=("map",),
+                         attributes={"of": coded, "is": "relative L2 error against fp16"})
         return (*maps, scale, loss)
 
     @property
@@ -198,8 +199,8 @@ def filled(values: np.ndarray, size: int) -> np.ndarray:
 def _map_spec(name: str, row_shape: tuple[int, ...], *, dtype: str, compressor: Literal["zstd"] | None) -> ArraySpec:
     attributes = {"tap": name.removeprefix("hm_"), "is_gated": name.startswith("hm_"),
                   "is_landmark_sum": name == HEATMAPS and row_shape[0] == 1}
-    return ArraySpec(name=name, row_shape=row_shape, dtype=dtype, axes=(f"{name}_channel", "y", "x"), attributes=attributes,
-                     compressor=compressor)
+    return ArraySpec(name=name, row_shape=row_shape, dtype=dtype, axes=(f"{name}_channel", "y", "x"),
+                     attributes=attributes, compressor=compressor)
 
 
 def _landmark_sum(hm: Tensor) -> Tensor:
@@ -224,5 +225,12 @@ def _turned(values: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _relative_l2(found: Tensor, true: Tensor) -> Tensor:
-    error, size = ((each**2).sum((1, 2, 3)) for each in (found - true, true))
-    return torch.where(size > 0, (error / size).sqrt(), 0.0)
+    error, size = (_sum_of_squares(each) for each in (found - true, true))
+    return torch.where(size > 0, (error / size).sqrt(), 0.0).float()
+
+
+def _sum_of_squares(values: Tensor) -> Tensor:
+    """Of each frame, float64 (N,); on a CPU the same for any number of threads, as torch's own sums are not."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.square(values.numpy()).sum((1, 2, 3), dtype=np.float64))
+    return values.double().square().sum((1, 2, 3))

@@ -129,7 +129,7 @@ class _UnitInputs:
         return task, (is_kept, kept), maps, images
 
     def _salvaged(self, task: UnitTask) -> tuple[UnitTask, np.ndarray, dict[str, np.ndarray]]:
-        """A damaged unit's task with all rows that can still be read, also dead ones, which stale revisions may name."""
+        """A damaged unit's task with all rows that can be read, also dead ones, which stale revisions may name."""
         source = self._source
         first = task.unit.block * source.block_rows
         wanted = task.rows["row"].to_numpy() - first

@@ -1,0 +1,248 @@
+"""What breaks around a refresh, through the command line: one sentence each, and nothing published is lost.
+
+Faults inside a store (lost and damaged files, clocks, readers during `collect`) are in tests/unit/test_maintenance.py
+and test_cache.py.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache.reader import open_cache
+from pipeline.store.lock import writer_lock
+from tests import kills
+
+FANTRANS = Path(sys.executable).with_name("fantrans")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return kills.World(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world):
+    """Folders left by refreshes that nothing disturbed: of the early data, and of the late data after them."""
+    early, late = world.folder / "undisturbed-early", world.folder / "undisturbed-late"
+    assert world.refresh(early, "early") == 0
+    shutil.copytree(early, late)
+    assert world.refresh(late, "late") == 0
+    return {"early": early, "late": late}
+
+
+@pytest.fixture
+def state(world, undisturbed, tmp_path):
+    """What a refresh of the early data left."""
+    shutil.copytree(undisturbed["early"], tmp_path / "state")
+    return tmp_path / "state"
+
+
+def command(world, state, data, *arguments):
+    return subprocess.Popen([FANTRANS, *arguments], env=world.variables(state, data), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(world, state, data, *arguments):
+    process = command(world, state, data, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def refresh(world, state, data, *more):
+    return run(world, state, data, "refresh", "faces", "--config", world.config, *more)
+
+
+def the_error(err):
+    (sentence,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in err
+    return sentence
+
+
+class Tmpfs:
+    """A small disk at a folder, with what lay there before."""
+
+    def __init__(self, folder, size_kb):
+        copy = folder.with_name(folder.name + "-before")
+        folder.rename(copy)
+        folder.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", folder], check=False,
+                                 capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"no right to mount here: {mounted.stderr.strip()}")
+        shutil.copytree(copy, folder, dirs_exist_ok=True)
+        self.folder = folder
+
+    def remount(self, options):
+        subprocess.run(["mount", "-o", f"remount,{options}", self.folder], check=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run(["umount", self.folder], check=True)
+
+
+def test_on_a_full_disk_it_says_so_keeps_what_it_has_and_goes_on_with_more_room(world, undisturbed, state):
+    used_kb = sum(path.stat().st_blocks for path in (state / "cache").rglob("*")) // 2
+    with Tmpfs(state / "cache", used_kb + 200) as disk:
+        code, _, err = refresh(world, state, "late")
+        assert code == 2
+        assert "cannot be written: No space left on device; mend the place and run this again" in the_error(err)
+        assert kills.check_last_revisions(state) == 2
+        (folder,) = (state / "cache/faces").iterdir()
+        assert open_cache(folder).revision == 1
+        disk.remount("size=64m")
+        assert refresh(world, state, "late")[0] == 0
+        assert_same_cache(state, undisturbed["late"])
+
+
+def test_on_a_read_only_disk_it_says_so_and_what_is_there_can_be_read(world, state):
+    with Tmpfs(state / "cache", 65536) as disk:
+        disk.remount("ro")
+        code, _, err = refresh(world, state, "late")
+        assert code == 2
+        assert "Read-only file system" in the_error(err)
+        code, out, _ = run(world, state, "early", "cache", "verify", "faces", "--deep")
+        assert (code, out.count(": whole")) == (0, 2)
+
+
+def test_while_another_works_on_the_data_set_it_leaves_with_its_name(world, state):
+    with writer_lock(state / "work/faces"):
+        code, _, err = refresh(world, state, "late")
+    assert code == 2
+    assert f"is being written by process {os.getpid()} on " in the_error(err)
+
+
+def test_the_lock_of_a_writer_that_died_holds_nobody_up(world, undisturbed, state):
+    (state / "work/faces/.lock").write_text(json.dumps({"pid": 1, "host": "gone", "since": "2020-01-01"}))
+    process = world.start(state, "late")
+    time.sleep(1)
+    process.kill()
+    process.join()
+    assert refresh(world, state, "late")[0] == 0
+    assert kills.written(state) == kills.written(undisturbed["late"])
+
+
+def test_four_workers_write_the_bytes_of_one(world, undisturbed, tmp_path):
+    code, _, err = refresh(world, tmp_path, "early", "--workers", "4")
+    assert code == 0, err
+    assert_same_cache(tmp_path, undisturbed["early"])
+    code, _, err = refresh(world, tmp_path, "late", "--workers", "4")
+    assert code == 0, err
+    assert_same_cache(tmp_path, undisturbed["late"])
+
+
+def test_a_worker_that_dies_is_named_and_a_killed_coordinator_takes_its_workers_along(world, undisturbed, tmp_path):
+    process = command(world, tmp_path, "early", "refresh", "faces", "--config", world.config, "--workers", "2")
+    workers = wait_for_workers(process.pid)
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "a worker process of" in the_error(err)
+    assert "died, perhaps for lack of memory; what was finished is kept" in the_error(err)
+
+    process = command(world, tmp_path, "early", "refresh", "faces", "--config", world.config, "--workers", "2")
+    workers = wait_for_workers(process.pid)
+    process.kill()
+    process.communicate()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"workers {workers} outlived their coordinator")
+    assert refresh(world, tmp_path, "early")[0] == 0
+    assert_same_cache(tmp_path, undisturbed["early"])
+
+
+def wait_for_workers(pid):
+    """Processes that extract for a refresh, once there are two."""
+    for _ in range(600):
+        found = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if is_worker(path, pid)]
+        if len(found) >= 2:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("no workers came up")
+
+
+def is_worker(cmdline, parent):
+    try:
+        status = (cmdline.parent / "status").read_text()
+        return f"PPid:\t{parent}\n" in status and b"spawn_main" in cmdline.read_bytes()
+    except OSError:
+        return False
+
+
+def assert_same_cache(state, other):
+    found, expected = ({name: data for name, data in kills.written(place).items() if name.startswith("cache/")}
+                       for place in (state, other))
+    assert found == expected
+
+
+# --- what a data engineer does
+
+def test_a_plan_says_what_a_refresh_would_do_and_does_nothing(world, undisturbed, state):
+    before = kills.written(state)
+    code, out, _ = refresh(world, state, "late", "--dry-run")
+    assert code == 0
+    cells = [[cell.strip() for cell in line.split("│")[1:5]] for line in out.splitlines() if "│" in line]
+    # two frames of a new subject, one replaced, one lost
+    assert cells == [["index", "0", "12", "0"], ["detect", "8", "4", "0"], ["crop", "8", "3", "2"],
+                     ["extract", "8", "3", "2"]]
+    assert kills.written(state) == before
+    code, out, _ = refresh(world, undisturbed["late"], "late", "--dry-run")
+    assert code == 0
+    assert [line.split("│")[3].strip() for line in out.splitlines() if "│" in line] == ["0"] * 4
+
+
+def test_a_limit_never_shrinks_a_data_set_that_is_there(world, state):
+    before = kills.written(state)
+    code, _, err = refresh(world, state, "early", "--limit", "4")
+    assert code == 2
+    assert "has 10 frames indexed, and --limit 4 would drop 6 of them from its caches" in the_error(err)
+    assert kills.written(state) == before
+
+
+def test_listing_counting_exporting_and_collecting(world, state, tmp_path):
+    code, out, _ = run(world, state, "early", "cache", "ls", "faces")
+    (folder,) = (state / "cache/faces").iterdir()
+    assert code == 0
+    assert folder.name in out
+    code, out, err = run(world, state, "early", "cache", "stats", "faces", "--frames", "6")
+    assert code == 0, err
+    assert "relative L2 error" in out
+    code, out, err = run(world, state, "early", "cache", "export", "faces", "--out", str(tmp_path / "h5"))
+    assert code == 0, err
+    files = sorted(str(path) for path in (tmp_path / "h5").iterdir())
+    shutil.rmtree(state / "cache")
+    code, out, err = run(world, state, "early", "cache", "import", "faces", *files)
+    assert code == 0, err
+    assert "revision 1, 10 frames" in out
+    assert refresh(world, state, "early")[2].count("extract: nothing to do, 10 kept") == 1
+    code, out, err = run(world, state, "early", "cache", "collect", "faces", "--grace-hours", "0")
+    assert code == 0, err
+    assert out.count("freed 0.0 MB") == 2
+    code, _, err = run(world, state, "early", "cache", "export", "faces", "--out", "h5", "--fingerprint", "zz")
+    assert code == 2
+    assert "faces has no cache 'zz'; there are: " in the_error(err)
+
+
+def test_damage_is_listed_with_its_frames_and_the_next_refresh_mends_it(world, undisturbed, state):
+    (folder,) = (state / "cache/faces").iterdir()
+    shard = next((folder / "arrays.zarr/view_02/h2").glob("c.*"))
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    code, out, _ = run(world, state, "early", "cache", "verify", "faces", "--deep")
+    assert code == 2
+    assert f"shard {shard} has another checksum than when it was written: F00" in out
+    assert refresh(world, state, "early")[0] == 0
+    assert run(world, state, "early", "cache", "verify", "faces", "--deep")[0] == 0
+    assert kills.written(state) == kills.written(undisturbed["early"])
