@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-unit check bench clean
+.PHONY: help setup demo demo-quick test test-unit kill-test check bench clean
 
 help:  ## list the goals
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,8 +29,11 @@ demo-quick: $(READY)  ## the same, small (1 to 2 minutes)
 test: $(READY)  ## all tests, with coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
-test-unit: $(READY)  ## the tests that finish within a minute
+test-unit: $(READY)  ## the tests that need one to two minutes
 	$(BIN)/pytest tests/unit
+
+kill-test: $(READY)  ## a refresh killed at 200 random moments and before every kind of write, 2,000 steps of a cache's life
+	FANTRANS_KILLS=200 FANTRANS_MODEL_STEPS=2000 $(BIN)/pytest tests/integration/test_kills.py tests/unit/test_cache_model.py
 
 check: $(READY)  ## style, types and import contracts
 	$(BIN)/ruff check .

@@ -159,6 +159,9 @@ def synth(
         out, layout=layout.value, num_subjects=subjects, num_tasks=tasks, num_frames=frames, seed=seed, size_px=size,
         num_workers=workers,
     )
+    protocol = {Layout.BP4D: "rendered_bp4d", Layout.DISFA: "disfa"}[layout]
+    _say(f"for `datasets:` in data_catalog.yaml:\n  {out.name}: {{root: {out.resolve()}, layout: {layout.value}, "
+         f"protocol: {protocol}}}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ only change speed (device, batch size, workers) are arguments of the stages and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Profile = Literal["exact", "standard", "compact"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 
 class Settings(BaseModel):

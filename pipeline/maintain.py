@@ -73,7 +73,11 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
     used = _runs_by_cache(catalog.roots.runs)
     summaries = []
     for folder in cache_folders(catalog, dataset):
-        revision, document = load_revision(folder), read_fingerprint(folder)
+        try:
+            revision, document = load_revision(folder), read_fingerprint(folder)
+        except CacheError as error:
+            logger.warning("%s", error)
+            continue
         if revision is None:
             continue  # a first refresh that has not finished
         features, manifest = document["features"], revision.manifest

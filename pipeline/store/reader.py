@@ -24,8 +24,8 @@ class StoreReader:
     def __init__(self, folder: Path, *, revision: int | None = None) -> None:
         """Pin `revision`, or the newest. Raises `CacheError` for a folder without one."""
         self.folder = folder
-        self.document: dict[str, Any] = read_fingerprint(folder)
         pinned, lock = pin_revision(folder, revision)
+        self.document: dict[str, Any] = read_fingerprint(folder)
         if pinned is None:
             raise CacheError(f"{folder} has no finished revision; run `fantrans refresh` to the end")
         if lock >= 0:

@@ -105,6 +105,7 @@ def load_revision(folder: Path, number: int | None = None) -> Revision | None:
 
     Raises `CacheError` for an unknown number, another schema, or a file that is damaged in both copies.
     """
+    _check_schema(folder)
     newest = _newest(folder)
     if newest is None:
         return None
@@ -112,13 +113,22 @@ def load_revision(folder: Path, number: int | None = None) -> Revision | None:
     name = manifest_name(wanted)
     if not any((at / name).is_file() for at in (folder, folder / MIRROR_NAME)):
         raise CacheError(f"{folder} has no revision {wanted}; its newest is {newest}")
-    manifest = json.loads(_read_copy(folder, name, is_sealed))
-    if manifest["schema"] != SCHEMA:
-        raise CacheError(
-            f"{folder} is written in schema {manifest['schema']}, this version reads schema {SCHEMA}; "
-            "use the version that wrote it, or refresh into a new folder"
-        )
-    return Revision(folder, manifest)
+    return Revision(folder, json.loads(_read_copy(folder, name, is_sealed)))
+
+
+def _check_schema(folder: Path) -> None:
+    """Refuse what another version wrote, however its files are sealed."""
+    for path in sorted(folder.glob("manifest-*.json"), reverse=True):
+        try:
+            schema = json.loads(path.read_bytes())["schema"]
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged: the others tell
+        if schema != SCHEMA:
+            raise CacheError(
+                f"{folder} is written in schema {schema}, this version reads schema {SCHEMA}; "
+                "use the version that wrote it, or refresh into a new folder"
+            )
+        return
 
 
 def _newest(folder: Path) -> int | None:

@@ -40,7 +40,7 @@ def test_catalog_check_says_what_is_missing(tmp_path):
         (("report", "[/b]"), "[/b] is no run"),
         (("refresh", "bp4d"), "is not there; run `fantrans catalog check`"),
         (("refresh", "bp4d", "--profile", "tiny"), "`features.profile` is 'tiny'"),
-        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d` to make it"),
+        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "nowhere"), "is no run"),
     ],
 )

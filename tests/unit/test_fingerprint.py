@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.catalog import Catalog, Roots, WeightsEntry
 from pipeline.config import CacheConfig
+from pipeline.errors import ConfigError
 from pipeline.fingerprint import boxes_document, cache_fingerprint, canonical_json, crops_document, fingerprint
 
 FAN = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
@@ -80,6 +81,18 @@ def test_places_do_not():
 )
 def test_other_weights_or_another_pooling_do(catalog):
     assert cache_fingerprint(CacheConfig(), catalog) != BASE
+
+
+def test_a_basis_counts_for_the_profile_that_uses_it_and_by_its_bytes():
+    def with_codec(sha, path="x"):
+        return make_catalog({**FAN, "codec": {"path": path, "sha256": sha * 64}})
+
+    compact = changed(CacheConfig(), "features.profile", "compact")
+    assert cache_fingerprint(compact, with_codec("d")) != cache_fingerprint(compact, with_codec("e"))
+    assert cache_fingerprint(compact, with_codec("d")) == cache_fingerprint(compact, with_codec("d", "elsewhere/y"))
+    assert cache_fingerprint(CacheConfig(), with_codec("d")) == BASE
+    with pytest.raises(ConfigError, match="the catalog has no `codec` for fan-128, and the profile compact needs one"):
+        cache_fingerprint(compact, make_catalog())
 
 
 def test_crops_depend_on_detector_and_crop_settings_alone():

@@ -1,0 +1,168 @@
+"""What each profile of the cache costs: bytes, relative L2 error of its maps, and F1 of heads, against `exact`.
+
+    for p in exact standard compact; do fantrans refresh demo --config demo --profile $p; done
+    python benchmarks/fidelity.py --dataset demo --config demo --seeds 0 1 2
+
+Heads are trained and scored on each profile, with the same seeds; and the heads that were trained on `exact` are scored
+on the others as well, which shows what the stored values cost without the chance in a training. Intervals are of
+differences, from resampling subjects, the same ones for both sides. Writes docs/fidelity.md, and
+pipeline/cache/fidelity.json, from which manifests state a profile's F1. What is trained already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from safetensors.torch import load_file
+
+from models.head import DeployedHead
+from pipeline.cache.codecs import MAPS
+from pipeline.cache.writer import FIDELITY_FILE
+from pipeline.config import CONFIG_FOLDER, PROFILES
+from pipeline.evaluate import count, predict
+from pipeline.metrics import f1_percent
+from pipeline.train import TrainingRun, head_shape, prepare_run, train_folds
+
+NUM_RESAMPLES = 1000
+DOCUMENT = Path(__file__).parent.parent / "docs/fidelity.md"
+
+
+def main() -> None:
+    """Parse the command line, train what is missing, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    runs = {profile: [trained(arguments, profile, seed) for seed in arguments.seeds] for profile in PROFILES}
+    own = {profile: [stored_counts(run) for run in runs[profile]] for profile in PROFILES}
+    moved = {profile: [counts_of_heads(of_exact, runs[profile][0]) for of_exact in runs["exact"]]
+             for profile in PROFILES[1:]}
+    result = {profile: {**storage(runs[profile][0]), "f1": [mean_f1(counts) for counts in own[profile]]}
+              for profile in PROFILES}
+    for profile in PROFILES[1:]:
+        result[profile]["trained_on_it"] = difference(own[profile], own["exact"])
+        result[profile]["trained_on_exact"] = difference(moved[profile], own["exact"])
+    write(arguments, runs["exact"][0], result)
+
+
+def trained(arguments: argparse.Namespace, profile: str, seed: int) -> TrainingRun:
+    """The run of a profile and a seed, trained if it was not."""
+    path = Path("var/fidelity") / f"{profile}_seed{seed}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({
+        "base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed},
+        "cache": {"features": {"profile": profile}},
+    }))
+    train_folds(str(path), dataset=arguments.dataset)
+    return prepare_run(str(path), dataset=arguments.dataset)
+
+
+def stored_counts(run: TrainingRun) -> pd.DataFrame:
+    """Counts of a run's folds as it was scored."""
+    return pd.concat([pd.read_parquet(run.fold_folder(part) / "counts.parquet") for part in run.experiment.parts])
+
+
+def counts_of_heads(of: TrainingRun, on: TrainingRun) -> pd.DataFrame:
+    """Counts of the heads of one run on the cache of another."""
+    counts = []
+    for part in of.experiment.parts:
+        head = DeployedHead(head_shape(of))
+        head.load_state_dict(load_file(of.fold_folder(part) / "deployed.safetensors"))
+        predictions = predict(head, on.cache, on.frames, aus=on.rules.aus, test_part=part, device="cpu")
+        counts.append(count(predictions, aus=on.rules.aus, test_part=part))
+    return pd.concat(counts)
+
+
+def storage(run: TrainingRun) -> dict[str, object]:
+    """Bytes of a frame in one view, and its share of lf, h1 and h2 in fp16; errors that the manifest states."""
+    manifest = run.cache.manifest
+    num_bytes = manifest["num_bytes"] / manifest["num_rows"] / run.cache.num_views
+    fp16 = sum(2 * int(np.prod(run.cache.codec.shapes[name])) for name in MAPS)
+    return {"bytes": round(num_bytes), "of_fp16": num_bytes / fp16,
+            "relative_l2": manifest["provenance"]["fidelity"]["relative_l2"]}
+
+
+def mean_f1(counts: pd.DataFrame) -> float:
+    """Mean F1 in percent over folds and action units."""
+    return float(resampled_f1([counts], num_resamples=0)[0][0])
+
+
+def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> dict[str, object]:
+    """Difference of mean F1, points, averaged over seeds, and its 95 % interval from resampling subjects."""
+    ours, theirs = (resampled_f1(tables, num_resamples=NUM_RESAMPLES).mean(0) for tables in (counts, reference))
+    gaps = ours - theirs
+    return {"points": float(gaps[0]), "interval": np.percentile(gaps[1:], [2.5, 97.5]).tolist()}
+
+
+def resampled_f1(tables: Sequence[pd.DataFrame], *, num_resamples: int) -> np.ndarray:
+    """Mean F1 (tables, 1 + num_resamples) over parts and action units: of all subjects, then of resampled ones."""
+    totals = []
+    for table in tables:
+        random = np.random.default_rng(0)
+        by_part = []
+        for _, part in table.groupby("part"):
+            counts = part.sort_values(["subject", "au"])
+            num = counts["subject"].nunique()
+            outcomes = counts[["tp", "fp", "fn"]].to_numpy().reshape(num, -1, 3)
+            weights = np.concatenate([np.ones((1, num)), random.multinomial(num, [1 / num] * num, num_resamples)])
+            sums = np.einsum("rs,sao->rao", weights, outcomes)
+            by_part.append(f1_percent(*np.moveaxis(sums, 2, 0)))
+        totals.append(np.nanmean(np.nanmean(by_part, 0), 1))
+    return np.array(totals)
+
+
+def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, dict]) -> None:
+    """docs/fidelity.md and the numbers that manifests state."""
+    seeds = " ".join(map(str, arguments.seeds))
+    command = f"benchmarks/fidelity.py --dataset {arguments.dataset} --config {arguments.config} --seeds {seeds}"
+    lines = [
+        "# What the profiles cost", "",
+        f"`python {command}` writes this file: features of {exact.experiment.cache.features.weights} on the data set",
+        f"{arguments.dataset} ({exact.cache.manifest['num_rows']:,} frames), {len(arguments.seeds)} seeds, 3 folds.",
+        "",
+        '"Of fp16" is the share of what LF, H1 and H2 take in fp16. Errors are relative L2, means over frames;',
+        "compact's H1 and H2 are the gated maps. F1 is in percent; differences are to `exact`, in points: of heads",
+        "trained on the profile, and of heads trained on `exact` that read the profile. Their 95 % intervals come from",
+        "resampling subjects and leave out the chance in a training: F1 differs by more between seeds.",
+        "",
+        "| profile | bytes a frame and view | of fp16 | error LF | H1 | H2 | F1 by seed | trained on it | on exact |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for profile in PROFILES:
+        row = result[profile]
+        errors = [f"{100 * row['relative_l2'][name]:.1f} %" for name in row["relative_l2"] if name != "hm"]
+        gaps = [said(row[name]) if name in row else "" for name in ("trained_on_it", "trained_on_exact")]
+        cells = [profile, f"{row['bytes']:,}", f"{100 * row['of_fp16']:.1f} %", *errors,
+                 ", ".join(f"{f1:.2f}" for f1 in row["f1"]), *gaps]
+        lines.append("| " + " | ".join(cells) + " |")
+    DOCUMENT.write_text("\n".join(lines) + "\n")
+    stated = json.loads(FIDELITY_FILE.read_bytes())
+    stated[exact.cache.document["features"]["sha256"]] = {
+        profile: {"dataset": arguments.dataset, "num_seeds": len(arguments.seeds), "command": command,
+                  **{name: rounded(result[profile][name]) for name in ("trained_on_it", "trained_on_exact")}}
+        for profile in PROFILES[1:]
+    }
+    FIDELITY_FILE.write_text(json.dumps(stated, indent=2) + "\n")
+    print("\n".join(lines))
+
+
+def said(gap: dict) -> str:
+    """A difference in words."""
+    low, high = gap["interval"]
+    return f"{gap['points']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def rounded(gap: dict) -> dict[str, object]:
+    """A difference in hundredths of a point."""
+    return {"points": round(gap["points"], 2), "interval": [round(end, 2) for end in gap["interval"]]}
+
+
+if __name__ == "__main__":
+    main()
