@@ -1,8 +1,8 @@
 """Crops to frozen FAN features: the maps of `models.fan.TAPS` in half precision.
 
 On one kind of device the bytes of a crop's features do not depend on the crops beside it, on their order or number:
-kernels, and with them the last bits, are chosen by a batch's shape, so every batch is filled up to one size. Nor do they
-depend on how many threads there are (see `map_batches`).
+kernels, and with them the last bits, are chosen by a batch's shape, so every batch is filled up to one size. Nor do
+they depend on how many threads there are (see `map_batches`).
 
 Shapes: N crops, C channels, H W rows and columns of a map.
 """

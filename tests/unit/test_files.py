@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pipeline import progress
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PlaceError
 from pipeline.files import file_sha256, write_atomically, write_bytes_atomically
 from pipeline.records import read_table, write_table
 
@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         temp.write_bytes(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(PlaceError, match="value cannot be written: disk full; mend the place and run this again"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [found.name for found in path.parent.iterdir()] == ["value"]

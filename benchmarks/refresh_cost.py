@@ -1,0 +1,176 @@
+"""What a refresh costs that has little to do: 1 % new frames on the demo, and nothing at all over BP4D's size.
+
+    fantrans synth --dataset demo && python benchmarks/refresh_cost.py --out var/refresh_cost.json
+
+more: all stages on the demo but one subject of a hundred, then with it. nothing: a data set in BP4D's layout with
+150,000 frames (one small picture, linked), whose boxes are made up and whose features are zeros, but every table, shard
+and check is there; then a whole refresh of it that finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from models.fan import FAN
+from pipeline import crops
+from pipeline.cache.writer import refresh
+from pipeline.catalog import load_catalog
+from pipeline.datasets.bp4d import CODES, IMAGES
+from pipeline.files import file_sha256
+from pipeline.protocols import PROTOCOLS
+from pipeline.records import BOX_COLUMNS, write_table
+from pipeline.refresh import (
+    RefreshJob,
+    crop_faces,
+    crop_reader,
+    features_of,
+    index_frames,
+    prepare_refresh,
+    refresh_cache,
+)
+
+PLACE = Path("var/refresh_cost")
+NUM_TASKS, NUM_FRAMES = 8, 150_000
+LINKS_A_FILE = 30_000
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("var/refresh_cost.json"))
+    parser.add_argument("--only", choices=["more", "nothing"])
+    arguments = parser.parse_args()
+    shutil.rmtree(PLACE, ignore_errors=True)
+    PLACE.mkdir(parents=True)
+    result = {}
+    if arguments.only != "nothing":
+        result["more"] = one_percent_more()
+    if arguments.only != "more":
+        result["nothing"] = nothing_to_do()
+    shutil.rmtree(PLACE)
+    arguments.out.write_text(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2))
+
+
+def use_catalog(root: Path, protocol: str, weights: dict[str, object]) -> None:
+    """A catalog of one data set, "measured", that writes below `PLACE`."""
+    known = load_catalog(environment={})
+    entries = {name: json.loads(entry.model_dump_json(exclude_none=True)) for name, entry in known.weights.items()}
+    roots = {name: str((PLACE / name).resolve()) for name in ("work", "cache", "runs")}
+    path = PLACE / "catalog.yaml"
+    path.write_text(yaml.safe_dump({
+        "roots": roots, "weights": {**entries, **weights},
+        "datasets": {"measured": {"root": str(root.resolve()), "layout": "bp4d", "protocol": protocol}},
+    }))
+    os.environ["FANTRANS_CATALOG"] = str(path)
+
+
+def timed(config: str) -> float:
+    """Seconds of a whole refresh."""
+    started = time.perf_counter()
+    refresh_cache("measured", config=config)
+    return time.perf_counter() - started
+
+
+def one_percent_more() -> dict[str, float]:
+    """Seconds of a refresh of 99 subjects, of one with the hundredth, and of one with nothing new."""
+    whole, root = load_catalog().dataset("demo").root, PLACE / "demo"
+    subjects = sorted(path.name for path in (whole / IMAGES).iterdir())
+
+    def link(subject: str) -> None:
+        (root / IMAGES).mkdir(parents=True, exist_ok=True)
+        (root / CODES).mkdir(parents=True, exist_ok=True)
+        (root / IMAGES / subject).symlink_to((whole / IMAGES / subject).resolve())
+        for path in (whole / CODES).glob(f"{subject}_*"):
+            (root / CODES / path.name).symlink_to(path.resolve())
+
+    for subject in subjects[:-1]:
+        link(subject)
+    use_catalog(root, "rendered_bp4d", {})
+    full_s = timed("demo")
+    link(subjects[-1])
+    more_s, nothing_s = timed("demo"), timed("demo")
+    return {"full_s": full_s, "one_percent_more_s": more_s, "nothing_more_s": nothing_s,
+            "more_of_full_percent": 100 * more_s / full_s}
+
+
+def nothing_to_do() -> dict[str, float]:
+    """Seconds of a refresh over 150,000 frames that finds nothing to do."""
+    root = PLACE / "big"
+    write_layout(root)
+    torch.manual_seed(0)
+    fan = PLACE / "fan.safetensors"
+    save_file(FAN(16).state_dict(), fan)
+    entry = {"path": str(fan.resolve()), "sha256": file_sha256(fan), "family": "fan", "width": 16, "num_stacks": 2,
+             "pooling": "avg"}
+    use_catalog(root, "bp4d", {"tiny": entry})
+    config = PLACE / "big.yaml"
+    config.write_text(yaml.safe_dump({"base": "fan_trans", "cache": {
+        "views": {"num_views": 2, "max_shift_px": 0.0}, "crop": {"size_px": 16}, "features": {"weights": "tiny"}}}))
+    job = prepare_refresh("measured", config=str(config))
+    index_frames(job)
+    make_up_boxes(job)
+    crop_faces(job)
+    make_up_features(job)
+    num = len(crop_reader(job).index)
+    return {"num_frames": num, "num_views": 2, "nothing_s": timed(str(config)), "nothing_again_s": timed(str(config))}
+
+
+def write_layout(root: Path) -> None:
+    """BP4D's 41 subjects and 8 tasks, with as many frames as it takes."""
+    rules = PROTOCOLS["bp4d"]
+    subjects = list(rules.subject_parts)
+    num = -(-NUM_FRAMES // (len(subjects) * NUM_TASKS))
+    header = pd.DataFrame(0, index=range(1, num + 1), columns=list(rules.aus)).rename_axis("0")
+    (root / CODES).mkdir(parents=True)
+    made = 0
+    picture = root / "picture.jpg"
+    for subject in subjects:
+        for task in range(1, NUM_TASKS + 1):
+            header.to_csv(root / CODES / f"{subject}_T{task}.csv")
+            folder = root / IMAGES / subject / f"T{task}"
+            folder.mkdir(parents=True)
+            for frame in range(1, num + 1):
+                if made % LINKS_A_FILE == 0:
+                    picture = root / f"picture-{made}.jpg"
+                    cv2.imwrite(str(picture), np.full((32, 32, 3), 127, np.uint8))
+                (folder / f"{frame:04d}.jpg").hardlink_to(picture)
+                made += 1
+
+
+def make_up_boxes(job: RefreshJob) -> None:
+    """A face in the middle of every picture, as the detector's stage would leave it."""
+    table = pd.read_parquet(job.work / "frames.parquet")
+    hashes = crops.source_hashes(job.entry.root, table["source_file"], known=None)
+    boxes = pd.DataFrame(np.float32(1), index=table.index, columns=list(BOX_COLUMNS[1:-2]))
+    boxes[["x1", "y1", "x2", "y2"]] = np.array([8, 8, 24, 24], np.float32)
+    boxes.insert(0, "frame_id", table["frame_id"])
+    boxes = boxes.assign(num_faces=np.int32(1), status="ok")
+    write_table(job.boxes_path, boxes.merge(table[["frame_id", "source_file"]].join(hashes, on="source_file")))
+
+
+def make_up_features(job: RefreshJob) -> None:
+    """A cache of zeros."""
+    stored, table = features_of(job), pd.read_parquet(job.work / "frames.parquet")
+
+    def zeros(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {spec.name: np.zeros((len(images), *spec.row_shape), spec.dtype) for spec in stored.codec.arrays}
+
+    refresh(job.catalog.caches_of(job.dataset), table, crop_reader(job), lambda: zeros, format=stored.format,
+            codec=stored.codec, views=job.config.views, view_px=job.config.crop.size_px)
+
+
+if __name__ == "__main__":
+    main()
