@@ -33,7 +33,7 @@ test-unit: $(READY)  ## the tests that need one to two minutes
 	$(BIN)/pytest tests/unit
 
 kill-test: $(READY)  ## a refresh killed at 200 random moments and before every kind of write, 2,000 steps of a cache's life
-	FANTRANS_KILLS=200 FANTRANS_MODEL_STEPS=2000 $(BIN)/pytest tests/integration/test_kills.py tests/unit/test_cache_model.py
+	FANTRANS_KILLS=200 FANTRANS_MODEL_STEPS=2000 $(BIN)/pytest tests/integration/test_kills.py tests/integration/test_cache_model.py
 
 check: $(READY)  ## style, types and import contracts
 	$(BIN)/ruff check .
