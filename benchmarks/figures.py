@@ -46,7 +46,8 @@ def main() -> None:
     with torch.inference_mode():
         heatmaps = fan(torch.from_numpy(face).permute(2, 0, 1)[None].float() / 255)[-1]
     points = decode_landmarks(heatmaps)[0].numpy()
-    stored = run.cache.read(run.cache.index.set_index("frame_id")["row"][[row["frame_id"]]].to_numpy())
+    rows = run.cache.read(run.cache.index.set_index("frame_id")["row"][[row["frame_id"]]].to_numpy())
+    stored = run.cache.codec.decode({name: torch.from_numpy(values) for name, values in rows.items()})
 
     figure = plt.figure(figsize=(12, 6.2), dpi=110)
     grid = figure.add_gridspec(2, 4, height_ratios=(1, 0.9), hspace=0.28, wspace=0.08)
@@ -59,9 +60,9 @@ def main() -> None:
     axes[1].imshow(face)
     axes[1].scatter(points[:, 0], points[:, 1], s=7, c="lime")
     axes[1].set_title("crop, 68 landmarks of the FAN", fontsize=10)
-    axes[2].imshow(np.abs(stored["h2"][0].astype(np.float32)).mean(0), cmap="magma")
+    axes[2].imshow(stored["h2"][0].float().abs().mean(0), cmap="magma")
     axes[2].set_title("cached H2 (mean of channels)", fontsize=10)
-    axes[3].imshow(stored["hm"][0].astype(np.float32).sum(0), cmap="viridis")
+    axes[3].imshow(stored["hm"][0].float().sum(0), cmap="viridis")
     axes[3].set_title("cached heatmap sum", fontsize=10)
     for axis in axes:
         axis.set_axis_off()

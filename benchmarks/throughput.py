@@ -22,9 +22,8 @@ import zarr
 
 from models.head import FanTransHead
 from models.losses import class_weights, total_loss
-from pipeline.cache.format import FEATURES, view_group
+from pipeline.cache.format import view_group
 from pipeline.catalog import load_catalog
-from pipeline.config import load_experiment
 from pipeline.features import extract_features, load_fan
 from pipeline.loader import CachedBatches
 from pipeline.train import TrainingRun, head_shape, keep_freed_memory, prepare_run
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/throughput.json"))
     arguments = parser.parse_args()
     run = prepare_run(arguments.config, dataset=arguments.dataset)
-    result = {"threads": torch.get_num_threads(), "extract": extraction(arguments.config), "loader": loading(run),
+    result = {"threads": torch.get_num_threads(), "extract": extraction(run), "loader": loading(run),
               "train": training(run)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2))
@@ -58,16 +57,16 @@ def frames_per_s(work: Callable[[], int]) -> float:
     return round(max(rates), 1)
 
 
-def extraction(config: str) -> dict[str, float]:
-    """Ours in the experiment's precision and in fp32, and the peer in fp32."""
-    settings = load_experiment(config).cache.features
+def extraction(run: TrainingRun) -> dict[str, float]:
+    """Ours, encoding included, in the experiment's precision and in fp32, and the peer in fp32."""
+    settings, encode = run.experiment.cache.features, run.cache.codec.encode
     entry = load_catalog().weights_of(settings.weights)
     fan = load_fan(entry, "cpu")
     crops = np.random.default_rng(0).integers(0, 256, (NUM_CROPS, 256, 256, 3), np.uint8)
     result = {}
     for precision in sorted({settings.precision, "fp32"}):
         def ours(precision: str = precision) -> int:
-            return len(extract_features(fan, crops, profile=settings.profile, precision=precision)["lf"])
+            return len(extract_features(fan, crops, encode=encode, precision=precision)["lf"])
 
         result[f"ours_{precision}"] = frames_per_s(ours)
     if entry.width == 256:  # the peer's width is fixed
@@ -92,7 +91,7 @@ def loading(run: TrainingRun) -> dict[str, float]:
 
     def theirs() -> int:
         for start in range(0, len(rows), 32):
-            for name in FEATURES:
+            for name in run.cache.codec.inputs:
                 group[name].oindex[np.sort(rows[start : start + 32])]
         return len(rows)
 
