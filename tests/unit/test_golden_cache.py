@@ -3,6 +3,7 @@
 `python -m tests.unit.test_golden_cache` writes them anew, which only a new schema, in a new folder, may call for.
 """
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def write_golden():
         codec = make_codec(profile, SHAPES, basis=basis)
         document = small_cache.features_document(SHAPES, profile=profile)
         if basis is not None:
-            document["features"]["codec"] = {"sha256": __import__("hashlib").sha256(basis).hexdigest()}
+            document["features"]["codec"] = {"sha256": hashlib.sha256(basis).hexdigest()}
         format = features_format(document, codec, block_rows=small_cache.BLOCK_ROWS)
 
         def extractor(images, codec=codec):
