@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -272,6 +272,7 @@ def _write_by_workers(
     for task in tasks:
         blocks.setdefault(task.unit.block, []).append(task)
     num_threads = max(1, (os.cpu_count() or 1) // num_workers)
+    before = set(active_children())
     pool = ProcessPoolExecutor(
         min(num_workers, len(blocks)), mp_context=get_context("spawn"), initializer=_start_worker,
         initargs=(source, num_threads, os.getpid()),
@@ -282,6 +283,8 @@ def _write_by_workers(
                 writer.commit_unit(staged)
                 step(len(staged.frame_ids))
     except BrokenProcessPool:
+        for worker in set(active_children()) - before:  # one that started as another died would wait for ever
+            worker.kill()
         raise CacheError(
             f"a worker process of {source.folder} died, perhaps for lack of memory; what was finished is kept: "
             "run this again, with fewer --workers"

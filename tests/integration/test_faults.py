@@ -99,7 +99,7 @@ def test_on_a_full_disk_it_says_so_keeps_what_it_has_and_goes_on_with_more_room(
         (folder,) = (state / "cache/faces").iterdir()
         assert open_cache(folder).revision == 1
         disk.remount("size=64m")
-        assert refresh(world, state, "late")[0] == 0
+        assert world.refresh(state, "late") == 0
         assert_same_cache(state, undisturbed["late"])
 
 
@@ -126,17 +126,17 @@ def test_the_lock_of_a_writer_that_died_holds_nobody_up(world, undisturbed, stat
     time.sleep(1)
     process.kill()
     process.join()
-    assert refresh(world, state, "late")[0] == 0
+    assert world.refresh(state, "late") == 0
     assert kills.written(state) == kills.written(undisturbed["late"])
 
 
-def test_four_workers_write_the_bytes_of_one(world, undisturbed, tmp_path):
-    code, _, err = refresh(world, tmp_path, "early", "--workers", "4")
+def test_four_workers_write_the_bytes_of_one(world, undisturbed, state, tmp_path):
+    code, _, err = refresh(world, tmp_path / "new", "early", "--workers", "4")
     assert code == 0, err
-    assert_same_cache(tmp_path, undisturbed["early"])
-    code, _, err = refresh(world, tmp_path, "late", "--workers", "4")
+    assert_same_cache(tmp_path / "new", undisturbed["early"])
+    code, _, err = refresh(world, state, "late", "--workers", "4")
     assert code == 0, err
-    assert_same_cache(tmp_path, undisturbed["late"])
+    assert_same_cache(state, undisturbed["late"])
 
 
 def test_a_worker_that_dies_is_named_and_a_killed_coordinator_takes_its_workers_along(world, undisturbed, tmp_path):
@@ -158,7 +158,7 @@ def test_a_worker_that_dies_is_named_and_a_killed_coordinator_takes_its_workers_
         time.sleep(0.1)
     else:
         raise AssertionError(f"workers {workers} outlived their coordinator")
-    assert refresh(world, tmp_path, "early")[0] == 0
+    assert world.refresh(tmp_path, "early") == 0
     assert_same_cache(tmp_path, undisturbed["early"])
 
 
@@ -243,6 +243,5 @@ def test_damage_is_listed_with_its_frames_and_the_next_refresh_mends_it(world, u
     code, out, _ = run(world, state, "early", "cache", "verify", "faces", "--deep")
     assert code == 2
     assert f"shard {shard} has another checksum than when it was written: F00" in out
-    assert refresh(world, state, "early")[0] == 0
-    assert run(world, state, "early", "cache", "verify", "faces", "--deep")[0] == 0
+    assert world.refresh(state, "early") == 0
     assert kills.written(state) == kills.written(undisturbed["early"])
