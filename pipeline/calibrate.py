@@ -54,8 +54,9 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
     tensors = fit_basis(cache)
     names = sorted(cache.index["frame_id"])
     record = {"dataset": job.dataset, "fan_sha256": job.catalog.weights_of(features.weights).sha256,
-              "views": str(NUM_VIEWS), "frames": json.dumps(names)}
-    write_bytes_atomically(out, save(tensors, metadata=record))
+              "num_views": NUM_VIEWS, "frames": names}
+    sample = {"sample": json.dumps(record)}  # a single key: safetensors writes several in no order
+    write_bytes_atomically(out, save(tensors, metadata=sample))
     return out
 
 

@@ -13,8 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+from flows.cli import app
 from pipeline.cache.reader import open_cache
 from pipeline.store.lock import writer_lock
 from tests import kills
@@ -53,6 +57,13 @@ def run(world, state, data, *arguments):
     process = command(world, state, data, *arguments)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def inside(world, state, data, *arguments):
+    """The same in this process: exit status and what is printed."""
+    result = CliRunner().invoke(app, arguments, env={**world.environment(state, data), "COLUMNS": "120"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout
 
 
 def refresh(world, state, data, *more):
@@ -109,7 +120,7 @@ def test_on_a_read_only_disk_it_says_so_and_what_is_there_can_be_read(world, sta
         code, _, err = refresh(world, state, "late")
         assert code == 2
         assert "Read-only file system" in the_error(err)
-        code, out, _ = run(world, state, "early", "cache", "verify", "faces", "--deep")
+        code, out = inside(world, state, "early", "cache", "verify", "faces", "--deep")
         assert (code, out.count(": whole")) == (0, 2)
 
 
@@ -190,14 +201,15 @@ def assert_same_cache(state, other):
 
 def test_a_plan_says_what_a_refresh_would_do_and_does_nothing(world, undisturbed, state):
     before = kills.written(state)
-    code, out, _ = refresh(world, state, "late", "--dry-run")
+    arguments = ("refresh", "faces", "--config", world.config, "--dry-run")
+    code, out = inside(world, state, "late", *arguments)
     assert code == 0
     cells = [[cell.strip() for cell in line.split("│")[1:5]] for line in out.splitlines() if "│" in line]
     # two frames of a new subject, one replaced, one lost
     assert cells == [["index", "0", "12", "0"], ["detect", "8", "4", "0"], ["crop", "8", "3", "2"],
                      ["extract", "8", "3", "2"]]
     assert kills.written(state) == before
-    code, out, _ = refresh(world, undisturbed["late"], "late", "--dry-run")
+    code, out = inside(world, undisturbed["late"], "late", *arguments)
     assert code == 0
     assert [line.split("│")[3].strip() for line in out.splitlines() if "│" in line] == ["0"] * 4
 
@@ -211,27 +223,55 @@ def test_a_limit_never_shrinks_a_data_set_that_is_there(world, state):
 
 
 def test_listing_counting_exporting_and_collecting(world, state, tmp_path):
-    code, out, _ = run(world, state, "early", "cache", "ls", "faces")
+    code, out = inside(world, state, "early", "cache", "ls", "faces")
     (folder,) = (state / "cache/faces").iterdir()
     assert code == 0
     assert folder.name in out
-    code, out, err = run(world, state, "early", "cache", "stats", "faces", "--frames", "6")
-    assert code == 0, err
+    assert "nobody" in out
+    code, out = inside(world, state, "early", "cache", "stats", "faces", "--frames", "6")
+    assert code == 0
     assert "relative L2 error" in out
-    code, out, err = run(world, state, "early", "cache", "export", "faces", "--out", str(tmp_path / "h5"))
-    assert code == 0, err
-    files = sorted(str(path) for path in (tmp_path / "h5").iterdir())
-    shutil.rmtree(state / "cache")
-    code, out, err = run(world, state, "early", "cache", "import", "faces", *files)
-    assert code == 0, err
-    assert "revision 1, 10 frames" in out
-    assert refresh(world, state, "early")[2].count("extract: nothing to do, 10 kept") == 1
-    code, out, err = run(world, state, "early", "cache", "collect", "faces", "--grace-hours", "0")
-    assert code == 0, err
+    for crops in ((), ("--crops",)):
+        place = tmp_path / f"h5{len(crops)}"
+        before = kills.written(state)
+        code, out = inside(world, state, "early", "cache", "export", "faces", "--out", str(place), *crops)
+        assert code == 0
+        shutil.rmtree(state / ("work/faces/crops" if crops else "cache"))
+        files = sorted(str(path) for path in place.iterdir())
+        assert out.split() == files
+        code, out = inside(world, state, "early", "cache", "import", "faces", *files)
+        assert code == 0
+        assert "revision 1, 10 frames" in out
+        after = kills.written(state)
+        assert after.keys() == before.keys()
+        assert {name for name in after if after[name] != before[name]} <= {
+            name for name in after if "manifest" in name or "shards-" in name}
+    code, out = inside(world, state, "early", "cache", "collect", "faces", "--grace-hours", "0")
+    assert code == 0
     assert out.count("freed 0.0 MB") == 2
     code, _, err = run(world, state, "early", "cache", "export", "faces", "--out", "h5", "--fingerprint", "zz")
     assert code == 2
     assert "faces has no cache 'zz'; there are: " in the_error(err)
+
+
+def test_a_basis_is_fitted_on_faces_without_labels(world, state, tmp_path):
+    file = tmp_path / "basis.safetensors"
+    arguments = ("weights", "fit-codec", "faces", "--config", world.config, "--out", str(file), "--frames", "8")
+    code, out = inside(world, state, "early", *arguments)
+    assert code == 0
+    assert f"codec: {{path: {file}, sha256: " in out.replace("\n", "")
+    basis = load_file(file)
+    for name in ("lf", "hm_h1", "hm_h2"):
+        vectors = basis[f"{name}.vectors"]
+        assert vectors.shape == (16, 12)
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(12), atol=1e-5)
+        assert (basis[f"{name}.channel_rms"] > 0).all()
+    first = file.read_bytes()
+    assert inside(world, state, "early", *arguments)[0] == 0
+    assert file.read_bytes() == first
+    code, _, err = run(world, state, "early", *arguments[:-1], "800")
+    assert code == 2
+    assert "only 10 frames have crops, and the basis is fitted on 800" in the_error(err)
 
 
 def test_damage_is_listed_with_its_frames_and_the_next_refresh_mends_it(world, undisturbed, state):
@@ -240,7 +280,7 @@ def test_damage_is_listed_with_its_frames_and_the_next_refresh_mends_it(world, u
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
-    code, out, _ = run(world, state, "early", "cache", "verify", "faces", "--deep")
+    code, out = inside(world, state, "early", "cache", "verify", "faces", "--deep")
     assert code == 2
     assert f"shard {shard} has another checksum than when it was written: F00" in out
     assert world.refresh(state, "early") == 0
