@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import dask
 import numpy as np
 import pandas as pd
 import yaml
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 
 from models.head import DeployedHead
 from pipeline.cache.codecs import MAPS
+from pipeline.cache.statistics import map_losses
 from pipeline.cache.writer import FIDELITY_FILE
 from pipeline.config import CONFIG_FOLDER, PROFILES
 from pipeline.evaluate import count, predict
@@ -81,12 +83,13 @@ def counts_of_heads(of: TrainingRun, on: TrainingRun) -> pd.DataFrame:
 
 
 def storage(run: TrainingRun) -> dict[str, object]:
-    """Bytes of a frame in one view, and its share of lf, h1 and h2 in fp16; errors that the manifest states."""
+    """Bytes of a frame in one view, and its share of lf, h1 and h2 in fp16; mean errors of its maps."""
     manifest = run.cache.manifest
+    (losses,) = dask.compute(map_losses(run.cache, view=0, rows=run.cache.rows()))
     num_bytes = manifest["num_bytes"] / manifest["num_rows"] / run.cache.num_views
     fp16 = sum(2 * int(np.prod(run.cache.codec.shapes[name])) for name in MAPS)
     return {"bytes": round(num_bytes), "of_fp16": num_bytes / fp16,
-            "relative_l2": manifest["provenance"]["fidelity"]["relative_l2"]}
+            "relative_l2": {name: float(loss) for name, loss in losses.items()} or dict.fromkeys(MAPS, 0.0)}
 
 
 def mean_f1(counts: pd.DataFrame) -> float:
@@ -125,12 +128,13 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
     lines = [
         "# What the profiles cost", "",
         f"`python {command}` writes this file: features of {exact.experiment.cache.features.weights} on the data set",
-        f"{arguments.dataset} ({exact.cache.manifest['num_rows']:,} frames), {len(arguments.seeds)} seeds, 3 folds.",
+        f"{arguments.dataset} ({exact.cache.manifest['num_rows']:,} frames), seeds {seeds}, 3 folds.",
         "",
         '"Of fp16" is the share of what LF, H1 and H2 take in fp16. Errors are relative L2, means over frames;',
         "compact's H1 and H2 are the gated maps. F1 is in percent; differences are to `exact`, in points: of heads",
         "trained on the profile, and of heads trained on `exact` that read the profile. Their 95 % intervals come from",
-        "resampling subjects and leave out the chance in a training: F1 differs by more between seeds.",
+        "resampling subjects and leave out the chance in a training, which moves F1 by a point or more: with few seeds,",
+        "\"trained on it\" shows that chance rather than the profile, and \"on exact\" is the better witness.",
         "",
         "| profile | bytes a frame and view | of fp16 | error LF | H1 | H2 | F1 by seed | trained on it | on exact |",
         "|---|---|---|---|---|---|---|---|---|",

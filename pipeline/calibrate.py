@@ -53,10 +53,10 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
         )
     tensors = fit_basis(cache)
     names = sorted(cache.index["frame_id"])
-    record = {"dataset": job.dataset, "fan_sha256": job.catalog.weights_of(features.weights).sha256,
+    record: dict[str, object] = {"dataset": job.dataset, "fan_sha256": job.catalog.weights_of(features.weights).sha256,
               "num_views": NUM_VIEWS, "frames": names}
-    sample = {"sample": json.dumps(record)}  # a single key: safetensors writes several in no order
-    write_bytes_atomically(out, save(tensors, metadata=sample))
+    metadata = {"sample": json.dumps(record)}  # a single key: safetensors writes several in no order
+    write_bytes_atomically(out, save(tensors, metadata=metadata))
     return out
 
 
