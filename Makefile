@@ -29,7 +29,7 @@ demo-quick: $(READY)  ## the same, small (1 to 2 minutes)
 test: $(READY)  ## all tests, with coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
-test-unit: $(READY)  ## the tests that need one to two minutes
+test-unit: $(READY)  ## the tests that take a minute
 	$(BIN)/pytest tests/unit
 
 kill-test: $(READY)  ## a refresh killed at 200 random moments and before every kind of write, 2,000 steps of a cache's life
