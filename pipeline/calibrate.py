@@ -30,8 +30,7 @@ NUM_VIEWS = 3
 COMPONENTS_FRAC = {"lf": 3 / 4, "hm_h1": 3 / 4, "hm_h2": 3 / 4}
 """Components kept of a map, over its channels; more are nearly all zero."""
 STEP = 0.5
-"""Quantiser step where each channel has rms 1. At 1 a trained head reads the maps as well, but three trainings on them
-ended 1.2 points of F1 lower in the mean, on the demo; at 2 a trained head loses more than a point."""
+"""Quantiser step where each channel has rms 1; `benchmarks/fidelity.py` measures what it costs in bytes and F1."""
 
 
 def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Path:

@@ -285,16 +285,17 @@ def extract_features(job: RefreshJob) -> StageSummary:
     root, views = job.catalog.caches_of(job.dataset), job.config.views
     plan = plan_refresh(root, table, reader.listed, format=cache.format, views=views)
     if plan.is_new:
+        exact = exact_beside(job)
         num_images = sum(len(plan.rows_of(unit.block)) for unit in plan.units)
         started = time.monotonic()
         with track("extract features", total=num_images, unit="views") as step:
             refresh_features(
                 root, table, reader, partial(make_extractor, job), format=cache.format, codec=cache.codec,
-                basis=cache.basis, views=views, view_px=job.config.crop.size_px, exact=exact_beside(job),
+                basis=cache.basis, views=views, view_px=job.config.crop.size_px, exact=exact,
                 num_workers=job.num_workers, provenance=_provenance(job), step=step,
             )
         if num_images:
-            stage = "extract" if exact_beside(job) is None else "encode"
+            stage = "extract" if exact is None else "encode"
             _remember_rate(job, stage, num_images / (time.monotonic() - started))
     return StageSummary(stage="extract", num_kept=plan.num_kept, num_done=plan.num_computed,
                         num_dropped=plan.num_dropped)

@@ -45,7 +45,7 @@ PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 class CacheLife(RuleBasedStateMachine):
     """`wanted` is the data set as it lies there, `published` the one that the cache must serve."""
 
-    num_steps = 0
+    num_steps = num_killed = 0
 
     def __init__(self):
         super().__init__()
@@ -105,6 +105,7 @@ class CacheLife(RuleBasedStateMachine):
         process.start()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
+        CacheLife.num_killed += process.exitcode != 0
         if self._revision() != before or process.exitcode == 0:
             self.published, self.num_views = dict(self.wanted), max(self.num_views, num_views)
 
@@ -211,10 +212,11 @@ class CacheLife(RuleBasedStateMachine):
 
 
 def test_a_cache_serves_what_was_published_whatever_happens():
-    CacheLife.num_steps = 0
+    CacheLife.num_steps = CacheLife.num_killed = 0
     lives = settings(max_examples=5, stateful_step_count=50, deadline=None, database=None,
                      phases=[Phase.generate, Phase.explain], suppress_health_check=list(HealthCheck))
     for number in itertools.count():
         run_state_machine_as_test(seed(number)(type("CacheLife", (CacheLife,), {})), settings=lives)
         if CacheLife.num_steps >= NUM_STEPS:
             break
+    assert CacheLife.num_killed >= NUM_STEPS // 100  # the rest of what must hold is asserted at every step

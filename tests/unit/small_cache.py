@@ -25,7 +25,6 @@ SHAPES = {"lf": (4, 8, 8), "h1": (4, 8, 8), "h2": (4, 8, 8), "hm": (1, 8, 8)}
 BLOCK_ROWS = 4
 AUS = (1, 2)
 CROPS_FORMAT = crops_format({"kind": "crops", "detector": "a", "crop": CROP.model_dump()}, CROP, block_rows=BLOCK_ROWS)
-FEATURES = tuple(SHAPES)
 
 
 def features_document(shapes=SHAPES, *, profile="exact", **more):
