@@ -17,7 +17,7 @@ from pipeline.crops import CropReader, crops_format
 from pipeline.features import load_fan
 from pipeline.fingerprint import crops_document
 from pipeline.images import read_image
-from pipeline.refresh import prepare_refresh
+from pipeline.job import prepare_refresh
 from pipeline.report import read_report
 from pipeline.train import prepare_run
 from pipeline.views import ViewParams, render_view

@@ -177,7 +177,8 @@ def refresh(
 ) -> None:
     """Bring a data set's index, boxes, crops and feature cache up to date; computes only what is missing."""
     if dry_run:
-        from pipeline.refresh import plan_job, prepare_refresh
+        from pipeline.dry_run import plan_job
+        from pipeline.job import prepare_refresh
 
         job = prepare_refresh(dataset, config=config, profile=profile, num_views=views, limit=limit, device=device)
         _print_plan(plan_job(job))
@@ -415,7 +416,7 @@ def fit_codec(
     """Fit the basis in which the profile compact keeps a FAN's maps; no labels are used."""
     from pipeline.calibrate import fit_codec
     from pipeline.files import file_sha256
-    from pipeline.refresh import prepare_refresh
+    from pipeline.job import prepare_refresh
 
     job = prepare_refresh(dataset, config=config, profile="exact", device=device)
     fit_codec(job, out, num_frames=frames)

@@ -6,7 +6,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from pipeline import refresh as stages
-from pipeline.refresh import RefreshJob, StageSummary, prepare_refresh
+from pipeline.job import RefreshJob, prepare_refresh
+from pipeline.refresh import StageSummary
 
 
 @task(cache_policy=NO_CACHE)

@@ -20,8 +20,8 @@ from pipeline.cache.statistics import codec_moments
 from pipeline.cache.writer import refresh
 from pipeline.errors import DataError
 from pipeline.files import write_bytes_atomically
+from pipeline.job import RefreshJob, crop_reader, exact_beside, features_of, make_extractor
 from pipeline.progress import track
-from pipeline.refresh import RefreshJob, crop_reader, exact_beside, features_of, make_extractor
 from pipeline.store.plan import NO_ROW
 
 NUM_FRAMES = 96

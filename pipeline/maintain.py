@@ -33,11 +33,11 @@ from pipeline.fingerprint import fingerprint
 from pipeline.frames import read_index
 from pipeline.progress import track
 from pipeline.store.collect import DEFAULT_GRACE_S, Collected, collect
+from pipeline.store.copies import MIRROR_NAME
 from pipeline.store.plan import Unit
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
     FINGERPRINT_NAME,
-    MIRROR_NAME,
     POINTER_NAME,
     load_revision,
     manifest_name,

@@ -1,81 +1,43 @@
-"""Bring a data set's feature cache up to date: index, detect, crop, extract. Each stage keeps what stands.
-
-    {work}/{dataset}/frames.parquet
-    {work}/{dataset}/boxes-{detector fingerprint}.parquet, and .parts/ while it is being made
-    {work}/{dataset}/crops/{crop fingerprint}/
-    {cache}/{dataset}/{cache fingerprint}/
-"""
+"""Bring a data set's feature cache up to date: index, detect, crop, extract. Each stage keeps what stands."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, wraps
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
 
-from models.fan import map_shapes
-from pipeline import crops, fingerprint, frames
-from pipeline.cache.codecs import Codec, make_codec
-from pipeline.cache.format import features_format
-from pipeline.cache.writer import Extractor, plan_refresh
+from pipeline import crops, frames
+from pipeline.cache.writer import plan_refresh
 from pipeline.cache.writer import refresh as refresh_features
-from pipeline.catalog import Catalog, DatasetEntry, load_catalog
-from pipeline.config import CacheConfig, CropConfig, first_fault, load_experiment
 from pipeline.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_detector
-from pipeline.device import checked_device
 from pipeline.errors import ConfigError
-from pipeline.features import extract_features as extract_maps
-from pipeline.features import load_fan
-from pipeline.files import TEMP_PREFIX, write_bytes_atomically
+from pipeline.files import TEMP_PREFIX
+from pipeline.job import (
+    RefreshJob,
+    crop_reader,
+    crops_format_of,
+    exact_beside,
+    features_of,
+    make_extractor,
+    prepare_refresh,
+    remember_rate,
+)
 from pipeline.progress import track
 from pipeline.records import BOX_COLUMNS, Status, read_table, write_table
 from pipeline.store.lock import writer_lock
-from pipeline.store.plan import Plan
-from pipeline.store.revisions import load_revision
-from pipeline.store.writer import StoreFormat
 from pipeline.views import check_context
 
 logger = logging.getLogger("fantrans")
 
 DETECTION_CHUNK_FRAMES = 2048
 MAX_LISTED = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefreshJob:
-    """One data set and everything that decides its cache."""
-
-    dataset: str
-    catalog: Catalog
-    config: CacheConfig
-    limit: int | None
-    device: str
-    num_workers: int = 1
-
-    @property
-    def entry(self) -> DatasetEntry:
-        """The data set's entry in the catalog."""
-        return self.catalog.dataset(self.dataset)
-
-    @property
-    def work(self) -> Path:
-        """Folder of the data set's index, boxes and crops."""
-        return self.catalog.work_of(self.dataset)
-
-    @property
-    def boxes_path(self) -> Path:
-        """Boxes of the job's detector."""
-        document = fingerprint.boxes_document(self.config, self.catalog)
-        return self.work / f"boxes-{fingerprint.fingerprint(document)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,42 +57,8 @@ class StageSummary:
         return f"{self.stage}: {done}, {self.num_kept:,} kept{dropped}{self.note and '; ' + self.note}"
 
 
-def prepare_refresh(
-    dataset: str,
-    *,
-    config: str = "fan_trans",
-    profile: str | None = None,
-    num_views: int | None = None,
-    limit: int | None = None,
-    device: str = "cpu",
-    num_workers: int = 1,
-) -> RefreshJob:
-    """Settings of a refresh: the experiment's, with what the caller overrides."""
-    settings = load_experiment(config).cache
-    document = settings.model_dump()
-    if profile is not None:
-        document["features"]["profile"] = profile
-    if num_views is not None:
-        document["views"]["num_views"] = num_views
-    catalog = load_catalog()
-    catalog.dataset(dataset)
-    checked_device(device)
-    try:
-        cache = CacheConfig.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(first_fault(error)) from None
-    catalog.weights_of(cache.detector.weights)
-    family = catalog.weights_of(cache.features.weights).family
-    if family != "fan":
-        raise ConfigError(
-            f"features come from a FAN, and {cache.features.weights} is a {family}; name another in {config}"
-        )
-    return RefreshJob(dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device,
-                      num_workers=num_workers)
-
-
 def refresh_cache(dataset: str, **settings: Any) -> list[StageSummary]:
-    """All four stages; see `prepare_refresh` for the settings."""
+    """All four stages; see `job.prepare_refresh` for the settings."""
     job = prepare_refresh(dataset, **settings)
     return [stage(job) for stage in (index_frames, detect_faces, crop_faces, extract_features)]
 
@@ -153,10 +81,11 @@ def _said(stage: Callable[[RefreshJob], StageSummary]) -> Callable[[RefreshJob],
     return run
 
 
-def _indexed(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The frame index as it is now and as it was left, if it was; `ConfigError` for a limit that would shrink it.
+def index_layout(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The frame index as the layout says now, and as it was left if it was.
 
-    A frame that leaves the index leaves every cache of the data set at its next refresh, and a try must not do that.
+    Raises `ConfigError` for a limit that would shrink it: a frame that leaves the index leaves every cache of the data
+    set at its next refresh, and a try must not do that.
     """
     table = frames.index_frames(job.entry, limit=job.limit)
     path = job.work / frames.FILE_NAME
@@ -173,7 +102,7 @@ def _indexed(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame | None]:
 @_said
 def index_frames(job: RefreshJob) -> StageSummary:
     """Raw layout to `frames.parquet`; a table that would say the same is left alone."""
-    table, before = _indexed(job)
+    table, before = index_layout(job)
     if before is not None and before.equals(table):
         return StageSummary(stage="index", num_kept=len(table), num_done=0)
     frames.write_index(job.work, table)
@@ -187,7 +116,7 @@ def detect_faces(job: RefreshJob) -> StageSummary:
     """Frames to boxes, a chunk at a time; a killed run keeps whole chunks, a changed image is looked at anew."""
     table = frames.read_index(job.work, dataset=job.dataset)
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
-    found, sources = _known_boxes(job, table)
+    found, sources = known_boxes(job, table)
     left = table[~table["frame_id"].isin(found["frame_id"])]
     if len(left):
         started = time.monotonic()
@@ -200,7 +129,7 @@ def detect_faces(job: RefreshJob) -> StageSummary:
                 )
                 write_table(parts / f"{len(list(parts.glob('*.parquet'))):06d}.parquet", chunk.merge(sources))
                 found = pd.concat([found, chunk], ignore_index=True) if len(found) else chunk
-        _remember_rate(job, "detect", len(left) / (time.monotonic() - started))
+        remember_rate(job, "detect", len(left) / (time.monotonic() - started))
     boxes = found.set_index("frame_id").loc[table["frame_id"]].reset_index().merge(sources)
     boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)
     if not path.is_file() or not pd.read_parquet(path).equals(boxes):
@@ -209,7 +138,7 @@ def detect_faces(job: RefreshJob) -> StageSummary:
     return StageSummary(stage="detect", num_kept=len(table) - len(left), num_done=len(left), note=missed_faces(boxes))
 
 
-def _known_boxes(job: RefreshJob, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def known_boxes(job: RefreshJob, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Boxes, finished or of a killed run, whose images are unchanged; and what each frame's image is now."""
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
     known = [pd.read_parquet(p) for p in (path, *sorted(parts.glob("*.parquet"))) if p.is_file()]
@@ -248,7 +177,7 @@ def missed_faces(boxes: pd.DataFrame) -> str:
 def crop_faces(job: RefreshJob) -> StageSummary:
     """Boxes to crops."""
     table, boxes = _tables(job)
-    format = crops.crops_format(*_crop_settings(job))
+    format = crops_format_of(job)
     plan = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=format)
     if plan.is_new:
         started = time.monotonic()
@@ -258,12 +187,8 @@ def crop_faces(job: RefreshJob) -> StageSummary:
                 provenance=_provenance(job), step=step,
             )
         if plan.num_computed:
-            _remember_rate(job, "crop", plan.num_computed / (time.monotonic() - started))
+            remember_rate(job, "crop", plan.num_computed / (time.monotonic() - started))
     return StageSummary(stage="crop", num_kept=plan.num_kept, num_done=plan.num_computed, num_dropped=plan.num_dropped)
-
-
-def _crop_settings(job: RefreshJob) -> tuple[dict[str, Any], CropConfig]:
-    return fingerprint.crops_document(job.config, job.catalog), job.config.crop
 
 
 def _tables(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -296,125 +221,6 @@ def extract_features(job: RefreshJob) -> StageSummary:
             )
         if num_images:
             stage = "extract" if exact is None else "encode"
-            _remember_rate(job, stage, num_images / (time.monotonic() - started))
+            remember_rate(job, stage, num_images / (time.monotonic() - started))
     return StageSummary(stage="extract", num_kept=plan.num_kept, num_done=plan.num_computed,
                         num_dropped=plan.num_dropped)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """What a stage would do; `num_bytes` to write and `seconds` to take are None where nothing is known."""
-
-    stage: str
-    num_kept: int
-    num_computed: int
-    num_dropped: int = 0
-    num_bytes: int | None = None
-    seconds: float | None = None
-
-
-def plan_job(job: RefreshJob) -> list[StagePlan]:
-    """What `refresh_cache` would do, stage by stage; writes nothing.
-
-    A frame that has not been looked at yet counts as one with a face. Bytes are by what the cache's frames take now,
-    else before compression; times by the rates of the last refresh.
-    """
-    table, before = _indexed(job)
-    is_same = before is not None and before.equals(table)
-    gone = 0 if before is None else len(set(before["frame_id"]) - set(table["frame_id"]))
-    plans = [StagePlan(stage="index", num_kept=len(table) if is_same else 0, num_computed=0 if is_same else len(table),
-                       num_dropped=gone)]
-    found, _ = _known_boxes(job, table)
-    num_left = len(table) - int(table["frame_id"].isin(found["frame_id"]).sum())
-    plans.append(StagePlan(stage="detect", num_kept=len(table) - num_left, num_computed=num_left,
-                           seconds=_seconds(job, "detect", num_left)))
-    boxes = table[["frame_id"]].merge(found, on="frame_id", how="left")
-    if job.boxes_path.is_file():  # gaps that were filled stay filled
-        filled = pd.read_parquet(job.boxes_path, columns=list(BOX_COLUMNS))
-        filled = filled[(filled["status"] == Status.INTERPOLATED) & filled["frame_id"].isin(found["frame_id"])]
-        boxes = filled.set_index("frame_id").combine_first(boxes.set_index("frame_id")).reindex(boxes["frame_id"])
-        boxes = boxes.reset_index()
-    boxes["status"] = boxes["status"].fillna(Status.OK.value)
-    cut = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root,
-                           format=crops.crops_format(*_crop_settings(job)))
-    plans.append(_stage_plan("crop", cut, seconds=_seconds(job, "crop", cut.num_computed)))
-    features, root = features_of(job), job.catalog.caches_of(job.dataset)
-    extracted = plan_refresh(root, table, cut.index, format=features.format, views=job.config.views)
-    num_images = sum(len(extracted.rows_of(unit.block)) for unit in extracted.units)
-    stage = "extract" if exact_beside(job) is None else "encode"
-    num_bytes = round(extracted.num_bytes * _packing(features.format.folder_in(root), features.format))
-    plans.append(_stage_plan(stage, extracted, seconds=_seconds(job, stage, num_images), num_bytes=num_bytes))
-    return plans
-
-
-def _stage_plan(stage: str, plan: Plan, *, seconds: float | None, num_bytes: int | None = None) -> StagePlan:
-    return StagePlan(stage=stage, num_kept=plan.num_kept, num_computed=plan.num_computed, num_dropped=plan.num_dropped,
-                     num_bytes=plan.num_bytes if num_bytes is None else num_bytes, seconds=seconds)
-
-
-def _packing(folder: Path, format: StoreFormat) -> float:
-    """Bytes on disk over bytes of values in a cache that is there; 1 without one."""
-    revision = load_revision(folder)
-    if revision is None or not revision.manifest["num_rows"]:
-        return 1.0
-    row_bytes = sum(spec.row_bytes for spec in format.arrays) * len(revision.groups)
-    return revision.manifest["num_bytes"] / (revision.manifest["num_rows"] * row_bytes)
-
-
-_RATES_NAME = "rates.json"
-
-
-def _rates(job: RefreshJob) -> dict[str, float]:
-    """Units of work a second of each stage, when it last ran: for the time that a plan states."""
-    path = job.work / _RATES_NAME
-    return json.loads(path.read_bytes()) if path.is_file() else {}
-
-
-def _remember_rate(job: RefreshJob, stage: str, per_second: float) -> None:
-    write_bytes_atomically(job.work / _RATES_NAME, json.dumps({**_rates(job), stage: per_second}).encode())
-
-
-def _seconds(job: RefreshJob, stage: str, num: int) -> float | None:
-    rate = _rates(job).get(stage)
-    return 0.0 if num == 0 else num / rate if rate else None
-
-
-class Features(NamedTuple):
-    """How a job's features are stored."""
-
-    format: StoreFormat
-    codec: Codec
-    basis: bytes | None
-
-
-def features_of(job: RefreshJob) -> Features:
-    """The format and codec of the job's cache, with the basis that the catalog names for its FAN."""
-    settings = job.config.features
-    width = job.catalog.weights_of(settings.weights).width
-    assert width is not None
-    file = fingerprint.codec_of(job.config, job.catalog) if settings.profile == "compact" else None
-    basis = None if file is None else file.checked_path().read_bytes()
-    codec = make_codec(settings.profile, map_shapes(width), basis=basis)
-    return Features(features_format(fingerprint.cache_document(job.config, job.catalog), codec), codec, basis)
-
-
-def crop_reader(job: RefreshJob) -> crops.CropReader:
-    """The job's crops, as the crop stage left them."""
-    return crops.CropReader(crops.crops_format(*_crop_settings(job)).folder_in(job.work / "crops"))
-
-
-def make_extractor(job: RefreshJob) -> Extractor:
-    """The job's FAN, giving what its codec stores."""
-    settings = job.config.features
-    fan = load_fan(job.catalog.weights_of(settings.weights), job.device)
-    return partial(extract_maps, fan, encode=features_of(job).codec.encode, precision=settings.precision)
-
-
-def exact_beside(job: RefreshJob) -> Path | None:
-    """The cache of the same settings in the profile exact, from which another is encoded; None if there is none."""
-    if job.config.features.profile == "exact":
-        return None
-    features = job.config.features.model_copy(update={"profile": "exact"})
-    exact = replace(job, config=job.config.model_copy(update={"features": features}))
-    folder = features_of(exact).format.folder_in(job.catalog.caches_of(job.dataset))
-    return folder if load_revision(folder) is not None else None

@@ -24,13 +24,13 @@ IMAGES = Path("BP4D-training")
 
 def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
     """One row a coded frame, without its part; `source_file` is empty where the coded frame has no image."""
-    tables = [_sequence_rows(path, root, rules) for path in sorted((root / CODES).glob("*.csv"))]
-    if not tables:
+    sequences = [_sequence_columns(path, root, rules) for path in sorted((root / CODES).glob("*.csv"))]
+    if not sequences:
         raise DataError(f"{root / CODES} holds no {{subject}}_{{task}}.csv; expected BP4D's occurrence codes there")
-    return pd.concat(tables, ignore_index=True)
+    return pd.DataFrame({name: np.concatenate([columns[name] for columns in sequences]) for name in sequences[0]})
 
 
-def _sequence_rows(path: Path, root: Path, rules: Protocol) -> pd.DataFrame:
+def _sequence_columns(path: Path, root: Path, rules: Protocol) -> dict[str, np.ndarray]:
     subject, _, task = path.stem.partition("_")
     if not task:
         raise DataError(f"{path} names no task; expected {{subject}}_{{task}}.csv")
@@ -54,12 +54,13 @@ def _sequence_rows(path: Path, root: Path, rules: Protocol) -> pd.DataFrame:
     folder = IMAGES / subject / task
     name_of = {int(p.stem): p.name for p in (root / folder).glob("*.jpg") if p.stem.isdigit()}
     labels = {au_column(au): presence_from_occurrence(codes[au].to_numpy()) for au in rules.aus}
-    return pd.DataFrame({
-        "frame_id": [f"{subject}/{task}/{frame}" for frame in frames],
-        "subject": subject,
-        "task": task,
+    files = [f"{folder}/{name_of[frame]}" if frame in name_of else "" for frame in frames]
+    return {
+        "frame_id": np.array([f"{subject}/{task}/{frame}" for frame in frames], object),
+        "subject": np.full(len(frames), subject, object),
+        "task": np.full(len(frames), task, object),
         "frame": frames,
-        "source_file": [str(folder / name_of[frame]) if frame in name_of else "" for frame in frames],
-        "source_frame": -1,
+        "source_file": np.array(files, object),
+        "source_frame": np.full(len(frames), -1),
         **{name: np.where(is_occluded, UNKNOWN, present).astype(np.int8) for name, present in labels.items()},
-    })
+    }

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files import fsync_folder
+from pipeline.store.copies import MIRROR_NAME
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
-    MIRROR_NAME,
     Revision,
     array_folder,
     load_revision,

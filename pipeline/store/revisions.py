@@ -1,8 +1,6 @@
-"""The published side of a store: which revision there is, what belongs to it, and a second copy of its tables.
+"""The published side of a store: which revision there is, and what belongs to it.
 
-The files that say what is where are small and hold the whole store together, so `mirror/` has each of them again. JSON
-files carry a crc32c of their content; tables and the fingerprint have theirs in the manifest. A file that is missing or
-damaged is read from the mirror, and the next writer puts it back.
+Every small file is kept twice (`store.copies`); tables and the fingerprint have their hashes in the manifest.
 """
 
 from __future__ import annotations
@@ -10,25 +8,36 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import pandas as pd
 
 from pipeline.errors import CacheError
 from pipeline.files import write_bytes_atomically
 from pipeline.fingerprint import canonical_json, fingerprint
+from pipeline.store.copies import (
+    MIRROR_NAME,
+    Check,
+    copies,
+    good_copy,
+    has_sha256,
+    is_good,
+    is_sealed,
+    is_there,
+    mend,
+    read_copy,
+    read_sealed_json,
+    sealed_json,
+    write_copies,
+)
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.shards import ArraySpec, FileRecord, shard_name
-
-logger = logging.getLogger("fantrans")
 
 SCHEMA = 2
 """Version of everything in the folder; a reader refuses another one."""
@@ -38,13 +47,9 @@ DAMAGE_NAME = "damage.json"
 FINGERPRINT_NAME = "fingerprint.json"
 JOURNAL_NAME = "journal"
 METADATA_NAME = "zarr.json"
-MIRROR_NAME = "mirror"
 POINTER_NAME = "current.json"
 
-_SEAL = "crc32c"
 _TABLES = ("index", "shards")
-
-Check = Callable[[bytes], bool]
 
 Records = dict[Unit, dict[str, FileRecord]]
 """Shard files by array name, for each unit."""
@@ -96,8 +101,7 @@ class Revision:
 
     def _table(self, name: str) -> pd.DataFrame:
         entry = self.manifest[name]
-        data = _read_copy(self.folder, entry["file"], lambda data: hashlib.sha256(data).hexdigest() == entry["sha256"])
-        return pd.read_parquet(BytesIO(data))
+        return pd.read_parquet(BytesIO(read_copy(self.folder, entry["file"], has_sha256(entry["sha256"]))))
 
 
 def load_revision(folder: Path, number: int | None = None) -> Revision | None:
@@ -111,9 +115,9 @@ def load_revision(folder: Path, number: int | None = None) -> Revision | None:
         return None
     wanted = newest if number is None else number
     name = manifest_name(wanted)
-    if not any((at / name).is_file() for at in (folder, folder / MIRROR_NAME)):
+    if not is_there(folder, name):
         raise CacheError(f"{folder} has no revision {wanted}; its newest is {newest}")
-    return Revision(folder, json.loads(_read_copy(folder, name, is_sealed)))
+    return Revision(folder, json.loads(read_copy(folder, name, is_sealed)))
 
 
 def _check_schema(folder: Path) -> None:
@@ -136,9 +140,7 @@ def _newest(folder: Path) -> int | None:
     pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
     if pointer:
         return pointer["revision"]
-    numbers = [number for number in revision_numbers(folder)
-               if any(_is_good(at / manifest_name(number), is_sealed) for at in (folder, folder / MIRROR_NAME))]
-    return max(numbers, default=None)
+    return max((number for number in revision_numbers(folder) if _manifest(folder, number)), default=None)
 
 
 def revision_numbers(folder: Path) -> list[int]:
@@ -210,72 +212,68 @@ def publish(
         file = f"{name}-{number:06d}.parquet"
         buffer = BytesIO()
         table.to_parquet(buffer, index=False)
-        _write_copies(folder, file, buffer.getvalue())
+        write_copies(folder, file, buffer.getvalue())
         manifest[name] = {"file": file, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-    _write_copies(folder, manifest_name(number), sealed_json(manifest))
+    write_copies(folder, manifest_name(number), sealed_json(manifest))
     write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": number}))
     return Revision(folder, manifest)
 
 
 def has_fingerprint(folder: Path) -> bool:
     """Whether the folder says whose it is."""
-    return any((at / FINGERPRINT_NAME).is_file() for at in (folder, folder / MIRROR_NAME))
+    return is_there(folder, FINGERPRINT_NAME)
 
 
 def write_fingerprint(folder: Path, document: Mapping[str, Any]) -> None:
     """Say what the folder's values depend on."""
-    _write_copies(folder, FINGERPRINT_NAME, canonical_json(document))
+    write_copies(folder, FINGERPRINT_NAME, canonical_json(document))
 
 
 def read_fingerprint(folder: Path) -> dict[str, Any]:
     """The document that `folder` is named by; `CacheError` if there is none, or it is damaged in both copies."""
     if not has_fingerprint(folder):
         raise CacheError(f"{folder} is no cache: it has no {FINGERPRINT_NAME}; run `fantrans refresh` to make one")
-    return json.loads(_read_copy(folder, FINGERPRINT_NAME, _is_document_of(folder)))
+    return json.loads(read_copy(folder, FINGERPRINT_NAME, _is_document_of(folder)))
 
 
 def mend_tables(folder: Path) -> None:
     """Put back what is missing or damaged of the small files, from the other copy; the writer's first act.
 
-    A revision that is whole in neither copy keeps what it has.
+    A revision that is whole in neither copy keeps what it has; one that was not published in time is written anew.
     """
-    checks = {FINGERPRINT_NAME: _is_document_of(folder)} if has_fingerprint(folder) else {}
     newest = _newest(folder)
+    if newest is None:
+        mend(folder, FINGERPRINT_NAME, _is_document_of(folder))
+        return
     for number in revision_numbers(folder):
-        checks[manifest_name(number)] = is_sealed
-        if newest is not None and number > newest:
-            continue  # a revision that was not published in time is written anew
-        manifest = _manifest(folder, number)
-        checks |= {manifest[name]["file"]: _has_sha256(manifest[name]["sha256"]) for name in _TABLES if manifest}
-    for name, check in checks.items():
-        paths = (folder / name, folder / MIRROR_NAME / name)
-        good = next((path.read_bytes() for path in paths if _is_good(path, check)), None)
-        for path in paths:
-            if good is not None and not _is_good(path, check):
-                write_bytes_atomically(path, good)
-    if newest is not None and not _is_good(folder / POINTER_NAME, is_sealed):
+        if number <= newest:
+            for name, check in _checks(folder, number).items():
+                mend(folder, name, check)
+    if not is_good(folder / POINTER_NAME, is_sealed):
         write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": newest}))
 
 
 def has_whole_tables(folder: Path) -> bool:
     """Whether the newest revision's small files are there twice, and good."""
-    if not _is_good(folder / POINTER_NAME, is_sealed):
-        return False
-    number = read_sealed_json(folder / POINTER_NAME)["revision"]
-    manifest = _manifest(folder, number)
-    checks = {FINGERPRINT_NAME: _is_document_of(folder), manifest_name(number): is_sealed}
-    checks |= {manifest[name]["file"]: _has_sha256(manifest[name]["sha256"]) for name in _TABLES if manifest}
-    return bool(manifest) and all(
-        _is_good(at / name, check) for name, check in checks.items() for at in (folder, folder / MIRROR_NAME)
+    pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
+    return bool(pointer) and all(
+        is_good(path, check)
+        for name, check in _checks(folder, pointer["revision"]).items() for path in copies(folder, name)
     )
+
+
+def _checks(folder: Path, number: int) -> dict[str, Check]:
+    """A revision's small files, and how each is known to be good."""
+    manifest = _manifest(folder, number)
+    tables = [manifest[name] for name in _TABLES] if manifest else []
+    return {FINGERPRINT_NAME: _is_document_of(folder), manifest_name(number): is_sealed,
+            **{table["file"]: has_sha256(table["sha256"]) for table in tables}}
 
 
 def _manifest(folder: Path, number: int) -> dict[str, Any]:
     """A manifest from either copy, {} if neither is good."""
-    return next(
-        (found for at in (folder, folder / MIRROR_NAME)
-         if (found := read_sealed_json(at / manifest_name(number), fallback={}))), {},
-    )
+    data = good_copy(folder, manifest_name(number), is_sealed)
+    return {} if data is None else json.loads(data)
 
 
 def read_damage(folder: Path) -> set[Unit]:
@@ -313,30 +311,6 @@ def shard_sizes(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
     return sizes
 
 
-def sealed_json(document: Mapping[str, Any]) -> bytes:
-    """JSON with the checksum of its content as the last key."""
-    crc = google_crc32c.value(canonical_json(document))
-    return json.dumps({**document, _SEAL: crc}, indent=2).encode() + b"\n"
-
-
-def is_sealed(data: bytes) -> bool:
-    """Whether bytes are whole JSON of `sealed_json`."""
-    try:
-        document = json.loads(data)
-        return document.pop(_SEAL) == google_crc32c.value(canonical_json(document))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return False
-
-
-def read_sealed_json(path: Path, *, fallback: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A `sealed_json` file's content; if it is missing or damaged `fallback`, or `CacheError` without one."""
-    if _is_good(path, is_sealed):
-        return json.loads(path.read_bytes())
-    if fallback is None:
-        raise CacheError(f"{path} is missing or damaged; run `fantrans refresh`, which puts it back")
-    return fallback
-
-
 def _is_document_of(folder: Path) -> Check:
     """A check that bytes are the document which the newest manifest, or the folder's name, says."""
     manifests = (_manifest(folder, number) for number in reversed(revision_numbers(folder)))
@@ -350,34 +324,6 @@ def _is_document_of(folder: Path) -> Check:
             return False
 
     return check
-
-
-def _has_sha256(expected: str) -> Check:
-    return lambda data: hashlib.sha256(data).hexdigest() == expected
-
-
-def _is_good(path: Path, check: Check) -> bool:
-    return path.is_file() and check(path.read_bytes())
-
-
-def _write_copies(folder: Path, name: str, data: bytes) -> None:
-    for at in (folder / MIRROR_NAME, folder):
-        write_bytes_atomically(at / name, data)
-
-
-def _read_copy(folder: Path, name: str, check: Check) -> bytes:
-    """A small file's bytes, or those of its copy with a warning; `CacheError` if neither is good."""
-    path = folder / name
-    if _is_good(path, check):
-        return path.read_bytes()
-    copy = folder / MIRROR_NAME / name
-    if _is_good(copy, check):
-        logger.warning("%s is missing or damaged: reading its copy in %s/; `fantrans refresh` puts it back", path,
-                       MIRROR_NAME)
-        return copy.read_bytes()
-    what = "damaged" if path.is_file() else "missing"
-    raise CacheError(f"{path} is {what}, and so is its copy in {MIRROR_NAME}/; restore one from a backup, or remove "
-                     f"{folder} and run `fantrans refresh` again")
 
 
 def _records_table(records: Records) -> pd.DataFrame:

@@ -17,6 +17,7 @@ import pandas as pd
 from pipeline.errors import CacheError
 from pipeline.files import TEMP_PREFIX, put_in_place, write_bytes_atomically
 from pipeline.fingerprint import canonical_json, fingerprint
+from pipeline.store.copies import read_sealed_json, sealed_json
 from pipeline.store.lock import writer_lock
 from pipeline.store.plan import NO_ROW, Plan, Unit, is_same_index, make_plan
 from pipeline.store.revisions import (
@@ -34,8 +35,6 @@ from pipeline.store.revisions import (
     publish,
     read_damage,
     read_fingerprint,
-    read_sealed_json,
-    sealed_json,
     shard_path,
     shard_sizes,
     write_fingerprint,

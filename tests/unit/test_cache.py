@@ -18,7 +18,7 @@ from pipeline.cache.reader import open_cache
 from pipeline.cache.writer import plan_refresh
 from pipeline.config import ViewConfig
 from pipeline.errors import CacheError, DataError
-from pipeline.store.revisions import read_sealed_json, sealed_json
+from pipeline.store.copies import read_sealed_json, sealed_json
 from pipeline.store.writer import open_writer
 from pipeline.views import render_view, view_params
 from tests.unit import small_cache

@@ -17,7 +17,8 @@ from pipeline.cache.format import features_format
 from pipeline.cache.reader import open_cache
 from pipeline.config import PROFILES, ViewConfig
 from pipeline.errors import CacheError
-from pipeline.store.revisions import SCHEMA, read_sealed_json, sealed_json
+from pipeline.store.copies import read_sealed_json, sealed_json
+from pipeline.store.revisions import SCHEMA
 from pipeline.store.verify import verify_store
 from tests.unit import small_cache
 from tests.unit.test_codecs import random_basis
