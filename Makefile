@@ -16,7 +16,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[synth,dev]'
+	$(BIN)/pip install --quiet --editable '.[synth,figures,onnx,dev]'
 	$(BIN)/pip install --quiet --no-deps 'retinaface-pytorch>=0.0.8'  # its pins are of torch 1.9; its network runs on ours
 	touch $@
 

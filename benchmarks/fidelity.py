@@ -1,7 +1,7 @@
 """What each profile of the cache costs: bytes, relative L2 error of its maps, and F1 of heads, against `exact`.
 
-    for p in exact standard compact; do fantrans refresh demo --config demo --profile $p; done
-    python benchmarks/fidelity.py --dataset demo --config demo --seeds 0 1 2
+    for p in exact standard compact; do fantrans refresh bp4d-synthetic --profile $p; done
+    python benchmarks/fidelity.py --dataset bp4d-synthetic --config demo --seeds 0 1 2
 
 Heads are trained and scored on each profile, with the same seeds; and the heads that were trained on `exact` are scored
 on the others as well, which shows what the stored values cost without the chance in a training. Intervals are of
@@ -20,16 +20,16 @@ import dask
 import numpy as np
 import pandas as pd
 import yaml
-from safetensors.torch import load_file
 
-from models.head import DeployedHead
 from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import map_losses
 from pipeline.cache.writer import FIDELITY_FILE
 from pipeline.config import CONFIG_FOLDER, PROFILES
+from pipeline.deployed import load_deployed
 from pipeline.evaluate import count, predict
-from pipeline.metrics import f1_percent
-from pipeline.train import TrainingRun, head_shape, prepare_run, train_folds
+from pipeline.metrics import resampled_percent
+from pipeline.runs import DEPLOYED_NAME, TrainingRun, prepare_run
+from pipeline.train import train_heads
 
 NUM_RESAMPLES = 1000
 DOCUMENT = Path(__file__).parent.parent / "docs/fidelity.md"
@@ -38,11 +38,11 @@ DOCUMENT = Path(__file__).parent.parent / "docs/fidelity.md"
 def main() -> None:
     """Parse the command line, train what is missing, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--dataset", default="bp4d-synthetic")
     parser.add_argument("--config", default="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    runs = {profile: [trained(arguments, profile, seed) for seed in arguments.seeds] for profile in PROFILES}
+    runs = {profile: trained(arguments, profile) for profile in PROFILES}
     own = {profile: [stored_counts(run) for run in runs[profile]] for profile in PROFILES}
     moved = {profile: [counts_of_heads(of_exact, runs[profile][0]) for of_exact in runs["exact"]]
              for profile in PROFILES[1:]}
@@ -54,16 +54,19 @@ def main() -> None:
     write(arguments, runs["exact"][0], result)
 
 
-def trained(arguments: argparse.Namespace, profile: str, seed: int) -> TrainingRun:
-    """The run of a profile and a seed, trained if it was not."""
-    path = Path("var/fidelity") / f"{profile}_seed{seed}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({
-        "base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed},
-        "cache": {"features": {"profile": profile}},
-    }))
-    train_folds(str(path), dataset=arguments.dataset)
-    return prepare_run(str(path), dataset=arguments.dataset)
+def trained(arguments: argparse.Namespace, profile: str) -> list[TrainingRun]:
+    """The runs of a profile, one a seed, trained together if they were not."""
+    runs = []
+    for seed in arguments.seeds:
+        path = Path("var/fidelity") / f"{profile}_seed{seed}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({
+            "base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed},
+            "cache": {"features": {"profile": profile}},
+        }))
+        runs.append(prepare_run(str(path), dataset=arguments.dataset))
+    train_heads([(run, part) for run in runs for part in run.experiment.parts])
+    return runs
 
 
 def stored_counts(run: TrainingRun) -> pd.DataFrame:
@@ -75,9 +78,8 @@ def counts_of_heads(of: TrainingRun, on: TrainingRun) -> pd.DataFrame:
     """Counts of the heads of one run on the cache of another."""
     counts = []
     for part in of.experiment.parts:
-        head = DeployedHead(head_shape(of))
-        head.load_state_dict(load_file(of.fold_folder(part) / "deployed.safetensors"))
-        predictions = predict(head, on.cache, on.frames, aus=on.rules.aus, test_part=part, device="cpu")
+        model = load_deployed(of.fold_folder(part) / DEPLOYED_NAME)
+        predictions = predict(model.head, on.cache, on.frames, aus=on.rules.aus, test_part=part, device="cpu")
         counts.append(count(predictions, aus=on.rules.aus, test_part=part))
     return pd.concat(counts)
 
@@ -94,31 +96,17 @@ def storage(run: TrainingRun) -> dict[str, object]:
 
 def mean_f1(counts: pd.DataFrame) -> float:
     """Mean F1 in percent over folds and action units."""
-    return float(resampled_f1([counts], num_resamples=0)[0][0])
+    return float(resampled_percent(counts, num_resamples=0)[0, -1])
 
 
 def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> dict[str, object]:
     """Difference of mean F1, points, averaged over seeds, and its 95 % interval from resampling subjects."""
-    ours, theirs = (resampled_f1(tables, num_resamples=NUM_RESAMPLES).mean(0) for tables in (counts, reference))
+    ours, theirs = (
+        np.mean([resampled_percent(table, num_resamples=NUM_RESAMPLES)[:, -1] for table in tables], 0)
+        for tables in (counts, reference)
+    )
     gaps = ours - theirs
     return {"points": float(gaps[0]), "interval": np.percentile(gaps[1:], [2.5, 97.5]).tolist()}
-
-
-def resampled_f1(tables: Sequence[pd.DataFrame], *, num_resamples: int) -> np.ndarray:
-    """Mean F1 (tables, 1 + num_resamples) over parts and action units: of all subjects, then of resampled ones."""
-    totals = []
-    for table in tables:
-        random = np.random.default_rng(0)
-        by_part = []
-        for _, part in table.groupby("part"):
-            counts = part.sort_values(["subject", "au"])
-            num = counts["subject"].nunique()
-            outcomes = counts[["tp", "fp", "fn"]].to_numpy().reshape(num, -1, 3)
-            weights = np.concatenate([np.ones((1, num)), random.multinomial(num, [1 / num] * num, num_resamples)])
-            sums = np.einsum("rs,sao->rao", weights, outcomes)
-            by_part.append(f1_percent(*np.moveaxis(sums, 2, 0)))
-        totals.append(np.nanmean(np.nanmean(by_part, 0), 1))
-    return np.array(totals)
 
 
 def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, dict]) -> None:

@@ -19,7 +19,7 @@ from pipeline.fingerprint import crops_document
 from pipeline.images import read_image
 from pipeline.job import prepare_refresh
 from pipeline.report import read_report
-from pipeline.train import prepare_run
+from pipeline.runs import prepare_run
 from pipeline.views import ViewParams, render_view
 
 mpl.use("Agg")
@@ -31,8 +31,8 @@ FRAME_ID = "M001/T1"
 
 def main() -> None:
     """Draw and write the picture."""
-    run = prepare_run("demo", dataset="demo")
-    job = prepare_refresh("demo", config="demo")
+    run = prepare_run("demo", dataset="bp4d-synthetic")
+    job = prepare_refresh("bp4d-synthetic")
     catalog = load_catalog()
     row = run.frames[run.frames["frame_id"].str.startswith(FRAME_ID)].iloc[0]
     frame = read_image(job.entry.root / row["source_file"])

@@ -1,6 +1,6 @@
 """Mean F1 of the head over seeds, beside a linear probe on the same cached features and "always positive".
 
-    python benchmarks/head_against_probe.py --dataset demo --config demo --seeds 0 1 2 --out var/head_against_probe.json
+    python benchmarks/head_against_probe.py --seeds 0 1 2
 
 The probe is a logistic regression an action unit on the standardised spatial mean of F_a = (LF, HM * H1, HM * H2) of
 the clean view, trained and tested on the same folds, as it is and with balanced classes; the better of the two counts.
@@ -20,17 +20,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.config import CONFIG_FOLDER, load_experiment
-from pipeline.loader import CachedBatches
+from pipeline.loader import CachedFrames, evaluation_batches
 from pipeline.metrics import confusion_counts, summarise
 from pipeline.protocols import PARTS
 from pipeline.report import read_report
-from pipeline.train import TrainingRun, prepare_run, train_folds
+from pipeline.runs import TrainingRun, prepare_run
+from pipeline.train import train_folds
 
 
 def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--dataset", default="bp4d-synthetic")
     parser.add_argument("--config", default="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cpu")
@@ -62,13 +63,13 @@ def main() -> None:
 
 def pooled_features(run: TrainingRun) -> tuple[np.ndarray, pd.DataFrame]:
     """Spatial means of F_a (N, 3C) of the clean view, and the frames they are of, in the same order."""
-    batches = CachedBatches(run.cache, run.frames, aus=run.rules.aus, batch_size=64, is_training=False)
+    found = CachedFrames(run.cache, run.frames, aus=run.rules.aus)
     pooled = []
-    for batch in batches.epoch():
+    for batch in evaluation_batches(run.cache, found, batch_size=64):
         maps = {name: tensor.float() for name, tensor in batch.features.items()}
         parts = (maps["lf"], maps["hm"] * maps["h1"], maps["hm"] * maps["h2"])
         pooled.append(np.concatenate([part.mean((2, 3)).numpy() for part in parts], 1))
-    frames = run.frames.set_index("frame_id").loc[batches.frame_ids].reset_index()
+    frames = run.frames.set_index("frame_id").loc[found.frame_ids].reset_index()
     return np.concatenate(pooled), frames
 
 
@@ -97,7 +98,7 @@ def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump({"base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed}}))
         config = str(path)
-    scores = read_report(train_folds(config, dataset=arguments.dataset, device=arguments.device)).scores
+    scores = read_report(*train_folds(config, dataset=arguments.dataset, device=arguments.device)).scores
     return {"f1": scores.f1_percent, "floor": scores.floor_percent}
 
 

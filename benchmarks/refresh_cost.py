@@ -1,8 +1,8 @@
 """What a refresh costs that has little to do: 1 % new frames on the demo, and nothing at all over BP4D's size.
 
-    fantrans synth --dataset demo && python benchmarks/refresh_cost.py --out var/refresh_cost.json
+    fantrans synth --dataset bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
 
-more: all stages on the demo, three times over under other names, but one subject of a hundred; then with it.
+more: all stages on the demo, each frame four times under other numbers, but one subject of a hundred; then with it.
 nothing: a data set in BP4D's layout with 150,000 frames (one small picture, linked), whose boxes are made up and whose
 features are zeros, but every table, shard and check is there; then a whole refresh of it that finds nothing to do.
 """
@@ -35,7 +35,7 @@ from pipeline.records import BOX_COLUMNS, write_table
 from pipeline.refresh import crop_faces, index_frames, refresh_cache
 
 PLACE = Path("var/refresh_cost")
-NUM_COPIES = 3
+NUM_COPIES, COPY_STEP = 4, 100_000
 NUM_TASKS, NUM_FRAMES = 8, 150_000
 LINKS_A_FILE = 30_000
 
@@ -80,18 +80,22 @@ def timed(config: str) -> float:
 
 def one_percent_more() -> dict[str, float]:
     """Seconds of a refresh of 99 % of the subjects, of one with the others, and of one with nothing new."""
-    whole, root = load_catalog().dataset("demo").root, PLACE / "demo"
+    whole, root = load_catalog().dataset("bp4d-synthetic").root, PLACE / "demo"
     subjects = sorted(path.name for path in (whole / IMAGES).iterdir())
 
     def link(subject: str) -> None:
-        for copy in range(NUM_COPIES):
-            name = f"{subject}0{copy}"
-            (root / IMAGES / name).symlink_to((whole / IMAGES / subject).resolve())
-            for path in (whole / CODES).glob(f"{subject}_*"):
-                (root / CODES / path.name.replace(subject, name)).symlink_to(path.resolve())
+        """A subject whose tasks have each frame `NUM_COPIES` times."""
+        for path in (whole / CODES).glob(f"{subject}_*"):
+            codes, task = pd.read_csv(path), path.stem.partition("_")[2]
+            copies = [codes.assign(**{"0": codes["0"] + copy * COPY_STEP}) for copy in range(NUM_COPIES)]
+            pd.concat(copies).to_csv(root / CODES / path.name, index=False)
+            folder = root / IMAGES / subject / task
+            folder.mkdir(parents=True)
+            for image in (whole / IMAGES / subject / task).iterdir():
+                for copy in range(NUM_COPIES):
+                    (folder / f"{int(image.stem) + copy * COPY_STEP}.jpg").symlink_to(image.resolve())
 
-    for folder in (IMAGES, CODES):
-        (root / folder).mkdir(parents=True)
+    (root / CODES).mkdir(parents=True)
     for subject in subjects[:-1]:
         link(subject)
     use_catalog(root, "rendered_bp4d", {})

@@ -25,8 +25,10 @@ from models.losses import class_weights, total_loss
 from pipeline.cache.format import view_group
 from pipeline.catalog import load_catalog
 from pipeline.features import extract_features, load_fan
-from pipeline.loader import CachedBatches
-from pipeline.train import TrainingRun, head_shape, keep_freed_memory, prepare_run
+from pipeline.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches
+from pipeline.protocols import PARTS
+from pipeline.runs import TrainingRun, head_shape, prepare_run
+from pipeline.train import keep_freed_memory
 
 NUM_CROPS = 64
 REPEATS = 3
@@ -35,7 +37,7 @@ REPEATS = 3
 def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--dataset", default="bp4d-synthetic")
     parser.add_argument("--config", default="demo")
     parser.add_argument("--out", type=Path, default=Path("var/throughput.json"))
     arguments = parser.parse_args()
@@ -85,7 +87,8 @@ def extraction(run: TrainingRun) -> dict[str, float]:
 
 def loading(run: TrainingRun) -> dict[str, float]:
     """A shuffled epoch by our loader, and the same kind of rows by zarr-python, batch by batch."""
-    batches = CachedBatches(run.cache, run.frames, aus=run.rules.aus, batch_size=32, is_training=True)
+    batches = HeadBatches(run.cache, CachedFrames(run.cache, run.frames, aus=run.rules.aus), batch_size=32, seed=0)
+    pages = TrainingPages(run.cache, run.frames, parts=PARTS)
     group = zarr.open_group(run.cache.folder / "arrays.zarr", mode="r")[view_group(0)]
     rows = np.random.default_rng(0).permutation(run.cache.rows())[:256]
 
@@ -95,17 +98,20 @@ def loading(run: TrainingRun) -> dict[str, float]:
                 group[name].oindex[np.sort(rows[start : start + 32])]
         return len(rows)
 
-    return {"ours": frames_per_s(lambda: sum(len(batch.frame_ids) for batch in batches.epoch())),
+    def ours() -> int:
+        return sum(len(batch.frame_ids) for page in pages.epochs(0, 1) for batch in batches.of(page))
+
+    return {"ours": frames_per_s(ours),
             "zarr_python": frames_per_s(theirs)}
 
 
 def training(run: TrainingRun) -> dict[str, float]:
     """The whole two-branch head on one batch that is at hand."""
     keep_freed_memory()
-    batches = CachedBatches(run.cache, run.frames, aus=run.rules.aus, batch_size=32, is_training=True)
-    batch = next(batches.epoch())
+    frames = CachedFrames(run.cache, run.frames, aus=run.rules.aus)
+    batch = next(evaluation_batches(run.cache, frames, batch_size=32))
     head = FanTransHead(head_shape(run)).train()
-    weights_A = class_weights(torch.from_numpy(batches.labels_NA))
+    weights_A = class_weights(torch.from_numpy(frames.labels_NA))
     optimiser = torch.optim.AdamW(head.parameters(), lr=1e-4, fused=True)
 
     def step() -> int:

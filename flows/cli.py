@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import FantransError
+from pipeline.errors import DataError, FantransError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Facial action units with FAN-Trans.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Where things are.")
@@ -38,8 +38,11 @@ def _checked_device(device: str) -> str:
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1...", callback=_checked_device)]
 Start = typer.Option(exists=True, dir_okay=False, help="Weights to go on from; for a FAN, of its width or half of it.")
 MaybeDataset = Annotated[str | None, typer.Argument(help="One data set; default: all.")]
+Base = Annotated[str | None, typer.Option(help="What a set's variants change; default: the data set's experiment.")]
+InitFrom = Annotated[str | None, typer.Option(
+    help="A run whose heads, part by part, are the start; or a data set: its run of the same experiment.")]
 WhichCache = Annotated[str | None, typer.Option(help="Of the cache (the beginning is enough); default: the only one.")]
-ConfigName = Annotated[str, typer.Option(help="An experiment in configs/.")]
+ConfigName = Annotated[str | None, typer.Option(help="An experiment in configs/; default: the data set's.")]
 
 
 class Layout(StrEnum):
@@ -80,11 +83,12 @@ def demo(
     device: Device = "cpu",
 ) -> None:
     """The whole main job on rendered faces: frames, faces, crops, features, three folds, F1 table."""
+    from pipeline.catalog import load_catalog
     from pipeline.report import write_report
-    from pipeline.train import finished_run
+    from pipeline.runs import finished_run
 
-    name = "demo_quick" if quick else "demo"
-    run = finished_run(name, dataset=name)
+    name = "demo_quick" if quick else "bp4d-synthetic"
+    run = finished_run(load_catalog().dataset(name).experiment, dataset=name)
     if run is not None and _has_nothing_new(name, device):
         console.print("nothing to refresh, nothing to train: this is the report of the last run")
         result = write_report(run.folder)
@@ -92,9 +96,9 @@ def demo(
         _set_up_prefect()
         from flows.main_job import main_job
 
-        result = main_job(name, config=name, device=device)
+        result = main_job(name, device=device)
     console.print(result.rich_table())
-    _print_place(result.folder)
+    _print_place(result.folder / "report.md")
 
 
 @catalog_app.command("show")
@@ -167,7 +171,7 @@ def synth(
 @app.command()
 def refresh(
     dataset: Annotated[str, typer.Argument(help="A data set of the catalog.")],
-    config: ConfigName = "fan_trans",
+    config: ConfigName = None,
     profile: Annotated[str | None, typer.Option(help="exact, standard or compact; default: the experiment's.")] = None,
     views: Annotated[int | None, typer.Option(min=2, help="Views a frame; default: the experiment's.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="A first try on so many frames.")] = None,
@@ -332,32 +336,83 @@ def _say(line: str) -> None:
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="An experiment in configs/, or a .yaml file.")],
+    config: Annotated[str, typer.Argument(help="An experiment or a set of them in configs/, or a .yaml file.")],
     dataset: Annotated[str, typer.Option(help="A data set of the catalog, refreshed before.")],
+    base: Base = None,
     parts: Annotated[str | None, typer.Option(help="Test parts, such as P1,P3; default: the experiment's.")] = None,
-    init_from: Annotated[str | None, typer.Option(help="A run whose heads, part by part, are the start.")] = None,
+    init_from: InitFrom = None,
     device: Device = "cpu",
 ) -> None:
-    """Train a head per fold on cached features and score it; prints the report."""
+    """Train heads on cached features, one a fold, and score them; prints the report. What is done is not done again."""
     run = _flow_or_function("train_folds", flow_module="flows.train", function_module="pipeline.train")
     tested = [part.strip() for part in parts.split(",")] if parts else None
-    report([run(config, dataset=dataset, parts=tested, init_from=init_from, device=device)])
+    folders = run(config, dataset=dataset, base=base, parts=tested, init_from=init_from, device=device)
+    if len(folders) == 1:
+        report([str(folders[0])])
+    else:
+        report([config], dataset=dataset, base=base, init_from=init_from)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or their names under the runs root.")],
+    runs: Annotated[list[str], typer.Argument(help="Runs (folders, or names under the runs root), or sets of "
+                                                   "experiments in configs/.")],
+    dataset: Annotated[str | None, typer.Option(help="The data set that a set was trained on.")] = None,
+    base: Base = None,
+    init_from: InitFrom = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw the runs, too: PNG and SVG beside each.")] = False,
 ) -> None:
-    """The F1 table of finished runs, and report.json, .csv, .md beside each."""
+    """The F1 table of finished runs, or of a set beside the published one; and .json, .csv, .md of it."""
     from pipeline.catalog import load_catalog
     from pipeline.report import write_report
+    from pipeline.report.tables import write_set_report
 
-    root = load_catalog().roots.runs
+    catalog = load_catalog()
     for run in runs:
-        folder = run if run.is_dir() else root / run
-        result = write_report(folder)
-        console.print(result.rich_table())
-        _print_place(result.folder)
+        folder = _run_folder(run)
+        if folder.is_dir():
+            result = write_report(folder)
+            console.print(result.rich_table())
+            _print_place(result.folder / "report.md")
+            continue
+        if dataset is None:
+            raise DataError(f"{folder} is no run; for a set of experiments, name its --dataset")
+        table, path = write_set_report(run, dataset=dataset, base=base, init_from=init_from)
+        console.print(table.rich_table())
+        _print_place(path)
+    if figures:
+        from pipeline.figures import write_figures
+
+        for path in write_figures(catalog, [folder for run in runs if (folder := _run_folder(run)).is_dir()]):
+            _say(str(path))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A finished run: its folder, or its name under the runs root.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into.")],
+    part: Annotated[str, typer.Option(help="The fold, by the part that it tests.")] = "P1",
+) -> None:
+    """The deployed branch of a fold alone: safetensors, its description, and ONNX, checked with onnxruntime."""
+    from pipeline.deployed import export_deployed
+    from pipeline.runs import DEPLOYED_NAME
+
+    gap = export_deployed(_run_folder(run) / f"fold-{part}" / DEPLOYED_NAME, out)
+    _say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}; ONNX and torch differ by {gap:.1e} at most")
+
+
+@app.command()
+def compare(
+    ours: Annotated[str, typer.Argument(help="A run, or a pattern of several that differ by seed.")],
+    theirs: Annotated[str, typer.Argument(help="Another one, on the same data.")],
+) -> None:
+    """The difference of two runs, AU by AU, with intervals from resampling the subjects that both were tested on."""
+    from pipeline.catalog import load_catalog
+    from pipeline.report.tables import compare_runs
+
+    comparison = compare_runs(load_catalog().roots.runs, ours, theirs)
+    console.print(comparison.rich_table())
+    _say(comparison.sentence())
 
 
 @weights_app.command("train-fan")
@@ -409,7 +464,7 @@ def train_retinaface(
 def fit_codec(
     dataset: Annotated[str, typer.Argument(help="A data set of the catalog whose crops are there.")],
     out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
-    config: ConfigName = "fan_trans",
+    config: ConfigName = None,
     frames: Annotated[int, typer.Option(min=8, help="Faces to fit on.")] = 96,
     device: Device = "cpu",
 ) -> None:
@@ -458,8 +513,14 @@ def evaluate_weights(
         console.print(f"{key}: {value:.4g}", highlight=False)
 
 
-def _print_place(run: Path) -> None:
-    console.print(f"report: {run}/report.md", soft_wrap=True, highlight=False, markup=False)
+def _run_folder(run: str) -> Path:
+    from pipeline.catalog import load_catalog
+
+    return Path(run) if Path(run).is_dir() else load_catalog().roots.runs / run
+
+
+def _print_place(path: Path) -> None:
+    console.print(f"report: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_entry(path: Path, kind: str) -> None:
@@ -477,7 +538,7 @@ def _has_nothing_new(name: str, device: str) -> bool:
 
     if load_catalog().dataset(name).missing_folders():
         return False
-    return all(summary.num_done == 0 for summary in refresh_cache(name, config=name, device=device))
+    return all(summary.num_done == 0 for summary in refresh_cache(name, device=device))
 
 
 def _flow_or_function(name: str, *, flow_module: str, function_module: str):

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.refresh import refresh_cache
 from flows.report import report
 from flows.train import train_folds
+from pipeline.catalog import load_catalog
 from pipeline.render import render_dataset
 from pipeline.report import Report
 
@@ -19,8 +20,10 @@ def render_faces(dataset: str) -> None:
 
 
 @flow(name="main-job")
-def main_job(dataset: str, config: str = "fan_trans", device: str = "cpu") -> Report:
+def main_job(dataset: str, config: str | None = None, device: str = "cpu") -> Report:
     """Raw frames to per-AU F1."""
     render_faces(dataset)
+    config = config or load_catalog().dataset(dataset).experiment
     refresh_cache(dataset, config=config, device=device)
-    return report(train_folds(config, dataset=dataset, device=device))
+    (run,) = train_folds(config, dataset=dataset, device=device)
+    return report(run)

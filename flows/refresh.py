@@ -37,7 +37,7 @@ def extract_features(job: RefreshJob) -> StageSummary:
 @flow(name="refresh-cache", log_prints=False)
 def refresh_cache(
     dataset: str,
-    config: str = "fan_trans",
+    config: str | None = None,
     profile: str | None = None,
     num_views: int | None = None,
     limit: int | None = None,

@@ -8,21 +8,25 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from pipeline import train as stages
-from pipeline.train import TrainingRun
+from pipeline.runs import TrainingRun, fold_parts, runs_of
 
 
-@task(cache_policy=NO_CACHE, task_run_name="train-fold-{test_part}")
-def train_fold(run: TrainingRun, test_part: str, device: str) -> Path:
-    """One fold, from wherever it was left."""
-    return stages.train_fold(run, test_part, device=device)
+@task(cache_policy=NO_CACHE)
+def train_heads(folds: list[tuple[TrainingRun, str]], device: str) -> None:
+    """Heads that read together, from wherever they were left."""
+    stages.train_heads(folds, device=device)
 
 
 @flow(name="train-folds")
 def train_folds(
-    config: str, dataset: str, parts: list[str] | None = None, init_from: str | None = None, device: str = "cpu"
-) -> Path:
-    """Train the folds that test `parts` (default: the experiment's); returns the run's folder."""
-    run = stages.prepare_run(config, dataset=dataset, init_from=init_from)
-    for part in stages.fold_parts(run, parts):
-        train_fold(run, part, device)
-    return run.folder
+    config: str,
+    dataset: str,
+    base: str | None = None,
+    parts: list[str] | None = None,
+    init_from: str | None = None,
+    device: str = "cpu",
+) -> list[Path]:
+    """Train what is not done yet of an experiment, or of a set's; returns the runs' folders."""
+    runs = runs_of(config, dataset=dataset, base=base, init_from=init_from)
+    train_heads([(run, part) for run in runs for part in fold_parts(run, parts)], device)
+    return [run.folder for run in runs]

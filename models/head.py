@@ -33,8 +33,9 @@ VARIANTS = {
     "t1_o2o_t2_o2o": (Branch(0, "o2o"), Branch(1, "o2o")),
     "t1_o2m_t2_o2m": (Branch(0, "o2m"), Branch(1, "o2m")),
     "t1_o2o_t2_o2m": (Branch(0, "o2o"), Branch(1, "o2m")),
+    "t1_o2o_t2_o2m_t3_o2m": (Branch(0, "o2o"), Branch(1, "o2m"), Branch(2, "o2m")),
 }
-"""Rows of Table 1 by their branches; the last branch is the one that is deployed."""
+"""Rows of Table 1, and three branches, which the paper tried, by their branches; the last one is deployed."""
 
 INPUT_MAPS = {
     "bl": (("lf",), ("h1", "h2")),
@@ -155,8 +156,8 @@ class ConvModule(nn.Module):
         """
         num_plain, has_gated = len(self.plain), bool(self.gated) and f"hm_{self.gated[0]}" in features
         names = [*self.plain, *(f"hm_{name}" if has_gated else name for name in self.gated)]
-        maps = [features[name] for name in names]
-        stacked_BCHW = torch.cat(maps, 1).to(self.reduce.weight.dtype)
+        maps = [features[name].to(self.reduce.weight.dtype) for name in names]
+        stacked_BCHW = torch.cat(maps, 1)
         if self.gated and not has_gated:
             stacked_BCHW[:, sum(each.shape[1] for each in maps[:num_plain]) :] *= features["hm"]
         weights = self.reduce.weight.flatten(1).chunk(len(names), 1)  # D, C of each map
@@ -290,7 +291,10 @@ class FanTransHead(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
         """Maps by name (see `ConvModule`) -> logits of every branch and of the ensemble P_t (Eq. 7)."""
-        f_c_BDHW = self.conv(features)
+        return self.answer(self.conv(features))
+
+    def answer(self, f_c_BDHW: Tensor) -> HeadOutput:
+        """The same from F_c (B, D, H, W), the output of `conv`."""
         tokens = self.embedding(f_c_BDHW)
         outputs = [trunk(tokens) for trunk in self.trunks]
         logits = tuple(

@@ -49,6 +49,8 @@ class DatasetEntry(Settings):
     root: Path
     layout: Literal["bp4d", "disfa"]
     protocol: Annotated[str, AfterValidator(_known_protocol)]
+    experiment: str = "fan_trans"
+    """The experiment whose settings count where a command names none."""
     rendered: RenderedEntry | None = None
 
     @model_validator(mode="after")

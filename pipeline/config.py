@@ -7,7 +7,7 @@ only change speed (device, batch size, workers) are arguments of the stages and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -87,9 +87,10 @@ class HeadConfig(Settings):
     """The trained part of FAN-Trans (paper 3.2, 3.3)."""
 
     variant: Literal[
-        "baseline", "c_t_o2o", "c_t_o2m", "t1_o2o_t1_o2m", "t1_o2o_t2_o2o", "t1_o2m_t2_o2m", "t1_o2o_t2_o2m"
+        "baseline", "c_t_o2o", "c_t_o2m", "t1_o2o_t1_o2m", "t1_o2o_t2_o2o", "t1_o2m_t2_o2m", "t1_o2o_t2_o2m",
+        "t1_o2o_t2_o2m_t3_o2m",
     ] = "t1_o2o_t2_o2m"
-    """Row of Table 1; the last one is FAN-Trans."""
+    """Row of Table 1, the last of which is FAN-Trans, or its three branches."""
     attention_drop: Literal["learned", "learned_from_tokens", "full", "row", "column"] = "learned"
     input_features: Literal["bl", "bl_no_lf", "bl_no_hm"] = "bl"
     """Row of Table 2: all maps, without LF, or H1 and H2 without the heatmap gate."""
@@ -116,6 +117,8 @@ class TrainConfig(Settings):
     kd_form: Literal["bernoulli", "softmax"] = "bernoulli"
     kd_temperature: PositiveFloat | None = None
     """None is the form's own: 1 for bernoulli, 4 for softmax."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the conv module in training, most of the work; tokens, losses, weights and scoring are fp32."""
     averages_flip: bool = False
     """Whether test logits are averaged with those of the flipped view."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -125,6 +128,8 @@ class ExperimentConfig(Settings):
     """One named experiment."""
 
     name: str
+    source: str
+    """What `--config` takes to refresh the cache that this one trains on."""
     cache: CacheConfig = CacheConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
@@ -140,11 +145,75 @@ def load_experiment(name_or_path: str, *, folder: Path = CONFIG_FOLDER) -> Exper
 
     Raises `ConfigError` in one sentence for an unknown name, a typo or a value out of range.
     """
-    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else folder / f"{name_or_path}.yaml"
+    path = _path_of(name_or_path, folder)
     merged = _merged_with_bases(path, seen=())
-    merged["name"] = path.stem
+    if "variants" in merged:
+        raise ConfigError(f"{path} names a set of experiments, and one experiment is asked for; name another file")
+    return _experiment(merged | {"name": path.stem, "source": name_or_path}, path)
+
+
+class Variant(NamedTuple):
+    """One experiment of a set, once for each seed."""
+
+    name: str
+    published: str | None
+    """The method's name in the published table that the set is printed beside."""
+    experiments: tuple[ExperimentConfig, ...]
+
+
+class ExperimentSet(NamedTuple):
+    """Experiments that are trained together and reported in one table."""
+
+    name: str
+    published_table: str | None
+    """Such as "table1", in pipeline/report/published_f1.csv."""
+    variants: tuple[Variant, ...]
+
+    @property
+    def experiments(self) -> tuple[ExperimentConfig, ...]:
+        """All of them."""
+        return tuple(experiment for variant in self.variants for experiment in variant.experiments)
+
+
+def load_set(name_or_path: str, *, base: str, folder: Path = CONFIG_FOLDER) -> ExperimentSet:
+    """Read a file with `variants:`, each overlaid on the experiment `base`; any other file is a set of its own.
+
+    Keys: `published_table`, `seeds`, and `variants`, a mapping of names to settings, where `published` names the
+    variant's row of that table. Raises `ConfigError` as `load_experiment` does.
+    """
+    path = _path_of(name_or_path, folder)
+    content = read_yaml(path, error=ConfigError) if path.is_file() else {}
+    if "variants" not in content:
+        experiment = load_experiment(name_or_path, folder=folder)
+        return ExperimentSet(experiment.name, None, (Variant(experiment.name, None, (experiment,)),))
+    known = {"published_table", "seeds", "variants"}
+    unknown = sorted(set(content) - known)
+    seeds, variants = content.get("seeds", [0]), content["variants"]
+    if unknown or not isinstance(variants, dict) or not isinstance(seeds, list):
+        fault = f"unknown key `{unknown[0]}`" if unknown else "`seeds` must be a list and `variants` a mapping"
+        raise ConfigError(f"{path}: {fault}; a set has {', '.join(sorted(known))}")
+    under = _merged_with_bases(_path_of(base, folder), seen=())
+    made = []
+    for name, settings in variants.items():
+        over = dict(settings or {})
+        published = over.pop("published", None)
+        merged = _overlaid(under, over)
+        experiments = tuple(
+            _experiment(_overlaid(merged, {"train": {"seed": seed}})
+                        | {"name": f"{name}-seed{seed}", "source": name_or_path if "cache" in over else base}, path)
+            for seed in seeds
+        )
+        made.append(Variant(name, published, experiments))
+    return ExperimentSet(path.stem, content.get("published_table"), tuple(made))
+
+
+def _path_of(name_or_path: str, folder: Path) -> Path:
+    return Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else folder / f"{name_or_path}.yaml"
+
+
+def _experiment(settings: dict[str, Any], path: Path) -> ExperimentConfig:
     try:
-        return ExperimentConfig.model_validate(merged)
+        return ExperimentConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_fault(error)}") from None
 

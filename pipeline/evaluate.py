@@ -3,13 +3,15 @@
 # N frames, A action units
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from pipeline.cache.reader import CacheReader
-from pipeline.loader import CachedBatches
+from pipeline.loader import Batch, CachedFrames, evaluation_batches
 from pipeline.metrics import confusion_counts
 from pipeline.records import au_column
 from pipeline.views import CLEAN_VIEW, FLIPPED_VIEW
@@ -37,17 +39,16 @@ def predict(
     Of the clean view; with `averages_flip`, logits are meant with those of the flipped view before the sigmoid.
     """
     views = (CLEAN_VIEW, FLIPPED_VIEW) if averages_flip else (CLEAN_VIEW,)
-    logits, batches = [], None
-    for view in views:
-        batches = CachedBatches(cache, frames, aus=aus, parts=[test_part], batch_size=_BATCH_SIZE, is_training=False,
-                                view=view, device=device)
-        logits.append(_logits(head, batches))
-    assert batches is not None
+    found = CachedFrames(cache, frames, aus=aus, parts=[test_part])
+    logits = [
+        _logits(head, evaluation_batches(cache, found, batch_size=_BATCH_SIZE, view=view, device=device))
+        for view in views
+    ]
     probabilities_NA = torch.stack(logits).mean(0).sigmoid().numpy()
-    table = pd.DataFrame({"frame_id": batches.frame_ids})
+    table = pd.DataFrame({"frame_id": found.frame_ids})
     table = table.merge(frames[["frame_id", "subject", "part"]], on="frame_id", validate="1:1")
     table[[probability_column(au) for au in aus]] = probabilities_NA
-    table[[au_column(au) for au in aus]] = batches.labels_NA
+    table[[au_column(au) for au in aus]] = found.labels_NA
     return table
 
 
@@ -63,7 +64,7 @@ def count(predictions: pd.DataFrame, *, aus: tuple[int, ...], test_part: str) ->
 
 
 @torch.inference_mode()
-def _logits(head: nn.Module, batches: CachedBatches) -> torch.Tensor:
-    """Logits (N, A) on the CPU, in the order of `batches.frame_ids`."""
+def _logits(head: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
+    """Logits (N, A) on the CPU, batch after batch."""
     head.eval()
-    return torch.cat([head(batch.features).float().cpu() for batch in batches.epoch()])
+    return torch.cat([head(batch.features).float().cpu() for batch in batches])

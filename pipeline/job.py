@@ -62,22 +62,22 @@ class RefreshJob:
 def prepare_refresh(
     dataset: str,
     *,
-    config: str = "fan_trans",
+    config: str | None = None,
     profile: str | None = None,
     num_views: int | None = None,
     limit: int | None = None,
     device: str = "cpu",
     num_workers: int = 1,
 ) -> RefreshJob:
-    """Settings of a refresh: the experiment's, with what the caller overrides."""
+    """Settings of a refresh: the experiment's (default: the data set's own), with what the caller overrides."""
+    catalog = load_catalog()
+    config = config or catalog.dataset(dataset).experiment
     settings = load_experiment(config).cache
     document = settings.model_dump()
     if profile is not None:
         document["features"]["profile"] = profile
     if num_views is not None:
         document["views"]["num_views"] = num_views
-    catalog = load_catalog()
-    catalog.dataset(dataset)
     checked_device(device)
     try:
         cache = CacheConfig.model_validate(document)

@@ -96,13 +96,12 @@ def confusion_counts(
 
 def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0) -> Scores:
     """Scores of the counts of one or more folds, each under its own `part`."""
-    counts = counts.sort_values(["part", "subject", "au"])
     folds = counts.groupby(["part", "au"])[OUTCOMES].sum().reset_index()
     folds["f1_percent"] = f1_percent(folds["tp"], folds["fp"], folds["fn"])
     folds["floor_percent"] = _floor_percent(folds)
     by_au = folds.groupby("au")
     sums = by_au[OUTCOMES].sum()
-    lows, highs = _intervals(counts, num_resamples=num_resamples, seed=seed)
+    lows, highs = interval_percent(resampled_percent(counts, num_resamples=num_resamples, seed=seed)[1:])
     aus = pd.DataFrame(
         {
             "f1_percent": by_au["f1_percent"].mean(),
@@ -134,22 +133,27 @@ def _floor_percent(counts: pd.DataFrame) -> np.ndarray:
     return np.where(counts["f1_percent"].isna(), np.nan, floor)
 
 
-def _intervals(counts: pd.DataFrame, *, num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95 % interval of each AU's mean F1 over folds and, last, of the mean over AUs, in percent.
+def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0) -> np.ndarray:
+    """F1 (1 + R, A + 1) of each AU, meant over folds, and, last, of their mean: of all subjects, then of resamples.
 
-    `counts` is in the order of part, subject, AU. Subjects are drawn with replacement inside their own part, since each
-    fold's model answers for its own part.
+    Subjects are drawn with replacement inside their own part, since each fold's model answers for its own part. Counts
+    of the same subjects see the same draws, so that resamples of two runs can be subtracted row by row.
     """
     rng = np.random.default_rng(seed)
     f1_FRA = []
-    for _, fold in counts.groupby("part"):
+    for _, fold in counts.sort_values(["part", "subject", "au"]).groupby("part"):
         num_aus = fold["au"].nunique()
         counts_SAK = fold[["tp", "fp", "fn"]].to_numpy().reshape(-1, num_aus, 3)
         num_subjects = len(counts_SAK)
-        times_RS = rng.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=num_resamples)
+        drawn_RS = rng.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=num_resamples)
+        times_RS = np.concatenate((np.ones((1, num_subjects), drawn_RS.dtype), drawn_RS))
         f1_FRA.append(f1_percent(*np.einsum("rs,sak->kra", times_RS, counts_SAK, optimize=True)))
     mean_RA = _mean_of_defined(np.stack(f1_FRA), axis=0)
-    values_RV = np.column_stack((mean_RA, _mean_of_defined(mean_RA, axis=1)))
+    return np.column_stack((mean_RA, _mean_of_defined(mean_RA, axis=1)))
+
+
+def interval_percent(values_RV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (V,) of the 95 % interval of each column of resamples; NaN where a column is."""
     tail = (100 - CONFIDENCE_PERCENT) / 2
     is_defined_V = ~np.isnan(values_RV).all(0)
     ends = np.full((2, values_RV.shape[1]), np.nan)

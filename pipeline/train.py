@@ -1,202 +1,117 @@
-"""Train a head per fold on cached features and score it on the part it never saw.
+"""Train heads on cached features and score each on the part it never saw: any number of heads, one reading.
 
-    runs/{experiment}-{dataset}-{run fingerprint}/
-        run.json                 resolved settings, seeds, versions, cache fingerprint and revision
-        fold-P1/checkpoint.pt    state after the last whole epoch, gone once the fold is done
-        fold-P1/head.safetensors, deployed.safetensors
-        fold-P1/predictions.parquet, counts.parquet
-        fold-P1/result.json      history and sizes; written last, so a fold that has it is done
+A fold of a run is a head of its own. All heads of a cache see the same pages; what one learns does not depend on who
+learns beside it, nor, on a CPU, on the number of threads. See pipeline/runs.py for what lies on disk.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.head import INPUT_MAPS, FanTransHead, HeadShape, carry_over
+from models.head import FanTransHead, carry_over
 from models.losses import class_weights, total_loss
-from pipeline.cache.reader import CacheReader, open_cache
-from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import ExperimentConfig, TrainConfig, load_experiment
+from pipeline.config import TrainConfig
+from pipeline.deployed import write_deployed
 from pipeline.device import checked_device
-from pipeline.errors import CacheError, ConfigError, DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import count, predict
-from pipeline.files import file_sha256, write_atomically, write_bytes_atomically
-from pipeline.fingerprint import cache_fingerprint, fingerprint
-from pipeline.folds import check_subject_exclusive, train_parts
-from pipeline.frames import FILE_NAME, read_index
-from pipeline.loader import CachedBatches
+from pipeline.files import write_atomically, write_bytes_atomically
+from pipeline.folds import train_parts
+from pipeline.loader import Batch, CachedFrames, HeadBatches, Page, TrainingPages
 from pipeline.progress import Step, track
-from pipeline.protocols import PARTS, Protocol
 from pipeline.records import write_table
+from pipeline.relay import relay
+from pipeline.runs import DEPLOYED_NAME, TrainingRun, fold_parts, head_shape, runs_of, write_record
 
 # B frames, A action units
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+logger = logging.getLogger("fantrans")
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """One experiment on one revision of one cache, and where its results go."""
-
-    experiment: ExperimentConfig
-    dataset: str
-    rules: Protocol
-    frames: pd.DataFrame
-    cache: CacheReader
-    folder: Path
-    init_from: Path | None
-    """Folder of a run whose heads, part by part, are the start."""
-
-    def fold_folder(self, test_part: str) -> Path:
-        """Where the fold that tests `test_part` goes."""
-        return self.folder / f"fold-{test_part}"
-
-    def is_done(self, test_part: str) -> bool:
-        """Whether a fold's result stands."""
-        return (self.fold_folder(test_part) / "result.json").is_file()
-
-
-def prepare_run(
-    config: str, *, dataset: str, init_from: str | None = None, catalog: Catalog | None = None
-) -> TrainingRun:
-    """Pin the cache's newest revision and name the run by everything that decides its result.
-
-    Raises `CacheError` when the data set has no cache of the experiment's settings, `DataError` when subjects cross
-    parts.
-    """
-    catalog = catalog or load_catalog()
-    experiment = load_experiment(config)
-    entry = catalog.dataset(dataset)
-    frames = read_index(catalog.work_of(dataset), dataset=dataset, config=experiment.name)
-    check_subject_exclusive(frames)
-    folder = catalog.caches_of(dataset) / cache_fingerprint(experiment.cache, catalog)
-    if not folder.is_dir():
-        raise CacheError(
-            f"{dataset} has no cache of the settings in {experiment.name} ({folder} is not there); "
-            f"run `fantrans refresh {dataset} --config {experiment.name}`"
-        )
-    cache, num_views = open_cache(folder), experiment.cache.views.num_views
-    if cache.num_views < num_views:
-        raise CacheError(
-            f"{folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; "
-            f"run `fantrans refresh {dataset} --config {experiment.name}`, or set `cache: {{views: {{num_views}}}}`"
-        )
-    plain, _ = INPUT_MAPS[experiment.head.input_features]
-    cache.codec.check_serves(plain=plain, experiment=experiment.name)
-    document = {
-        "head": experiment.head.model_dump(),
-        "train": experiment.train.model_dump(),
-        "cache": cache.fingerprint,
-        "index": cache.manifest["index"]["sha256"],
-        "num_views": num_views,
-        "labels": file_sha256(catalog.work_of(dataset) / FILE_NAME),
-        "aus": list(entry.rules.aus),
-        "init_from": init_from,
-    }
-    name = f"{experiment.name}-{dataset}-{fingerprint(document)}"
-    run = TrainingRun(experiment=experiment, dataset=dataset, rules=entry.rules, frames=frames, cache=cache,
-                      folder=catalog.roots.runs / name, init_from=catalog.roots.runs / init_from if init_from else None)
-    _write_run(run, document | {"revision": cache.revision})
-    return run
-
-
-def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
-    """The experiment's run on the newest cache and labels if all its folds are done; None if anything is missing."""
-    try:
-        run = prepare_run(config, dataset=dataset)
-    except (CacheError, DataError):
-        return None
-    return run if all(run.is_done(part) for part in run.experiment.parts) else None
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def train_folds(
     config: str,
     *,
     dataset: str,
+    base: str | None = None,
     parts: list[str] | None = None,
     init_from: str | None = None,
     device: str = "cpu",
-) -> Path:
-    """Train and score the folds that test `parts` (default: the experiment's); returns the run's folder.
+) -> list[Path]:
+    """Train and score what is not done yet of an experiment, or of a set's; returns the runs' folders.
 
-    `init_from` names a run whose heads of the same test parts are the start, as DISFA's are from BP4D's (paper 4.1).
+    base: the experiment that a set's variants change; default: the data set's. parts: what to test; default: the
+    experiment's. `init_from` names a run whose heads of the same test parts are the start, as DISFA's are from BP4D's
+    (paper 4.1).
     """
-    run = prepare_run(config, dataset=dataset, init_from=init_from)
-    for part in fold_parts(run, parts):
-        train_fold(run, part, device=device)
-    return run.folder
+    runs = runs_of(config, dataset=dataset, base=base, init_from=init_from)
+    train_heads([(run, part) for run in runs for part in fold_parts(run, parts)], device=device)
+    return [run.folder for run in runs]
 
 
-def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
-    """The asked-for test parts, or the experiment's; `DataError` for an unknown one."""
-    unknown = sorted(set(parts or ()) - set(PARTS))
-    if unknown:
-        raise DataError(f"there is no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
-    return tuple(parts) if parts else run.experiment.parts
+def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu") -> float:
+    """Train and score folds, each given by its run and the part that it tests; returns the share of time spent waiting.
 
-
-def train_fold(run: TrainingRun, test_part: str, *, device: str = "cpu") -> Path:
-    """Train on the parts other than `test_part`, score on it; returns the fold's folder.
-
-    A fold that is done is left as it is; a killed one goes on after its last whole epoch, to the same weights.
+    Folds that are done are left as they are; killed ones go on after their last whole epoch, to the same weights. Each
+    cache is read once for all of its heads. Raises `DataError` or `ConfigError` before the first step.
     """
-    folder = run.fold_folder(test_part)
     checked_device(device)
-    if run.is_done(test_part):
-        return folder
-    settings = run.experiment.train
-    torch.manual_seed(settings.seed)
     keep_freed_memory()
-    batches = CachedBatches(
-        run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part), batch_size=settings.batch_size,
-        seed=settings.seed, device=device, is_training=True, num_views=run.experiment.cache.views.num_views,
-    )
-    head = FanTransHead(head_shape(run))
-    if run.init_from is not None:
-        _start_from(head, run, run.init_from / f"fold-{test_part}" / "head.safetensors")
-    head = head.to(device)
-    fold = _Fold.start(head, batches, settings, folder / "checkpoint.pt", device, run.rules.aus)
-    num_frames = batches.num_batches * settings.batch_size * settings.num_epochs
-    with track(f"train fold {test_part}", total=num_frames, unit="frames") as step:
-        step(fold.num_epochs_done * batches.num_batches * settings.batch_size)
-        while fold.num_epochs_done < settings.num_epochs:
-            fold.train_epoch(step)
-    _write_result(run, test_part, fold, device)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return folder
+    readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
+    for run, part in {run.fold_folder(part): (run, part) for run, part in folds}.values():
+        if not run.is_done(part):
+            reading = (run.cache.folder, run.cache.revision, run.experiment.cache.views.num_views)
+            readings.setdefault(reading, []).append(HeadTraining.start(run, part, device))
+    shares = [_train_together(heads, device) for heads in readings.values()]
+    return max(shares, default=0.0)
+
+
+def _train_together(heads: list[HeadTraining], device: str) -> float:
+    run = heads[0].run
+    parts = {part for head in heads for part in train_parts(head.test_part)}
+    pages = TrainingPages(run.cache, run.frames, parts=parts, num_views=run.experiment.cache.views.num_views,
+                          device=device)
+    first = min(head.num_epochs_done for head in heads)
+    end = max(head.settings.num_epochs for head in heads)
+    num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    names = f"fold {heads[0].test_part}" if len(heads) == 1 else f"{len(heads)} heads"
+    with track(f"train {names}", total=sum(head.num_frames for head in heads), unit="frames") as step:
+        for head in heads:
+            step(head.num_epochs_done * head.batches.num_batches * head.settings.batch_size)
+        share = relay(pages.epochs(first, end), [partial(head.see, step=step) for head in heads],
+                      num_threads=num_threads)
+    for head in heads:  # whose training was whole but whose result was not
+        if not head.run.is_done(head.test_part):
+            head.finish()
+    logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
+    return share
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what it frees: giving each step's buffers back to the kernel costs a fifth of CPU training."""
+    """Have glibc keep what it frees, in one place for all threads.
+
+    Giving each step's buffers back to the kernel costs a fifth of CPU training.
+    """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-def head_shape(run: TrainingRun) -> HeadShape:
-    """The head's sizes: the experiment's settings on the cache's maps and the protocol's action units.
-
-    Raises `ConfigError` for settings that no head can be built from.
-    """
-    try:
-        return HeadShape(fan_width=run.cache.num_channels, map_size=run.cache.map_size, num_aus=len(run.rules.aus),
-                         **run.experiment.head.model_dump())
-    except ValueError as error:
-        raise ConfigError(f"experiment {run.experiment.name}: {error}") from None
 
 
 def learning_rate(settings: TrainConfig, *, step: int, num_steps: int, steps_an_epoch: int) -> float:
@@ -215,97 +130,138 @@ def learning_rate(settings: TrainConfig, *, step: int, num_steps: int, steps_an_
 
 
 @dataclass
-class _Fold:
-    """State of one fold's training, saved after each epoch."""
+class HeadTraining:
+    """One fold's head on its way through the epochs; saved after each."""
 
+    run: TrainingRun
+    test_part: str
+    device: str
     head: FanTransHead
-    batches: CachedBatches
-    settings: TrainConfig
-    checkpoint: Path
+    batches: HeadBatches
     weights_A: Tensor
     optimiser: torch.optim.Optimizer
-    history: list[dict[str, float]]
+    history: list[dict[str, float]] = field(default_factory=list)
+    _epoch: list[tuple[float, float, float]] = field(default_factory=list)
+    """Losses of the steps of the epoch so far."""
+    _seconds: float = 0.0
 
     @classmethod
-    def start(
-        cls,
-        head: FanTransHead,
-        batches: CachedBatches,
-        settings: TrainConfig,
-        checkpoint: Path,
-        device: str,
-        aus: tuple[int, ...],
-    ) -> _Fold:
-        """A fold at its beginning, or where its checkpoint left off."""
+    def start(cls, run: TrainingRun, test_part: str, device: str) -> HeadTraining:
+        """A head at its beginning, or where its checkpoint left off."""
+        settings = run.experiment.train
+        frames = CachedFrames(run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part),
+                              at_least=settings.batch_size)
+        try:
+            weights_A = class_weights(torch.from_numpy(frames.labels_NA), aus=run.rules.aus).to(device)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        torch.manual_seed(settings.seed)
+        head = FanTransHead(head_shape(run))
+        if run.init_from is not None:
+            _start_from(head, run, run.init_from / f"fold-{test_part}" / "head.safetensors")
+        head = head.to(device)
         optimiser = torch.optim.AdamW(
             head.parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=True
         )
-        try:
-            weights_A = class_weights(torch.from_numpy(batches.labels_NA), aus=aus).to(device)
-        except ValueError as error:
-            raise DataError(str(error)) from None
-        fold = cls(head, batches, settings, checkpoint, weights_A, optimiser, [])
-        if checkpoint.is_file():
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
+        batches = HeadBatches(run.cache, frames, batch_size=settings.batch_size, seed=settings.seed)
+        write_record(run)
+        training = cls(run, test_part, device, head, batches, weights_A, optimiser)
+        if training.checkpoint.is_file():
+            state = torch.load(training.checkpoint, map_location=device, weights_only=True)
             head.load_state_dict(state["head"])
             optimiser.load_state_dict(state["optimiser"])
-            fold.history = state["history"]
-        return fold
+            training.history = state["history"]
+        return training
+
+    @property
+    def settings(self) -> TrainConfig:
+        """How it is trained."""
+        return self.run.experiment.train
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its state is kept between epochs."""
+        return self.run.fold_folder(self.test_part) / "checkpoint.pt"
 
     @property
     def num_epochs_done(self) -> int:
+        """Whole epochs behind it."""
         return len(self.history)
 
-    def train_epoch(self, progress: Step) -> None:
-        """One pass over the training frames, in the view that this epoch's number selects."""
-        settings, epoch = self.settings, self.num_epochs_done
+    @property
+    def num_frames(self) -> int:
+        """Frames of all its epochs."""
+        return self.settings.num_epochs * self.batches.num_batches * self.settings.batch_size
+
+    def see(self, page: Page, *, step: Step) -> None:
+        """Learn from a page's frames, if its epoch is still to come; save after the epoch, score after the last."""
+        if page.epoch != self.num_epochs_done or page.epoch >= self.settings.num_epochs:
+            return
         started = time.monotonic()
-        sums = {"loss": 0.0, "loss_cls": 0.0, "loss_kd": 0.0}
         self.head.train()
-        for i, batch in enumerate(self.batches.epoch(epoch)):
-            lr = learning_rate(
-                settings, step=epoch * self.batches.num_batches + i,
-                num_steps=settings.num_epochs * self.batches.num_batches, steps_an_epoch=self.batches.num_batches,
-            )
-            for group in self.optimiser.param_groups:
-                group["lr"] = lr
-            terms = total_loss(
-                self.head(batch.features), batch.labels_BA, self.weights_A, kd_weight=settings.kd_weight,
-                kd_form=settings.kd_form, kd_temperature=settings.kd_temperature,
-            )
-            self.optimiser.zero_grad(set_to_none=True)
-            terms.total.backward()
-            self.optimiser.step()
-            for name, value in zip(sums, terms, strict=True):
-                sums[name] += float(value.detach())
-            progress(len(batch.labels_BA))
-        means = {name: value / self.batches.num_batches for name, value in sums.items()}
-        self.history.append({"epoch": epoch, **means, "lr": lr, "seconds": time.monotonic() - started})
+        if page.number == 0:
+            self._epoch, self._seconds = [], 0.0
+        for batch in self.batches.of(page):
+            self._epoch.append(self._learn(batch))
+            step(len(batch.labels_BA))
+        self._seconds += time.monotonic() - started
+        if page.is_last:
+            self._end_epoch()
+            if self.num_epochs_done == self.settings.num_epochs:
+                self.finish()
+
+    def _learn(self, batch: Batch) -> tuple[float, float, float]:
+        """One step; returns its losses: total, classification, distillation."""
+        settings = self.settings
+        lr = self._learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
+            f_c_BDHW = self.head.conv(batch.features)
+        output = self.head.answer(f_c_BDHW.float())
+        terms = total_loss(output, batch.labels_BA, self.weights_A, kd_weight=settings.kd_weight,
+                           kd_form=settings.kd_form, kd_temperature=settings.kd_temperature)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()
+        self.optimiser.step()
+        total, classification, distillation = (float(term.detach()) for term in terms)
+        return total, classification, distillation
+
+    def _learning_rate(self) -> float:
+        an_epoch = self.batches.num_batches
+        return learning_rate(self.settings, step=self.num_epochs_done * an_epoch + len(self._epoch),
+                             num_steps=self.settings.num_epochs * an_epoch, steps_an_epoch=an_epoch)
+
+    def _end_epoch(self) -> None:
+        means = (sum(losses) / len(losses) for losses in zip(*self._epoch, strict=True))
+        named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
+        lr = self.optimiser.param_groups[0]["lr"]
+        self.history.append({"epoch": self.num_epochs_done, **named, "lr": lr, "seconds": self._seconds})
         state = {"head": self.head.state_dict(), "optimiser": self.optimiser.state_dict(), "history": self.history}
         write_atomically(self.checkpoint, lambda temp: torch.save(state, temp))
 
-
-def _write_result(run: TrainingRun, test_part: str, fold: _Fold, device: str) -> None:
-    """Weights and predictions first, `result.json` last: it is what marks the fold as done."""
-    folder = run.fold_folder(test_part)
-    deployed = fold.head.deployed()
-    _save_weights(folder / "head.safetensors", fold.head)
-    _save_weights(folder / "deployed.safetensors", deployed)
-    predictions = predict(
-        deployed, run.cache, run.frames, aus=run.rules.aus, test_part=test_part, device=device,
-        averages_flip=run.experiment.train.averages_flip,
-    )
-    write_table(folder / "predictions.parquet", predictions)
-    write_table(folder / "counts.parquet", count(predictions, aus=run.rules.aus, test_part=test_part))
-    result = {
-        "test_part": test_part,
-        "num_train_frames": len(fold.batches.labels_NA),
-        "num_test_frames": len(predictions),
-        "num_test_frames_missing": int((run.frames["part"] == test_part).sum()) - len(predictions),
-        "class_weights": fold.weights_A.tolist(),
-        "history": fold.history,
-    }
-    write_bytes_atomically(folder / "result.json", json.dumps(result, indent=2).encode())
+    def finish(self) -> None:
+        """Weights and predictions first, `result.json` last: it is what marks the fold as done."""
+        run, folder = self.run, self.run.fold_folder(self.test_part)
+        deployed = self.head.deployed()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
+        write_atomically(folder / "head.safetensors", lambda temp: save_file(tensors, temp))
+        write_deployed(folder / DEPLOYED_NAME, deployed, aus=run.rules.aus, features=run.cache.document["features"])
+        predictions = predict(deployed, run.cache, run.frames, aus=run.rules.aus, test_part=self.test_part,
+                              device=self.device, averages_flip=self.settings.averages_flip)
+        write_table(folder / "predictions.parquet", predictions)
+        write_table(folder / "counts.parquet", count(predictions, aus=run.rules.aus, test_part=self.test_part))
+        result = {
+            "test_part": self.test_part,
+            "num_train_frames": len(self.batches.frames.rows),
+            "num_test_frames": len(predictions),
+            "num_test_frames_missing": int((run.frames["part"] == self.test_part).sum()) - len(predictions),
+            "class_weights": self.weights_A.tolist(),
+            "history": self.history,
+        }
+        write_bytes_atomically(folder / "result.json", json.dumps(result, indent=2).encode())
+        self.checkpoint.unlink(missing_ok=True)
 
 
 def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
@@ -325,23 +281,3 @@ def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
         carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
     except ValueError as error:
         raise ConfigError(f"cannot start from {path.parent.name}: {error}") from None
-
-
-def _save_weights(path: Path, module: nn.Module) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    write_atomically(path, lambda temp: save_file(tensors, temp))
-
-
-def _write_run(run: TrainingRun, document: dict[str, Any]) -> None:
-    """`run.json`, once: what the run's name stands for, and with which versions it started."""
-    path = run.folder / "run.json"
-    if path.is_file():
-        return
-    record = {
-        "experiment": run.experiment.name,
-        "dataset": run.dataset,
-        "protocol": run.rules.name,
-        **document,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-    write_bytes_atomically(path, json.dumps(record, indent=2).encode())

@@ -1,5 +1,6 @@
 """The flows on a real Prefect server, over a small rendered data set."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.config import CONFIG_FOLDER
 from pipeline.errors import CacheError
 from pipeline.frames import read_index
-from pipeline.train import prepare_run
+from pipeline.runs import prepare_run
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +64,48 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     main_job("small", config=environment)
     more_views = Path(environment).with_name("more.yaml")
     more_views.write_text(f"base: {Path(environment).with_suffix('')}\ncache: {{views: {{num_views: 5}}}}\n")
-    with pytest.raises(CacheError, match=r"has 2 views, more trains on 5; run `fantrans refresh small --config more`"):
+    advice = r"has 2 views, more trains on 5; run `fantrans refresh small --config .*/more.yaml`"
+    with pytest.raises(CacheError, match=advice):
         prepare_run(str(more_views), dataset="small")
     assert {path: path.stat().st_mtime_ns for path in first} == first
+
+
+def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment(environment):
+    from flows.train import train_folds
+
+    (source,) = train_folds(environment, dataset="small")
+    (started,) = train_folds(environment, dataset="small", init_from="small")
+    assert json.loads((started / "run.json").read_bytes())["init_from"] == source.name
+    assert started != source
+
+
+def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment):
+    from flows.train import train_folds
+    from pipeline.figures import write_figures
+    from pipeline.report.tables import compare_runs, write_set_report
+
+    path = Path(environment).with_name("pair.yaml")
+    path.write_text("published_table: table1\nseeds: [0, 1]\nvariants:\n"
+                    "  baseline: {published: Baseline, head: {variant: baseline}}\n"
+                    "  shallow: {head: {num_blocks: 1}}\n")
+    folders = train_folds(str(path), dataset="small", base=environment)
+    assert [folder.name.split("-small-")[0] for folder in folders] == [
+        "baseline-seed0", "baseline-seed1", "shallow-seed0", "shallow-seed1"]
+    first = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.safetensors")}
+    assert len(first) == 4 * 2 * 2  # runs, folds, the whole head and the deployed one
+    assert train_folds(str(path), dataset="small", base=environment) == folders
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    table, written = write_set_report(str(path), dataset="small", base=environment)
+    assert [row.num_seeds for row in table.rows] == [2, 2]
+    assert "| baseline | 2 |" in written.read_text()
+    runs = load_catalog().roots.runs
+    assert compare_runs(runs, "shallow-seed*", "baseline-seed*").num_subjects == 8
+    drawn = write_figures(load_catalog(), [folders[2], folders[0]])
+    names = {f"{path.parent.parent.name.split('-small-')[0]}/{path.name}" for path in drawn}
+    assert {f"shallow-seed0/{name}.{kind}" for name in ("curves", "correlations", "gates", "masks", "similarities")
+            for kind in ("png", "svg")} <= names
+    assert "baseline-seed0/gates.png" not in names
+    assert all(path.stat().st_size > 1000 for path in drawn)
 
 
 def test_tasks_never_use_prefects_cache():
@@ -74,7 +114,7 @@ def test_tasks_never_use_prefects_cache():
     from flows import main_job, refresh, report, train
 
     tasks = [refresh.index_frames, refresh.detect_faces, refresh.crop_faces, refresh.extract_features,
-             train.train_fold, report.aggregate, main_job.render_faces]
+             train.train_heads, report.aggregate, main_job.render_faces]
     assert all(task.cache_policy == NO_CACHE for task in tasks)
 
 

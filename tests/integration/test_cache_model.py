@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
 from pipeline.crops import crop_affine, cut_crop
-from pipeline.loader import CachedBatches
+from pipeline.loader import CachedFrames, HeadBatches, TrainingPages
 from pipeline.store.collect import collect
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import leave_word, verify_store
@@ -139,13 +139,14 @@ class CacheLife(RuleBasedStateMachine):
     @precondition(lambda self: self.wanted.keys() & self.published.keys())
     def read_as_training_does(self, epoch):
         frames, _ = self._tables()
-        batches = CachedBatches(open_cache(self.cache_folder), frames, aus=AUS, batch_size=2, is_training=False,
-                                num_threads=1)
-        for batch in batches.epoch(epoch):
-            for i, name in enumerate(batch.frame_ids):
-                assert batch.labels_BA[i, 0] == self.wanted[name]["label"]  # labels are those of the index, at once
-                true = self._true(name, self.published, 0)
-                np.testing.assert_array_equal(batch.features["h1"][i].numpy(), true["h1"])
+        cache = open_cache(self.cache_folder)
+        pages = TrainingPages(cache, frames, parts=set(frames["part"]))
+        batches = HeadBatches(cache, CachedFrames(cache, frames, aus=AUS), batch_size=1, seed=0)
+        for batch in (batch for page in pages.epochs(epoch, epoch + 1) for batch in batches.of(page)):
+            (name,) = batch.frame_ids
+            assert batch.labels_BA[0, 0] == self.wanted[name]["label"]  # labels are those of the index, at once
+            true = self._true(name, self.published, pages.view_of(epoch))
+            np.testing.assert_array_equal(batch.features["h1"][0].numpy(), true["h1"])
 
     # --- what must always hold
 

@@ -19,7 +19,7 @@ def run(*arguments, cwd, **variables):
 def test_catalog_show_lists_every_name(tmp_path):
     shown = run("catalog", "show", cwd=tmp_path, COLUMNS="200")
     assert shown.returncode == 0
-    for name in ("bp4d", "disfa", "demo", "fan-64", "fan-128", "retinaface-mobilenet", "cache"):
+    for name in ("bp4d", "disfa", "bp4d-synthetic", "fan-64", "fan-128", "retinaface-mobilenet", "cache"):
         assert name in shown.stdout
 
 
@@ -42,6 +42,10 @@ def test_catalog_check_says_what_is_missing(tmp_path):
         (("refresh", "bp4d", "--profile", "tiny"), "`features.profile` is 'tiny'"),
         (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "nowhere"), "is no run"),
+        (("compare", "a*", "b*"), "has no run a*; `fantrans train` prints the names of its runs"),
+        (("export", "nowhere", "--out", "model"), "head.safetensors is not there; train that fold first"),
+        (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
+        (("report", "table9", "--dataset", "bp4d"), "there is no experiment 'table9'"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence_and_exit_status_2(tmp_path, arguments, sentence):

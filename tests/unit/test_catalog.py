@@ -24,7 +24,7 @@ def write(folder: Path, text: str = TEXT, data: bytes = b"tensors") -> Path:
 
 def test_shipped_catalog_loads_and_its_weights_are_whole():
     catalog = load_catalog(CATALOG_FILE, environment={})
-    assert {"bp4d", "disfa", "demo"} <= set(catalog.datasets)
+    assert {"bp4d", "disfa", "bp4d-synthetic"} <= set(catalog.datasets)
     for entry in catalog.weights.values():
         assert entry.checked_path().is_file()
 

@@ -1,9 +1,12 @@
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from pipeline.config import CONFIG_FOLDER, load_experiment
+from pipeline.config import CONFIG_FOLDER, load_experiment, load_set
 from pipeline.errors import ConfigError
+from pipeline.report.tables import PUBLISHED_FILE
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -14,8 +17,11 @@ def write(folder: Path, **files: str) -> Path:
 
 def test_every_shipped_experiment_loads():
     names = [path.stem for path in CONFIG_FOLDER.glob("*.yaml")]
-    assert "fan_trans" in names
-    assert [load_experiment(name).name for name in names] == names
+    assert {"fan_trans", "demo", "table1"} <= set(names)
+    for name in names:
+        chosen = load_set(name, base="fan_trans")
+        assert chosen.name == name
+        assert len(chosen.experiments) >= 1
 
 
 def test_defaults_are_the_papers():
@@ -62,3 +68,48 @@ def test_faults_are_one_sentence(tmp_path, text, sentence):
         load_experiment("a", folder=tmp_path)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_set_is_its_variants_times_seeds_over_the_base(tmp_path):
+    write(tmp_path, small="""
+published_table: table1
+seeds: [0, 3]
+variants:
+  full: {published: Full}
+  shallow: {head: {num_blocks: 1}, train: {lr: 0.5}}
+""")
+    chosen = load_set(str(tmp_path / "small.yaml"), base="demo")
+    assert (chosen.name, chosen.published_table) == ("small", "table1")
+    assert [(variant.name, variant.published) for variant in chosen.variants] == [("full", "Full"), ("shallow", None)]
+    assert [each.name for each in chosen.experiments] == ["full-seed0", "full-seed3", "shallow-seed0", "shallow-seed3"]
+    full, last, demo = chosen.experiments[0], chosen.experiments[3], load_experiment("demo")
+    assert (full.head, full.train, full.cache, full.source) == (demo.head, demo.train, demo.cache, "demo")
+    assert (last.head.num_blocks, last.train.lr, last.train.seed) == (1, 0.5, 3)
+
+
+def test_an_experiment_is_a_set_of_its_own():
+    assert load_set("demo", base="fan_trans").experiments == (load_experiment("demo"),)
+
+
+@pytest.mark.parametrize(("content", "fault"), [
+    ("variants: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
+    ("variants: [a, b]", "`variants` a mapping"),
+    ("variants: {a: {}}\nbase: demo", "unknown key `base`; a set has published_table, seeds, variants"),
+])
+def test_faults_of_a_set_are_one_sentence(tmp_path, content, fault):
+    write(tmp_path, mine=content)
+    with pytest.raises(ConfigError, match=re.escape(fault)):
+        load_set(str(tmp_path / "mine.yaml"), base="demo")
+
+
+def test_a_set_is_not_taken_for_an_experiment():
+    with pytest.raises(ConfigError, match="names a set of experiments"):
+        load_experiment("table1")
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table4"])
+def test_the_papers_tables_have_all_their_rows(name):
+    published = pd.read_csv(PUBLISHED_FILE).query("table == @name and au == 'AVG'")
+    chosen = load_set(name, base="fan_trans")
+    assert chosen.published_table == name
+    assert {variant.published for variant in chosen.variants} == set(published["method"])

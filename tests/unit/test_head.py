@@ -157,8 +157,8 @@ def test_variants_have_the_branches_of_their_names(variant):
     named = {"o2o": "OneToOne", "o2m": "OneToMany"}
     expected = [named[word] for word in variant.split("_") if word in named] or ["Pooled"]
     assert kinds == expected
-    assert len(head.trunks) == max(1, len({word for word in variant.split("_") if word in ("t1", "t2")}))
-    assert (head.gate is not None) == (len(expected) == 2)
+    assert len(head.trunks) == max(1, len({word for word in variant.split("_") if word in ("t1", "t2", "t3")}))
+    assert (head.gate is not None) == (len(expected) > 1)
     assert sum(len(trunk) for trunk in head.trunks) == (0 if variant == "baseline" else 2 * len(head.trunks))
 
 

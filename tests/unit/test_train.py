@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import signal
 from pathlib import Path
 
@@ -9,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.head import DeployedHead
-from pipeline import train
 from pipeline.cache.codecs import make_codec
 from pipeline.cache.reader import open_cache
 from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
+from pipeline.deployed import load_deployed
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import predict
 from pipeline.protocols import Protocol
 from pipeline.report import read_report, write_report
-from pipeline.train import TrainingRun, fold_parts, head_shape, learning_rate, train_fold
+from pipeline.runs import TrainingRun, fold_parts, head_shape, write_record
+from pipeline.train import HeadTraining, learning_rate, train_heads
 from tests.unit import small_cache
 
 RULES = Protocol(name="small", aus=(1, 2), subject_parts={}, assigns_by_number=True, bad_frames={})
@@ -28,12 +29,17 @@ TRAIN = TrainConfig(num_epochs=3, batch_size=4, lr=1e-2)
 
 def make_run(folder: Path, **changes) -> TrainingRun:
     cache = next(iter((folder / "cache").glob("*/current.json"))).parent
-    experiment = ExperimentConfig(name="small", head=changes.pop("head", HEAD), train=changes.pop("train", TRAIN))
-    run = TrainingRun(experiment=experiment, dataset="small", rules=RULES, frames=small_cache.make_frames(),
-                      cache=open_cache(cache), folder=folder / "runs" / changes.pop("name", "a"), init_from=None)
-    document = {"aus": list(RULES.aus), "cache": run.cache.fingerprint, "head": experiment.head.model_dump()}
-    train._write_run(run, document)
-    return run
+    experiment = ExperimentConfig(name="small", source="small", head=changes.pop("head", HEAD),
+                                  train=changes.pop("train", TRAIN))
+    reader = open_cache(cache)
+    record = {"aus": list(RULES.aus), "cache": reader.fingerprint, "head": experiment.head.model_dump()}
+    return TrainingRun(experiment=experiment, dataset="small", rules=RULES, frames=small_cache.make_frames(),
+                       cache=reader, folder=folder / "runs" / changes.pop("name", "a"), init_from=None, record=record)
+
+
+def train_fold(run: TrainingRun, part: str) -> Path:
+    train_heads([(run, part)])
+    return run.fold_folder(part)
 
 
 @pytest.fixture
@@ -73,8 +79,7 @@ def test_a_fold_trains_scores_and_is_not_trained_twice(folder):
 def test_the_deployed_weights_give_the_stored_predictions(folder):
     run = make_run(folder)
     fold = train_fold(run, "P2")
-    head = DeployedHead(head_shape(run))
-    head.load_state_dict(load_file(fold / "deployed.safetensors"))
+    head = load_deployed(fold / "deployed").head
     again = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu")
     pd.testing.assert_frame_equal(again, pd.read_parquet(fold / "predictions.parquet"))
     flipped = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu", averages_flip=True)
@@ -83,17 +88,14 @@ def test_the_deployed_weights_give_the_stored_predictions(folder):
 
 def _train_and_die(folder: Path) -> None:
     run = make_run(Path(folder), name="killed")
-    epochs = 0
-    one_epoch = train._Fold.train_epoch
+    see = HeadTraining.see
 
-    def dying(self, progress):
-        nonlocal epochs
-        epochs += 1
-        if epochs == 3:
-            signal.raise_signal(signal.SIGKILL)
-        one_epoch(self, progress)
+    def dying(self, page, *, step):
+        if page.epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        see(self, page, step=step)
 
-    train._Fold.train_epoch = dying
+    HeadTraining.see = dying
     train_fold(run, "P1")
 
 
@@ -111,8 +113,75 @@ def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder):
         assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
 
 
+def weights_of(folds):
+    return [load_file(fold / "head.safetensors") for fold in folds]
+
+
+def test_heads_that_read_together_learn_what_each_learns_alone(folder):
+    settings = [TRAIN, TrainConfig(num_epochs=2, batch_size=3, lr=1e-2, seed=5), TRAIN]
+    heads = [HEAD, HEAD, HeadConfig(dim=8, num_blocks=1, variant="baseline")]
+    alone = [make_run(folder, name=f"alone-{i}", train=settings[i], head=heads[i]) for i in range(3)]
+    for run in alone:
+        for part in ("P1", "P2", "P3"):
+            train_fold(run, part)
+    together = [make_run(folder, name=f"together-{i}", train=settings[i], head=heads[i]) for i in range(3)]
+    train_fold(together[0], "P2")
+    share = train_heads([(run, part) for run in together for part in ("P1", "P2", "P3")])
+    assert 0 <= share <= 1
+    for one, other in zip(alone, together, strict=True):
+        for part in ("P1", "P2", "P3"):
+            ours, theirs = weights_of([one.fold_folder(part), other.fold_folder(part)])
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+            pd.testing.assert_frame_equal(*(pd.read_parquet(run.fold_folder(part) / "predictions.parquet")
+                                            for run in (one, other)))
+
+
+def test_bf16_learns_in_a_lower_precision_and_keeps_weights_in_fp32(folder):
+    fp32, bf16 = (make_run(folder, name=name, train=TRAIN.model_copy(update={"precision": name}))
+                  for name in ("fp32", "bf16"))
+    folds = [train_fold(run, "P1") for run in (fp32, bf16)]
+    one, other = weights_of(folds)
+    assert all(tensor.dtype != torch.bfloat16 for tensor in other.values())
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    first_losses = [json.loads((fold / "result.json").read_bytes())["history"][0]["loss"] for fold in folds]
+    assert first_losses[1] == pytest.approx(first_losses[0], rel=0.02)
+
+
+def test_weights_do_not_depend_on_the_number_of_threads(folder):
+    num_threads = torch.get_num_threads()
+    folds = []
+    for num in (1, 3):
+        torch.set_num_threads(num)
+        run = make_run(folder, name=f"threads-{num}")
+        train_heads([(run, part) for part in ("P1", "P2", "P3")])
+        folds.append(run.fold_folder("P2"))
+    torch.set_num_threads(num_threads)
+    one, three = weights_of(folds)
+    assert all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_a_fault_in_one_head_ends_the_training_and_keeps_what_was_finished(folder, monkeypatch):
+    run = make_run(folder)
+    finish = HeadTraining.finish
+
+    def failing(self):
+        if self.test_part == "P3":
+            raise DataError("the disk is gone")
+        finish(self)
+
+    monkeypatch.setattr(HeadTraining, "finish", failing)
+    with pytest.raises(DataError, match="the disk is gone"):
+        train_heads([(run, part) for part in ("P1", "P2", "P3")])
+    monkeypatch.undo()
+    assert (run.fold_folder("P3") / "checkpoint.pt").is_file()
+    train_heads([(run, part) for part in ("P1", "P2", "P3")])
+    assert all(run.is_done(part) for part in ("P1", "P2", "P3"))
+
+
 def test_report_aggregates_the_finished_folds(folder):
     run = make_run(folder)
+    write_record(run)
     with pytest.raises(DataError, match="has no finished fold"):
         read_report(run.folder)
     for part in ("P1", "P3"):
@@ -172,6 +241,6 @@ def test_faults_are_one_sentence(folder):
     assert fold_parts(run, None) == ("P1", "P2", "P3")
     never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
     object.__setattr__(run, "frames", never)
-    object.__setattr__(run, "experiment", ExperimentConfig(name="small", head=HEAD, train=TRAIN))
+    object.__setattr__(run, "experiment", ExperimentConfig(name="small", source="small", head=HEAD, train=TRAIN))
     with pytest.raises(DataError, match="no training frame is positive for AU1"):
         train_fold(run, "P1")

@@ -1,0 +1,113 @@
+"""Many heads from one reading, beside the same heads one after another, each reading the cache itself.
+
+    fantrans demo && python benchmarks/heads_together.py --set table1 --out var/heads_together.json
+
+One epoch of every variant and fold of the set, on the data set's own cache. "alone" trains a head as `fantrans train`
+does, on one torch thread; "alone_all_threads" lets its kernels share the batch among all cores, so it ends with other
+last bits. Every time includes reading and decoding, none the scoring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pipeline.catalog import load_catalog
+from pipeline.config import ExperimentConfig, load_set
+from pipeline.folds import train_parts
+from pipeline.loader import Page, TrainingPages
+from pipeline.relay import relay
+from pipeline.runs import TrainingRun, run_of
+from pipeline.train import HeadTraining, keep_freed_memory
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", default="table1")
+    parser.add_argument("--dataset", default="bp4d-synthetic")
+    parser.add_argument("--variants", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("var/heads_together.json"))
+    arguments = parser.parse_args()
+    catalog = load_catalog()
+    variants = load_set(arguments.set, base=catalog.dataset(arguments.dataset).experiment).variants
+    runs = [never_done(variant.experiments[0], arguments.dataset) for variant in variants[: arguments.variants]]
+    keep_freed_memory()
+    num_threads = torch.get_num_threads()
+    seconds = {"together": timed(partial(together, runs, num_threads))}
+    share = seconds["together"][1]
+    seconds["alone"] = timed(lambda: [together([run], 1, parts=(part,)) for run in runs for part in parts_of(run)])
+    torch.set_num_threads(num_threads)
+    seconds["alone_all_threads"] = timed(lambda: [alone(run, part) for run in runs for part in parts_of(run)])
+    frames = sum(head.batches.num_batches * head.settings.batch_size for head in heads_of(runs))
+    result = {
+        "num_heads": len(heads_of(runs)), "num_threads": num_threads, "head_frames": frames,
+        **{f"{name}_s": took for name, (took, _) in seconds.items()},
+        **{f"{name}_head_frames_a_second": frames / took for name, (took, _) in seconds.items()},
+        "together_of_alone": seconds["together"][0] / seconds["alone"][0],
+        "together_of_alone_all_threads": seconds["together"][0] / seconds["alone_all_threads"][0],
+        "waiting_for_data_percent": 100 * share,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2))
+
+
+def never_done(experiment: ExperimentConfig, dataset: str) -> TrainingRun:
+    """A run of one epoch more than the experiment's, so that nothing of it is there and nothing gets scored."""
+    train = experiment.train.model_copy(update={"num_epochs": experiment.train.num_epochs + 1})
+    return run_of(experiment.model_copy(update={"train": train}), dataset=dataset)
+
+
+def parts_of(run: TrainingRun) -> tuple[str, ...]:
+    """Parts that the run's folds test."""
+    return run.experiment.parts
+
+
+def heads_of(runs: Iterable[TrainingRun], parts: tuple[str, ...] | None = None) -> list[HeadTraining]:
+    """A new head for every run and fold."""
+    heads = [HeadTraining.start(run, part, "cpu") for run in runs for part in parts or parts_of(run)]
+    for head in heads:
+        head.checkpoint.unlink(missing_ok=True)
+    return heads
+
+
+def pages_of(run: TrainingRun, parts: Iterable[str]) -> Iterable[Page]:
+    """One epoch."""
+    return TrainingPages(run.cache, run.frames, parts=set(parts)).epochs(0, 1)
+
+
+def ignore(_: int) -> None:
+    """Progress is not shown."""
+
+
+def together(runs: list[TrainingRun], num_threads: int, parts: tuple[str, ...] | None = None) -> float:
+    """One reading for all."""
+    heads = heads_of(runs, parts)
+    needed = {part for head in heads for part in train_parts(head.test_part)}
+    return relay(pages_of(runs[0], needed), [partial(head.see, step=ignore) for head in heads],
+                 num_threads=num_threads)
+
+
+def alone(run: TrainingRun, part: str) -> None:
+    """One head whose kernels use all threads."""
+    (head,) = heads_of([run], (part,))
+    for page in pages_of(run, train_parts(part)):
+        head.see(page, step=ignore)
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and what `work` returned if it is a number."""
+    started = time.perf_counter()
+    returned = work()
+    return time.perf_counter() - started, returned if isinstance(returned, float) else 0.0
+
+
+if __name__ == "__main__":
+    main()

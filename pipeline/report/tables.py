@@ -1,0 +1,263 @@
+"""Many runs in one table: a set of experiments beside the published numbers, and two runs beside each other.
+
+A row is the mean over its seeds. Intervals come from resampling subjects, the same ones for every row, so differences
+are paired; they leave out the chance in a training, of which the seeds show something.
+"""
+
+# R resamples, A action units
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from pipeline.catalog import load_catalog
+from pipeline.config import load_set
+from pipeline.errors import DataError
+from pipeline.files import write_atomically, write_bytes_atomically
+from pipeline.metrics import COUNT_COLUMNS, interval_percent, resampled_percent
+from pipeline.records import read_table
+from pipeline.runs import run_of
+
+PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ by seed alone.
+
+    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over `num_seeds` runs; None where
+    none is done. subjects: the tested ones, with their parts.
+    """
+
+    name: str
+    published: str | None
+    num_seeds: int
+    values: np.ndarray | None
+    aus: tuple[int, ...] = ()
+    subjects: frozenset[tuple[str, str]] = frozenset()
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the mean over action units."""
+        assert self.values is not None
+        low, high = interval_percent(self.values[1:])
+        return float(low[-1]), float(high[-1])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Points of `ours` minus `theirs`: each AU's, last the mean's, with 95 % intervals (A + 1,)."""
+
+    ours: str
+    theirs: str
+    aus: tuple[int, ...]
+    num_subjects: int
+    points: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def sentence(self) -> str:
+        """What may be said of the means."""
+        points, low, high = self.points[-1], self.low[-1], self.high[-1]
+        numbers = f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects)"
+        if low <= 0 <= high:
+            return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}"
+        return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
+
+    def rich_table(self) -> Table:
+        """A row an action unit, for a terminal."""
+        table = Table(title=f"{self.ours} minus {self.theirs}, points of F1", title_justify="left")
+        for name in ("AU", "difference", "95 %"):
+            table.add_column(name, justify="left" if name == "AU" else "right")
+        for name, *numbers in zip([*(f"AU{au}" for au in self.aus), "mean"], self.points, self.low, self.high,
+                                  strict=True):
+            table.add_row(name, f"{numbers[0]:+.1f}", f"{numbers[1]:+.1f} to {numbers[2]:+.1f}")
+        return table
+
+
+@dataclass(frozen=True)
+class SetTable:
+    """The rows of a set; the first one is what the others are compared with."""
+
+    name: str
+    dataset: str
+    what_data: str
+    rows: tuple[Row, ...]
+    num_seeds: int
+    published: pd.DataFrame
+    """Of the set's published table: method, au, f1_percent; empty without one."""
+
+    def table(self) -> pd.DataFrame:
+        """A row a variant: seeds, F1 of each AU and their mean, interval, differences to the first row, published."""
+        return pd.DataFrame([self._record(row) for row in self.rows])
+
+    def _record(self, row: Row) -> dict[str, object]:
+        record: dict[str, object] = {"variant": row.name, "seeds": row.num_seeds}
+        if row.values is not None:
+            record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
+            low, high = row.interval
+            record |= {"f1_percent": row.values[0, -1], "low_percent": low, "high_percent": high}
+            first = self.rows[0]
+            if first.values is not None and row is not first:
+                gap = difference(row, first)
+                record |= {"over_first": gap.points[-1], "over_first_low": gap.low[-1], "over_first_high": gap.high[-1]}
+        published = self._published(row)
+        if published is not None:
+            record["published_percent"] = published
+            if row.values is not None:
+                record["minus_published"] = row.values[0, -1] - published
+            base = self._published(self.rows[0])
+            if base is not None and row is not self.rows[0]:
+                record["published_over_first"] = published - base
+        return record
+
+    def _published(self, row: Row, au: str = "AVG") -> float | None:
+        found = self.published[(self.published["method"] == row.published) & (self.published["au"] == au)]
+        return None if found.empty else float(found["f1_percent"].iloc[0])
+
+    def legend(self) -> str:
+        """What the numbers are and where they come from."""
+        return (
+            f"F1 in percent, mean over parts and action units, threshold 0.5, last epoch. Ours: on {self.what_data}, "
+            f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. 95 %: from "
+            f"resampling subjects. Over first: minus {self.rows[0].name}, paired."
+        )
+
+    def rich_table(self) -> Table:
+        """For a terminal."""
+        table = Table(title=f"{self.name} on {self.dataset}", caption=self.legend(), title_justify="left",
+                      caption_justify="left")
+        for i, name in enumerate(_COLUMNS):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for cells in self._cells():
+            table.add_row(*cells)
+        return table
+
+    def markdown(self) -> str:
+        """The summary, then all action units in the paper's layout: ours, and under it the published row."""
+        lines = [f"# {self.name} on {self.dataset}", "", self.legend(), ""]
+        lines += _markdown_table(_COLUMNS, self._cells())
+        aus = next((row.aus for row in self.rows if row.values is not None), ())
+        if aus:
+            cells = []
+            for row in self.rows:
+                ours = ["-"] * (len(aus) + 1) if row.values is None else [f"{value:.1f}" for value in row.values[0]]
+                cells.append([row.name, *ours])
+                theirs = [self._published(row, name) for name in (*(f"AU{au}" for au in aus), "AVG")]
+                if any(value is not None for value in theirs):
+                    cells.append(["*published*", *("" if value is None else f"{value:.1f}" for value in theirs)])
+            lines += ["", *_markdown_table(["variant", *(f"AU{au}" for au in aus), "mean"], cells)]
+        return "\n".join(lines) + "\n"
+
+    def _cells(self) -> list[list[str]]:
+        return [
+            [
+                record["variant"], f"{record['seeds']}",
+                _number(record, "f1_percent"), _span(record, "low_percent", "high_percent", ".1f"),
+                _number(record, "published_percent"), _number(record, "minus_published", "+.1f"),
+                _number(record, "over_first", "+.2f"), _span(record, "over_first_low", "over_first_high", "+.2f"),
+                _number(record, "published_over_first", "+.1f"),
+            ]
+            for record in self.table().to_dict("records")
+        ]
+
+
+_COLUMNS = ["variant", "seeds", "F1", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
+
+
+def write_set_report(
+    config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+) -> tuple[SetTable, Path]:
+    """The table of a set's finished runs; writes .md, .csv and .json under the runs root, returns the .md.
+
+    The arguments are those of `train_folds`. A run counts when all its folds are done. Raises `DataError` if none is.
+    """
+    catalog = load_catalog()
+    entry = catalog.dataset(dataset)
+    chosen = load_set(config, base=base or entry.experiment)
+    rows = []
+    for variant in chosen.variants:
+        runs = [run_of(each, dataset=dataset, init_from=init_from, catalog=catalog) for each in variant.experiments]
+        folders = [run.folder for run in runs if all(run.is_done(part) for part in run.experiment.parts)]
+        rows.append(row_of(variant.name, folders, published=variant.published))
+    if all(row.values is None for row in rows):
+        raise DataError(f"no run of {config} on {dataset} is done; run `fantrans train {config} --dataset {dataset}`")
+    published = pd.read_csv(PUBLISHED_FILE)
+    published = published[published["table"] == chosen.published_table]
+    what = "rendered faces" if entry.rendered is not None else f"{entry.layout.upper()}, protocol {entry.protocol}"
+    if init_from:
+        what += f", heads started from {init_from}"
+    num_seeds = max(len(variant.experiments) for variant in chosen.variants)
+    table = SetTable(chosen.name, dataset, what, tuple(rows), num_seeds, published)
+    started = f"-from-{init_from}" if init_from else ""
+    stem = catalog.roots.runs / "tables" / f"{chosen.name}-{dataset}{started}"
+    records = json.loads(table.table().to_json(orient="records"))
+    document = {"set": chosen.name, "dataset": dataset, "measured_on": what, "rows": records}
+    write_bytes_atomically(stem.with_suffix(".json"), json.dumps(document, indent=2).encode())
+    write_atomically(stem.with_suffix(".csv"), lambda temp: table.table().to_csv(temp, index=False))
+    write_bytes_atomically(stem.with_suffix(".md"), table.markdown().encode())
+    return table, stem.with_suffix(".md")
+
+
+def compare_runs(root: Path, ours: str, theirs: str) -> Difference:
+    """Two runs below `root`, or two patterns of runs that differ by seed; `DataError` where nothing is done."""
+    return difference(*(row_of(name, _matching(root, name), published=None) for name in (ours, theirs)))
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    folders = [folder for folder in sorted(root.glob(pattern)) if (folder / "run.json").is_file()]
+    if not folders:
+        raise DataError(f"{root} has no run {pattern}; `fantrans train` prints the names of its runs")
+    return folders
+
+
+def row_of(name: str, folders: Sequence[Path], *, published: str | None) -> Row:
+    """The mean of finished runs; `DataError` if they were tested on different subjects."""
+    tables = [pd.concat([read_table(path, columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
+                         for path in sorted(folder.glob("fold-*/counts.parquet"))]) for folder in folders]
+    if not tables:
+        return Row(name, published, 0, None)
+    subjects = [frozenset(zip(table["part"], table["subject"], strict=True)) for table in tables]
+    if len(set(subjects)) > 1:
+        raise DataError(f"the runs of {name} were tested on different subjects; compare runs of the same folds")
+    values = np.mean([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables], 0)
+    return Row(name, published, len(tables), values, tuple(sorted(tables[0]["au"].unique())), subjects[0])
+
+
+def difference(ours: Row, theirs: Row) -> Difference:
+    """Paired difference; `DataError` where subjects or action units are not the same."""
+    for row in (ours, theirs):
+        if row.values is None:
+            raise DataError(f"no run of {row.name} is done; train it first")
+    if (ours.subjects, ours.aus) != (theirs.subjects, theirs.aus):
+        raise DataError(
+            f"{ours.name} and {theirs.name} were not tested on the same subjects and action units "
+            f"({len(ours.subjects)} and {len(theirs.subjects)} subjects); compare runs of the same data and folds"
+        )
+    assert ours.values is not None
+    assert theirs.values is not None
+    gaps = ours.values - theirs.values
+    return Difference(ours.name, theirs.name, ours.aus, len(ours.subjects), gaps[0], *interval_percent(gaps[1:]))
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+def _number(record: dict, name: str, form: str = ".1f") -> str:
+    value = record.get(name, math.nan)
+    return "" if math.isnan(value) else f"{value:{form}}"
+
+
+def _span(record: dict, low: str, high: str, form: str) -> str:
+    ends = [_number(record, name, form) for name in (low, high)]
+    return " to ".join(ends) if all(ends) else ""

@@ -1,0 +1,29 @@
+"""The deployed model in another runtime: a real export, run by onnxruntime."""
+
+import json
+
+import pytest
+
+from pipeline import deployed
+from pipeline.deployed import export_deployed, write_deployed
+from pipeline.errors import ConfigError
+from tests.unit.test_deployed import trained_head
+
+
+@pytest.mark.parametrize(("variant", "drop"), [("t1_o2o_t2_o2m", "learned"), ("t1_o2o_t2_o2m", "row"),
+                                               ("c_t_o2o", "full"), ("baseline", "full")])
+def test_onnx_agrees_with_torch(tmp_path, variant, drop):
+    head = trained_head(variant=variant, attention_drop=drop)
+    fold, out = tmp_path / "fold", tmp_path / "out"
+    write_deployed(fold, head.deployed(), aus=(1, 2, 4), features={"profile": "exact"})
+    assert export_deployed(fold, out) <= 1e-5
+    assert {path.name for path in out.iterdir()} == {"head.safetensors", "head.json", "head.onnx"}
+    ours, theirs = (json.loads((folder / "head.json").read_bytes()) for folder in (out, fold))
+    assert ours == theirs
+
+
+def test_a_file_that_differs_is_refused(tmp_path, monkeypatch):
+    write_deployed(tmp_path, trained_head().deployed(), aus=(1, 2, 4), features={})
+    monkeypatch.setattr(deployed, "ONNX_TOLERANCE", -1.0)
+    with pytest.raises(ConfigError, match="differs from the model by"):
+        deployed.write_onnx(tmp_path)

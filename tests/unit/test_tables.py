@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.metrics import interval_percent, resampled_percent, summarise
+from pipeline.report.tables import SetTable, compare_runs, difference, row_of
+
+AUS = (1, 4)
+
+
+def make_counts(*, skill, seed=0, num_subjects=30):
+    """Counts of two parts' subjects: of 20 positives and 20 negatives each AU, `skill` are right on average."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for part in ("P1", "P2"):
+        for subject in range(num_subjects // 2):
+            for au in AUS:
+                tp, tn = rng.binomial(20, skill, 2)
+                rows.append((part, f"{part}-{subject:02d}", au, tp, 20 - tn, 20 - tp, tn, 0))
+    return pd.DataFrame(rows, columns=["part", "subject", "au", "tp", "fp", "fn", "tn", "unknown"])
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A root with three runs: two alike but for their seed, and a better one."""
+    for name, skill, seed in (("plain-seed0", 0.6, 0), ("plain-seed1", 0.6, 1), ("good-seed0", 0.8, 2)):
+        counts = make_counts(skill=skill, seed=seed)
+        for part, table in counts.groupby("part"):
+            folder = tmp_path / name / f"fold-{part}"
+            folder.mkdir(parents=True)
+            table.to_parquet(folder / "counts.parquet", index=False)
+        (tmp_path / name / "run.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_row_is_the_mean_over_seeds():
+    tables = [make_counts(skill=0.7, seed=seed) for seed in (0, 1)]
+    values = np.mean([resampled_percent(table, num_resamples=50) for table in tables], 0)
+    expected = np.mean([summarise(table).f1_percent for table in tables])
+    assert values.shape == (51, 3)
+    assert values[0, -1] == pytest.approx(expected)
+    assert values[0, :-1].mean() == pytest.approx(expected)
+
+
+def test_a_better_run_is_better_and_seeds_of_one_are_not_distinguishable(runs):
+    better = compare_runs(runs, "good-*", "plain-*")
+    assert better.num_subjects == 30
+    assert better.low[-1] > 0
+    assert better.sentence().startswith("good-* is better than plain-*: +")
+    worse = compare_runs(runs, "plain-*", "good-seed0")
+    assert "is worse than" in worse.sentence()
+    assert worse.points == pytest.approx(-better.points)
+    alike = compare_runs(runs, "plain-seed0", "plain-seed1")
+    assert "not distinguishable at 95 %" in alike.sentence()
+
+
+def test_pairing_by_subject_makes_the_interval_of_a_run_with_itself_a_point(runs):
+    same = compare_runs(runs, "plain-seed0", "plain-seed0")
+    assert same.points.tolist() == same.low.tolist() == same.high.tolist() == [0, 0, 0]
+
+
+def test_the_paired_interval_covers_the_true_difference_about_as_often_as_it_says():
+    """100 pairs of equally good runs: 95 of 100 intervals should hold zero; fewer than 87 has a chance below 0.1 %."""
+    num_covered = 0
+    for seed in range(100):
+        ours, theirs = (make_counts(skill=0.7, seed=2 * seed + i) for i in (0, 1))
+        gaps = resampled_percent(ours, num_resamples=400) - resampled_percent(theirs, num_resamples=400)
+        low, high = interval_percent(gaps[1:])
+        num_covered += bool(low[-1] <= 0 <= high[-1])
+    assert num_covered >= 87
+
+
+def test_runs_on_other_subjects_are_not_compared(runs):
+    other = runs / "other-seed0/fold-P1"
+    other.mkdir(parents=True)
+    (runs / "other-seed0/run.json").write_text("{}")
+    make_counts(skill=0.6, num_subjects=10).query("part == 'P1'").to_parquet(other / "counts.parquet", index=False)
+    with pytest.raises(DataError, match=r"not tested on the same subjects and action units \(5 and 30 subjects\)"):
+        compare_runs(runs, "other-seed0", "good-seed0")
+    with pytest.raises(DataError, match="tested on different subjects"):
+        compare_runs(runs, "*-seed0", "good-seed0")
+    with pytest.raises(DataError, match="has no run none"):
+        compare_runs(runs, "none", "good-seed0")
+
+
+def test_a_set_is_printed_beside_the_published_table(runs):
+    published = pd.DataFrame({"method": ["Base", "Base", "Ours"], "au": ["AU1", "AVG", "AVG"],
+                              "f1_percent": [50.0, 61.5, 64.8]})
+    rows = (
+        row_of("plain", sorted(runs.glob("plain-*")), published="Base"),
+        row_of("good", [runs / "good-seed0"], published="Ours"),
+        row_of("later", [], published=None),
+    )
+    table = SetTable("table9", "small", "rendered faces", rows, 3, published)
+    records = table.table().set_index("variant")
+    gap = difference(rows[1], rows[0])
+    assert records.loc["good", "over_first"] == pytest.approx(gap.points[-1])
+    assert records.loc["good", "published_over_first"] == pytest.approx(3.3)
+    assert records.loc["plain", "minus_published"] == pytest.approx(rows[0].values[0, -1] - 61.5)
+    assert records["seeds"].tolist() == [2, 1, 0]
+    text = table.markdown()
+    assert "Ours: on rendered faces" in text
+    assert "| *published* | 50.0 |  | 61.5 |" in text
+    assert "| later | 0 |" in text
+    assert json.loads(table.table().to_json(orient="records"))[2]["f1_percent"] is None
