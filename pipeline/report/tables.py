@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE
 from rich.table import Table
 
 from pipeline.catalog import load_catalog
@@ -134,7 +135,7 @@ class SetTable:
     def rich_table(self) -> Table:
         """For a terminal."""
         table = Table(title=f"{self.name} on {self.dataset}", caption=self.legend(), title_justify="left",
-                      caption_justify="left")
+                      caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
         for i, name in enumerate(_COLUMNS):
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for cells in self._cells():
@@ -163,7 +164,7 @@ class SetTable:
                 record["variant"], f"{record['seeds']}",
                 _number(record, "f1_percent"), _span(record, "low_percent", "high_percent", ".1f"),
                 _number(record, "published_percent"), _number(record, "minus_published", "+.1f"),
-                _number(record, "over_first", "+.2f"), _span(record, "over_first_low", "over_first_high", "+.2f"),
+                _number(record, "over_first", "+.1f"), _span(record, "over_first_low", "over_first_high", "+.1f"),
                 _number(record, "published_over_first", "+.1f"),
             ]
             for record in self.table().to_dict("records")
@@ -260,4 +261,4 @@ def _number(record: dict, name: str, form: str = ".1f") -> str:
 
 def _span(record: dict, low: str, high: str, form: str) -> str:
     ends = [_number(record, name, form) for name in (low, high)]
-    return " to ".join(ends) if all(ends) else ""
+    return "..".join(ends) if all(ends) else ""
