@@ -190,11 +190,15 @@ class HeadBatches:
         is_left = chosen < num_left
         from_page = mine[np.maximum(chosen - num_left, 0)] if len(mine) else np.zeros(len(chosen), np.int64)
         if not is_left.any():
-            return stored[torch.from_numpy(from_page)]
+            return stored[_index(from_page, stored)]
         values = stored.new_empty((len(chosen), *stored.shape[1:]))
-        values[torch.from_numpy(is_left)] = self._left[name][torch.from_numpy(chosen[is_left])]
-        values[torch.from_numpy(~is_left)] = stored[torch.from_numpy(from_page[~is_left])]
+        values[_index(is_left, stored)] = self._left[name][_index(chosen[is_left], stored)]
+        values[_index(~is_left, stored)] = stored[_index(from_page[~is_left], stored)]
         return values
+
+
+def _index(places: np.ndarray, tensor: Tensor) -> Tensor:
+    return torch.from_numpy(places).to(tensor.device, non_blocking=True)
 
 
 def _read_ahead(cache: CacheReader, wanted: list[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:

@@ -141,8 +141,8 @@ class HeadTraining:
     weights_A: Tensor
     optimiser: torch.optim.Optimizer
     history: list[dict[str, float]] = field(default_factory=list)
-    _epoch: list[tuple[float, float, float]] = field(default_factory=list)
-    """Losses of the steps of the epoch so far."""
+    _epoch: list[Tensor] = field(default_factory=list)
+    """Losses (3,) of the steps of the epoch so far, on the device: reading them would make it wait."""
     _seconds: float = 0.0
 
     @classmethod
@@ -210,8 +210,8 @@ class HeadTraining:
             if self.num_epochs_done == self.settings.num_epochs:
                 self.finish()
 
-    def _learn(self, batch: Batch) -> tuple[float, float, float]:
-        """One step; returns its losses: total, classification, distillation."""
+    def _learn(self, batch: Batch) -> Tensor:
+        """One step; returns its losses (3,): total, classification, distillation."""
         settings = self.settings
         lr = self._learning_rate()
         for group in self.optimiser.param_groups:
@@ -225,8 +225,7 @@ class HeadTraining:
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
         self.optimiser.step()
-        total, classification, distillation = (float(term.detach()) for term in terms)
-        return total, classification, distillation
+        return torch.stack(terms).detach()
 
     def _learning_rate(self) -> float:
         an_epoch = self.batches.num_batches
@@ -234,7 +233,7 @@ class HeadTraining:
                              num_steps=self.settings.num_epochs * an_epoch, steps_an_epoch=an_epoch)
 
     def _end_epoch(self) -> None:
-        means = (sum(losses) / len(losses) for losses in zip(*self._epoch, strict=True))
+        means = torch.stack(self._epoch).double().mean(0).tolist()
         named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
         lr = self.optimiser.param_groups[0]["lr"]
         self.history.append({"epoch": self.num_epochs_done, **named, "lr": lr, "seconds": self._seconds})
