@@ -115,8 +115,9 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
     command = f"benchmarks/fidelity.py --dataset {arguments.dataset} --config {arguments.config} --seeds {seeds}"
     lines = [
         "# What the profiles cost", "",
-        f"`python {command}` writes this file: features of {exact.experiment.cache.features.weights} on the data set",
-        f"{arguments.dataset} ({exact.cache.manifest['num_rows']:,} frames), seeds {seeds}, 3 folds.",
+        f"`python {command}` writes this file:",
+        f"features of {exact.experiment.cache.features.weights} on the data set {arguments.dataset} "
+        f"({exact.cache.manifest['num_rows']:,} frames), seeds {seeds}, 3 folds.",
         "",
         '"Of fp16" is the share of what LF, H1 and H2 take in fp16. Errors are relative L2, means over frames;',
         "compact's H1 and H2 are the gated maps. F1 is in percent; differences are to `exact`, in points: of heads",
