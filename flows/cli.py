@@ -349,6 +349,9 @@ def train(
     folders = run(config, dataset=dataset, base=base, parts=tested, init_from=init_from, device=device)
     if len(folders) == 1:
         report([str(folders[0])])
+    elif tested is not None:  # the set's table is of whole runs
+        for folder in folders:
+            _say(f"trained {', '.join(tested)}: {folder}")
     else:
         report([config], dataset=dataset, base=base, init_from=init_from)
 

@@ -188,11 +188,16 @@ def load_set(name_or_path: str, *, base: str, folder: Path = CONFIG_FOLDER) -> E
         return ExperimentSet(experiment.name, None, (Variant(experiment.name, None, (experiment,)),))
     known = {"published_table", "seeds", "variants"}
     unknown = sorted(set(content) - known)
-    seeds, variants = content.get("seeds", [0]), content["variants"]
-    if unknown or not isinstance(variants, dict) or not isinstance(seeds, list):
-        fault = f"unknown key `{unknown[0]}`" if unknown else "`seeds` must be a list and `variants` a mapping"
-        raise ConfigError(f"{path}: {fault}; a set has {', '.join(sorted(known))}")
     under = _merged_with_bases(_path_of(base, folder), seen=())
+    seeds = content.get("seeds", [under.get("train", {}).get("seed", 0)])
+    variants = content["variants"]
+    are_variants = isinstance(variants, dict) and variants and all(
+        isinstance(over, dict | None) for over in variants.values())
+    are_seeds = isinstance(seeds, list) and seeds and len(set(map(str, seeds))) == len(seeds)
+    if unknown or not are_variants or not are_seeds:
+        fault = f"unknown key `{unknown[0]}`" if unknown else (
+            "`seeds` must be a list of different numbers and `variants` a mapping of names to settings")
+        raise ConfigError(f"{path}: {fault}; a set has {', '.join(sorted(known))}")
     made = []
     for name, settings in variants.items():
         over = dict(settings or {})

@@ -25,7 +25,7 @@ def relay(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *, num
     """
     state = _Relay(consumers)
     threads = [threading.Thread(target=state.work) for _ in range(min(num_threads, len(consumers)))]
-    started = time.monotonic()
+    started, num_before = time.monotonic(), torch.get_num_threads()
     for thread in threads:
         thread.start()
     try:
@@ -38,6 +38,7 @@ def relay(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *, num
     finally:
         for thread in threads:
             thread.join()
+        torch.set_num_threads(num_before)  # a thread's setting is the default of threads to come
     if state.error is not None:
         raise state.error
     return state.starved_s / max(len(threads) * (time.monotonic() - started), 1e-9)

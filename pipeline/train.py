@@ -95,11 +95,14 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
             step(head.num_epochs_done * head.batches.num_batches * head.settings.batch_size)
         share = relay(pages.epochs(first, end), [partial(head.see, step=step) for head in heads],
                       num_threads=num_threads)
-    for head in heads:  # whose training was whole but whose result was not
-        if not head.run.is_done(head.test_part):
-            head.finish()
+    unfinished = [head for head in heads if not head.run.is_done(head.test_part)]  # trained to the end and then killed
+    relay([None], [partial(_finish, head) for head in unfinished], num_threads=num_threads)
     logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
     return share
+
+
+def _finish(head: HeadTraining, _: None) -> None:
+    head.finish()
 
 
 def keep_freed_memory() -> None:

@@ -192,20 +192,21 @@ def write_set_report(
     if all(row.values is None for row in rows):
         raise DataError(f"no run of {config} on {dataset} is done; run `fantrans train {config} --dataset {dataset}`")
     published = pd.read_csv(PUBLISHED_FILE)
-    published = published[published["table"] == chosen.published_table]
+    published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
     what = "rendered faces" if entry.rendered is not None else f"{entry.layout.upper()}, protocol {entry.protocol}"
     if init_from:
         what += f", heads started from {init_from}"
     num_seeds = max(len(variant.experiments) for variant in chosen.variants)
     table = SetTable(chosen.name, dataset, what, tuple(rows), num_seeds, published)
     started = f"-from-{init_from}" if init_from else ""
-    stem = catalog.roots.runs / "tables" / f"{chosen.name}-{dataset}{started}"
+    stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}".replace("/", "_")
+    md, csv, as_json = (catalog.roots.runs / "tables" / f"{stem}.{kind}" for kind in ("md", "csv", "json"))
     records = json.loads(table.table().to_json(orient="records"))
     document = {"set": chosen.name, "dataset": dataset, "measured_on": what, "rows": records}
-    write_bytes_atomically(stem.with_suffix(".json"), json.dumps(document, indent=2).encode())
-    write_atomically(stem.with_suffix(".csv"), lambda temp: table.table().to_csv(temp, index=False))
-    write_bytes_atomically(stem.with_suffix(".md"), table.markdown().encode())
-    return table, stem.with_suffix(".md")
+    write_bytes_atomically(as_json, json.dumps(document, indent=2).encode())
+    write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
+    write_bytes_atomically(md, table.markdown().encode())
+    return table, md
 
 
 def compare_runs(root: Path, ours: str, theirs: str) -> Difference:
@@ -214,16 +215,36 @@ def compare_runs(root: Path, ours: str, theirs: str) -> Difference:
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:
-    folders = [folder for folder in sorted(root.glob(pattern)) if (folder / "run.json").is_file()]
+    folders = [path.parent for path in sorted(root.glob(f"{pattern}/run.json")) if any(_done_folds(path.parent))]
     if not folders:
-        raise DataError(f"{root} has no run {pattern}; `fantrans train` prints the names of its runs")
+        raise DataError(f"{root} has no finished run {pattern}; its folders are named by their runs")
+    first = _but_for_the_seed(folders[0])
+    for folder in folders[1:]:
+        other = _but_for_the_seed(folder)
+        names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+        if names:
+            raise DataError(f"{pattern} matches {folders[0].name} and {folder.name}, which differ in "
+                            f"{', '.join(names)} and not by seed alone; give a narrower pattern")
     return folders
+
+
+def _done_folds(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("fold-*/result.json"))
+
+
+def _but_for_the_seed(folder: Path) -> dict[str, object]:
+    """What a run's record says of its result, without its seed, and the run of the same seed that it started from."""
+    record = json.loads((folder / "run.json").read_bytes())
+    train = {name: value for name, value in record.get("train", {}).items() if name != "seed"}
+    kept = {name: value for name, value in record.items()
+            if name not in ("experiment", "revision", "versions", "init_from")}
+    return {**kept, "train": train}
 
 
 def row_of(name: str, folders: Sequence[Path], *, published: str | None) -> Row:
     """The mean of finished runs; `DataError` if they were tested on different subjects."""
-    tables = [pd.concat([read_table(path, columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
-                         for path in sorted(folder.glob("fold-*/counts.parquet"))]) for folder in folders]
+    tables = [pd.concat([read_table(fold / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
+                         for fold in _done_folds(folder)]) for folder in folders]
     if not tables:
         return Row(name, published, 0, None)
     subjects = [frozenset(zip(table["part"], table["subject"], strict=True)) for table in tables]

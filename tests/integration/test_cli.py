@@ -42,7 +42,7 @@ def test_catalog_check_says_what_is_missing(tmp_path):
         (("refresh", "bp4d", "--profile", "tiny"), "`features.profile` is 'tiny'"),
         (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "nowhere"), "is no run"),
-        (("compare", "a*", "b*"), "has no run a*; `fantrans train` prints the names of its runs"),
+        (("compare", "a*", "b*"), "has no finished run a*"),
         (("export", "nowhere", "--out", "model"), "head.safetensors is not there; train that fold first"),
         (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "table9", "--dataset", "bp4d"), "there is no experiment 'table9'"),

@@ -93,7 +93,9 @@ def test_an_experiment_is_a_set_of_its_own():
 
 @pytest.mark.parametrize(("content", "fault"), [
     ("variants: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
-    ("variants: [a, b]", "`variants` a mapping"),
+    ("variants: {a: 3}", "`variants` a mapping of names to settings"),
+    ("seeds: [0, 0]\nvariants: {a: {}}", "`seeds` must be a list of different numbers"),
+    ("variants: [a, b]", "`variants` a mapping of names to settings"),
     ("variants: {a: {}}\nbase: demo", "unknown key `base`; a set has published_table, seeds, variants"),
 ])
 def test_faults_of_a_set_are_one_sentence(tmp_path, content, fault):

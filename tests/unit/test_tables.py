@@ -32,6 +32,7 @@ def runs(tmp_path):
             folder = tmp_path / name / f"fold-{part}"
             folder.mkdir(parents=True)
             table.to_parquet(folder / "counts.parquet", index=False)
+            (folder / "result.json").write_text("{}")
         (tmp_path / name / "run.json").write_text("{}")
     return tmp_path
 
@@ -78,12 +79,24 @@ def test_runs_on_other_subjects_are_not_compared(runs):
     other.mkdir(parents=True)
     (runs / "other-seed0/run.json").write_text("{}")
     make_counts(skill=0.6, num_subjects=10).query("part == 'P1'").to_parquet(other / "counts.parquet", index=False)
+    with pytest.raises(DataError, match="has no finished run other"):
+        compare_runs(runs, "other-seed0", "good-seed0")
+    (other / "result.json").write_text("{}")
     with pytest.raises(DataError, match=r"not tested on the same subjects and action units \(5 and 30 subjects\)"):
         compare_runs(runs, "other-seed0", "good-seed0")
     with pytest.raises(DataError, match="tested on different subjects"):
         compare_runs(runs, "*-seed0", "good-seed0")
-    with pytest.raises(DataError, match="has no run none"):
+    with pytest.raises(DataError, match="has no finished run none"):
         compare_runs(runs, "none", "good-seed0")
+
+
+def test_a_pattern_that_matches_more_than_seeds_is_refused(runs):
+    for name, cache in (("plain-seed0", "ab"), ("plain-seed1", "cd")):
+        (runs / name / "run.json").write_text(json.dumps({"cache": cache, "train": {"seed": int(name[-1])}}))
+    with pytest.raises(DataError, match="differ in cache and not by seed alone"):
+        compare_runs(runs, "plain-*", "good-seed0")
+    (runs / "plain-seed1/run.json").write_text(json.dumps({"cache": "ab", "train": {"seed": 1}}))
+    assert compare_runs(runs, "plain-*", "good-seed0").num_subjects == 30
 
 
 def test_a_set_is_printed_beside_the_published_table(runs):
