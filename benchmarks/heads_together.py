@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from pipeline.catalog import load_catalog
-from pipeline.config import ExperimentConfig, load_set
+from pipeline.config import load_set
 from pipeline.folds import train_parts
 from pipeline.loader import Page, TrainingPages
 from pipeline.relay import relay
@@ -37,7 +40,17 @@ def main() -> None:
     arguments = parser.parse_args()
     catalog = load_catalog()
     variants = load_set(arguments.set, base=catalog.dataset(arguments.dataset).experiment).variants
-    runs = [never_done(variant.experiments[0], arguments.dataset) for variant in variants[: arguments.variants]]
+    with TemporaryDirectory() as place:
+        runs = [replace(run_of(variant.experiments[0], dataset=arguments.dataset), folder=Path(place) / variant.name)
+                for variant in variants[: arguments.variants]]
+        result = measured(runs)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2))
+
+
+def measured(runs: list[TrainingRun]) -> dict[str, float]:
+    """Seconds and rates of each way, and the share of the time that passed waiting for data."""
     keep_freed_memory()
     num_threads = torch.get_num_threads()
     seconds = {"together": timed(partial(together, runs, num_threads))}
@@ -46,7 +59,7 @@ def main() -> None:
     torch.set_num_threads(num_threads)
     seconds["alone_all_threads"] = timed(lambda: [alone(run, part) for run in runs for part in parts_of(run)])
     frames = sum(head.batches.num_batches * head.settings.batch_size for head in heads_of(runs))
-    result = {
+    return {
         "num_heads": len(heads_of(runs)), "num_threads": num_threads, "head_frames": frames,
         **{f"{name}_s": took for name, (took, _) in seconds.items()},
         **{f"{name}_head_frames_a_second": frames / took for name, (took, _) in seconds.items()},
@@ -54,15 +67,6 @@ def main() -> None:
         "together_of_alone_all_threads": seconds["together"][0] / seconds["alone_all_threads"][0],
         "waiting_for_data_percent": 100 * share,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2))
-    print(json.dumps(result, indent=2))
-
-
-def never_done(experiment: ExperimentConfig, dataset: str) -> TrainingRun:
-    """A run of one epoch more than the experiment's, so that nothing of it is there and nothing gets scored."""
-    train = experiment.train.model_copy(update={"num_epochs": experiment.train.num_epochs + 1})
-    return run_of(experiment.model_copy(update={"train": train}), dataset=dataset)
 
 
 def parts_of(run: TrainingRun) -> tuple[str, ...]:
@@ -72,10 +76,9 @@ def parts_of(run: TrainingRun) -> tuple[str, ...]:
 
 def heads_of(runs: Iterable[TrainingRun], parts: tuple[str, ...] | None = None) -> list[HeadTraining]:
     """A new head for every run and fold."""
-    heads = [HeadTraining.start(run, part, "cpu") for run in runs for part in parts or parts_of(run)]
-    for head in heads:
-        head.checkpoint.unlink(missing_ok=True)
-    return heads
+    for run in runs:
+        shutil.rmtree(run.folder, ignore_errors=True)  # what an earlier measurement saved
+    return [HeadTraining.start(run, part, "cpu") for run in runs for part in parts or parts_of(run)]
 
 
 def pages_of(run: TrainingRun, parts: Iterable[str]) -> Iterable[Page]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from pipeline import train as stages
-from pipeline.runs import TrainingRun, fold_parts, runs_of
 
 
 @task(cache_policy=NO_CACHE)
-def train_heads(folds: list[tuple[TrainingRun, str]], device: str) -> None:
+def train_heads(config: str, **settings: Any) -> list[Path]:
     """Heads that read together, from wherever they were left."""
-    stages.train_heads(folds, device=device)
+    return stages.train_folds(config, **settings)
 
 
 @flow(name="train-folds")
@@ -27,6 +27,4 @@ def train_folds(
     device: str = "cpu",
 ) -> list[Path]:
     """Train what is not done yet of an experiment, or of a set's; returns the runs' folders."""
-    runs = runs_of(config, dataset=dataset, base=base, init_from=init_from)
-    train_heads([(run, part) for run in runs for part in fold_parts(run, parts)], device)
-    return [run.folder for run in runs]
+    return train_heads(config, dataset=dataset, base=base, parts=parts, init_from=init_from, device=device)

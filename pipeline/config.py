@@ -175,20 +175,20 @@ class ExperimentSet(NamedTuple):
         return tuple(experiment for variant in self.variants for experiment in variant.experiments)
 
 
-def load_set(name_or_path: str, *, base: str, folder: Path = CONFIG_FOLDER) -> ExperimentSet:
+def load_set(name_or_path: str, *, base: str) -> ExperimentSet:
     """Read a file with `variants:`, each overlaid on the experiment `base`; any other file is a set of its own.
 
     Keys: `published_table`, `seeds`, and `variants`, a mapping of names to settings, where `published` names the
     variant's row of that table. Raises `ConfigError` as `load_experiment` does.
     """
-    path = _path_of(name_or_path, folder)
+    path = _path_of(name_or_path, CONFIG_FOLDER)
     content = read_yaml(path, error=ConfigError) if path.is_file() else {}
     if "variants" not in content:
-        experiment = load_experiment(name_or_path, folder=folder)
+        experiment = load_experiment(name_or_path)
         return ExperimentSet(experiment.name, None, (Variant(experiment.name, None, (experiment,)),))
     known = {"published_table", "seeds", "variants"}
     unknown = sorted(set(content) - known)
-    under = _merged_with_bases(_path_of(base, folder), seen=())
+    under = _merged_with_bases(_path_of(base, CONFIG_FOLDER), seen=())
     seeds = content.get("seeds", [under.get("train", {}).get("seed", 0)])
     variants = content["variants"]
     are_variants = isinstance(variants, dict) and variants and all(

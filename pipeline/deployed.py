@@ -4,7 +4,7 @@
     head.json            its shape, action units, threshold, and the features that it reads
     head.onnx            the same for other runtimes: maps in, logits out
 
-Imports neither Prefect nor a detector nor a FAN.
+Loads no Prefect, no detector and no FAN weights.
 """
 
 # B frames, A action units, C channels, H W rows and columns of a map
@@ -104,27 +104,26 @@ def write_onnx(folder: Path) -> float:
                           generator=generator)
         for name in shape.feature_names
     }
-    names = list(maps)
-
     batch = torch.export.Dim("batch")
+    gaps = []
 
     def export(path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _ByPosition(model.head), tuple(maps.values()), str(path), input_names=names, output_names=["logits"],
-                dynamic_shapes=(tuple({0: batch} for _ in names),), dynamo=True, external_data=False,
-                verbose=False,
+                _ByPosition(model.head), tuple(maps.values()), str(path), input_names=list(maps),
+                output_names=["logits"], dynamic_shapes=(tuple({0: batch} for _ in maps),), dynamo=True,
+                external_data=False, verbose=False,
             )
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for num in (1, 3):
+            here = {name: values[:num] for name, values in maps.items()}
+            (theirs,) = session.run(["logits"], {name: values.numpy() for name, values in here.items()})
+            with torch.inference_mode():
+                gaps.append(float(np.abs(model.head(here).numpy() - theirs).max()))
+        if max(gaps) > ONNX_TOLERANCE:
+            raise ConfigError(f"{folder / ONNX_NAME} would differ from the model by {max(gaps):.1e}, more than "
+                              f"{ONNX_TOLERANCE}, and is not written")
 
     write_atomically(folder / ONNX_NAME, export)
-    session = onnxruntime.InferenceSession(str(folder / ONNX_NAME), providers=["CPUExecutionProvider"])
-    gaps = []
-    for num in (1, 3):
-        here = {name: values[:num] for name, values in maps.items()}
-        (theirs,) = session.run(["logits"], {name: values.numpy() for name, values in here.items()})
-        with torch.inference_mode():
-            gaps.append(float(np.abs(model.head(here).numpy() - theirs).max()))
-    if max(gaps) > ONNX_TOLERANCE:
-        raise ConfigError(f"{folder / ONNX_NAME} differs from the model by {max(gaps):.1e}, more than {ONNX_TOLERANCE}")
     return max(gaps)

@@ -35,7 +35,7 @@ from pipeline.loader import CachedFrames, evaluation_batches
 from pipeline.metrics import THRESHOLD
 from pipeline.progress import track
 from pipeline.records import au_column
-from pipeline.runs import DEPLOYED_NAME
+from pipeline.runs import DEPLOYED_NAME, done_folds
 from pipeline.views import ViewParams, render_view
 
 logger = logging.getLogger("fantrans")
@@ -84,9 +84,10 @@ def write_figures(catalog: Catalog, folders: Sequence[Path]) -> list[Path]:
             drawn["gates"] = draw_gates(probe)
         if probe.masks_LA is not None:
             drawn["masks"] = draw_masks(probe)
-        faces = telling_faces(folder / f"fold-{_parts(folder)[0]}", probe.aus)
+        fold = next(iter(_folds(folder).values()))
+        faces = telling_faces(fold, probe.aus)
         if faces:
-            drawn["score_cam"] = draw_score_cam(catalog, folder, record, cache, faces)
+            drawn["score_cam"] = draw_score_cam(catalog, fold, record, cache, faces)
         else:
             logger.warning("%s finds all active units in no frame: no Score-CAM is drawn", folder)
         for name, figure in drawn.items():
@@ -101,11 +102,11 @@ def _opened(catalog: Catalog, folder: Path) -> tuple[dict, CacheReader]:
     return record, open_cache(catalog.caches_of(record["dataset"]) / record["cache"])
 
 
-def _parts(folder: Path) -> list[str]:
-    parts = [path.parent.name.removeprefix("fold-") for path in sorted(folder.glob("fold-*/result.json"))]
-    if not parts:
+def _folds(folder: Path) -> dict[str, Path]:
+    folds = done_folds(folder)
+    if not folds:
         raise DataError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
-    return parts
+    return folds
 
 
 @torch.inference_mode()
@@ -115,8 +116,7 @@ def probe_run(catalog: Catalog, folder: Path, record: Mapping, cache: CacheReade
     frames = read_index(catalog.work_of(record["dataset"]), dataset=record["dataset"])
     labels, probabilities, gates, masks, similarities = [], [], [], [], []
     histories, names = {}, []
-    for part in _parts(folder):
-        fold = folder / f"fold-{part}"
+    for part, fold in _folds(folder).items():
         histories[part] = pd.DataFrame(json.loads((fold / "result.json").read_bytes())["history"])
         head = FanTransHead(load_deployed(fold / DEPLOYED_NAME).head.shape).eval()
         head.load_state_dict(load_file(fold / "head.safetensors"))
@@ -274,14 +274,13 @@ class _ImageToLogits(nn.Module):
 
 
 def draw_score_cam(
-    catalog: Catalog, folder: Path, record: Mapping, cache: CacheReader, chosen: Sequence[tuple[str, list[int]]]
+    catalog: Catalog, fold: Path, record: Mapping, cache: CacheReader, chosen: Sequence[tuple[str, list[int]]]
 ) -> Figure:
-    """Frames of the first fold's tested part, and what the F_c (4 x 4) of its deployed branch attends to (Fig. 1).
+    """Frames of a fold's tested part, and what the F_c (4 x 4) of its deployed branch attends to (Fig. 1).
 
     A face's map is the mean of the Score-CAMs of its active units, those of the label that are also found.
     """
-    part = _parts(folder)[0]
-    model = load_deployed(folder / f"fold-{part}" / DEPLOYED_NAME)
+    model = load_deployed(fold / DEPLOYED_NAME)
     network = _ImageToLogits(_fan_of(catalog, cache), model.head).eval()
     faces = _faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
     figure = Figure(figsize=(2 * len(chosen), 4.6), layout="constrained")

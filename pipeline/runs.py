@@ -151,6 +151,11 @@ def head_shape(run: TrainingRun) -> HeadShape:
         raise ConfigError(f"experiment {run.experiment.name}: {error}") from None
 
 
+def done_folds(folder: Path) -> dict[str, Path]:
+    """Folders of a run's finished folds, by the part that each tests."""
+    return {path.parent.name.removeprefix("fold-"): path.parent for path in sorted(folder.glob("fold-*/result.json"))}
+
+
 def write_record(run: TrainingRun) -> None:
     """`run.json`, once: what the run's name stands for, and with which versions it started."""
     path = run.folder / "run.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipeline.errors import DataError
 from pipeline.files import write_atomically, write_bytes_atomically
 from pipeline.metrics import COUNT_COLUMNS, THRESHOLD, Scores, summarise
 from pipeline.records import read_table
+from pipeline.runs import done_folds
 
 AVERAGES = "mean over folds of each part's F1, then mean over action units"
 
@@ -63,10 +65,8 @@ class Report:
 
     def markdown(self) -> str:
         """The table with its legend."""
-        columns = _display_columns(self.parts)
         lines = [f"# F1 of {self.folder.name}", "", _legend(self), ""]
-        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(cells) + " |" for cells in _display_rows(self)]
+        lines += markdown_table(_display_columns(self.parts), _display_rows(self))
         return "\n".join(lines) + "\n"
 
     def rich_table(self) -> Table:
@@ -93,13 +93,13 @@ def read_report(folder: Path) -> Report:
     record = folder / "run.json"
     if not record.is_file():
         raise DataError(f"{folder} is no run: it has no run.json; give a folder that `fantrans train` printed")
-    done = sorted(path.parent for path in folder.glob("fold-*/result.json"))
+    done = done_folds(folder)
     if not done:
         raise DataError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
     content = json.loads(record.read_bytes())
-    counts = [read_table(p / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train") for p in done]
-    parts = tuple(path.name.removeprefix("fold-") for path in done)
-    return Report(folder, content["experiment"], content["dataset"], parts, summarise(pd.concat(counts)))
+    counts = [read_table(p / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
+              for p in done.values()]
+    return Report(folder, content["experiment"], content["dataset"], tuple(done), summarise(pd.concat(counts)))
 
 
 def write_report(folder: Path) -> Report:
@@ -109,6 +109,12 @@ def write_report(folder: Path) -> Report:
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     return report
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 _NOT_ON_TERMINAL = ("pooled", "of")

@@ -24,7 +24,8 @@ from pipeline.errors import DataError
 from pipeline.files import write_atomically, write_bytes_atomically
 from pipeline.metrics import COUNT_COLUMNS, interval_percent, resampled_percent
 from pipeline.records import read_table
-from pipeline.runs import run_of
+from pipeline.report import markdown_table
+from pipeline.runs import done_folds, run_of
 
 PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
 NUM_RESAMPLES = 2000
@@ -145,7 +146,7 @@ class SetTable:
     def markdown(self) -> str:
         """The summary, then all action units in the paper's layout: ours, and under it the published row."""
         lines = [f"# {self.name} on {self.dataset}", "", self.legend(), ""]
-        lines += _markdown_table(_COLUMNS, self._cells())
+        lines += markdown_table(_COLUMNS, self._cells())
         aus = next((row.aus for row in self.rows if row.values is not None), ())
         if aus:
             cells = []
@@ -155,7 +156,7 @@ class SetTable:
                 theirs = [self._published(row, name) for name in (*(f"AU{au}" for au in aus), "AVG")]
                 if any(value is not None for value in theirs):
                     cells.append(["*published*", *("" if value is None else f"{value:.1f}" for value in theirs)])
-            lines += ["", *_markdown_table(["variant", *(f"AU{au}" for au in aus), "mean"], cells)]
+            lines += ["", *markdown_table(["variant", *(f"AU{au}" for au in aus), "mean"], cells)]
         return "\n".join(lines) + "\n"
 
     def _cells(self) -> list[list[str]]:
@@ -215,7 +216,7 @@ def compare_runs(root: Path, ours: str, theirs: str) -> Difference:
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:
-    folders = [path.parent for path in sorted(root.glob(f"{pattern}/run.json")) if any(_done_folds(path.parent))]
+    folders = [path.parent for path in sorted(root.glob(f"{pattern}/run.json")) if done_folds(path.parent)]
     if not folders:
         raise DataError(f"{root} has no finished run {pattern}; its folders are named by their runs")
     first = _but_for_the_seed(folders[0])
@@ -226,10 +227,6 @@ def _matching(root: Path, pattern: str) -> list[Path]:
             raise DataError(f"{pattern} matches {folders[0].name} and {folder.name}, which differ in "
                             f"{', '.join(names)} and not by seed alone; give a narrower pattern")
     return folders
-
-
-def _done_folds(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("fold-*/result.json"))
 
 
 def _but_for_the_seed(folder: Path) -> dict[str, object]:
@@ -244,7 +241,7 @@ def _but_for_the_seed(folder: Path) -> dict[str, object]:
 def row_of(name: str, folders: Sequence[Path], *, published: str | None) -> Row:
     """The mean of finished runs; `DataError` if they were tested on different subjects."""
     tables = [pd.concat([read_table(fold / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
-                         for fold in _done_folds(folder)]) for folder in folders]
+                         for fold in done_folds(folder).values()]) for folder in folders]
     if not tables:
         return Row(name, published, 0, None)
     subjects = [frozenset(zip(table["part"], table["subject"], strict=True)) for table in tables]
@@ -268,11 +265,6 @@ def difference(ours: Row, theirs: Row) -> Difference:
     assert theirs.values is not None
     gaps = ours.values - theirs.values
     return Difference(ours.name, theirs.name, ours.aus, len(ours.subjects), gaps[0], *interval_percent(gaps[1:]))
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 def _number(record: dict, name: str, form: str = ".1f") -> str:

@@ -241,9 +241,9 @@ def mend_tables(folder: Path) -> None:
 
     A revision that is whole in neither copy keeps what it has; one that was not published in time is written anew.
     """
+    mend(folder, FINGERPRINT_NAME, _is_document_of(folder))
     newest = _newest(folder)
     if newest is None:
-        mend(folder, FINGERPRINT_NAME, _is_document_of(folder))
         return
     for number in revision_numbers(folder):
         if number <= newest:
@@ -256,18 +256,17 @@ def mend_tables(folder: Path) -> None:
 def has_whole_tables(folder: Path) -> bool:
     """Whether the newest revision's small files are there twice, and good."""
     pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
-    return bool(pointer) and all(
-        is_good(path, check)
-        for name, check in _checks(folder, pointer["revision"]).items() for path in copies(folder, name)
-    )
+    if not pointer:
+        return False
+    checks = {FINGERPRINT_NAME: _is_document_of(folder), **_checks(folder, pointer["revision"])}
+    return all(is_good(path, check) for name, check in checks.items() for path in copies(folder, name))
 
 
 def _checks(folder: Path, number: int) -> dict[str, Check]:
-    """A revision's small files, and how each is known to be good."""
+    """A revision's own small files, and how each is known to be good."""
     manifest = _manifest(folder, number)
     tables = [manifest[name] for name in _TABLES] if manifest else []
-    return {FINGERPRINT_NAME: _is_document_of(folder), manifest_name(number): is_sealed,
-            **{table["file"]: has_sha256(table["sha256"]) for table in tables}}
+    return {manifest_name(number): is_sealed, **{table["file"]: has_sha256(table["sha256"]) for table in tables}}
 
 
 def _manifest(folder: Path, number: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline import loader
 from pipeline.cache.codecs import make_codec
 from pipeline.cache.reader import open_cache
 from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
@@ -40,6 +41,18 @@ def make_run(folder: Path, **changes) -> TrainingRun:
 def train_fold(run: TrainingRun, part: str) -> Path:
     train_heads([(run, part)])
     return run.fold_folder(part)
+
+
+def make_pages_small():
+    """So that an epoch has several, and batches go over their ends."""
+    loader.PAGE_ROWS, loader.RUN_ROWS = 8, 2
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    monkeypatch.setattr(loader, "PAGE_ROWS", loader.PAGE_ROWS)
+    monkeypatch.setattr(loader, "RUN_ROWS", loader.RUN_ROWS)
+    make_pages_small()
 
 
 @pytest.fixture
@@ -87,11 +100,12 @@ def test_the_deployed_weights_give_the_stored_predictions(folder):
 
 
 def _train_and_die(folder: Path) -> None:
+    make_pages_small()
     run = make_run(Path(folder), name="killed")
     see = HeadTraining.see
 
     def dying(self, page, *, step):
-        if page.epoch == 2:
+        if (page.epoch, page.number) == (2, 1):
             os.kill(os.getpid(), signal.SIGKILL)
         see(self, page, step=step)
 
@@ -99,6 +113,7 @@ def _train_and_die(folder: Path) -> None:
     train_fold(run, "P1")
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder):
     whole = train_fold(make_run(folder), "P1")
     process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(folder,))
@@ -117,6 +132,7 @@ def weights_of(folds):
     return [load_file(fold / "head.safetensors") for fold in folds]
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_heads_that_read_together_learn_what_each_learns_alone(folder):
     settings = [TRAIN, TrainConfig(num_epochs=2, batch_size=3, lr=1e-2, seed=5), TRAIN]
     heads = [HEAD, HEAD, HeadConfig(dim=8, num_blocks=1, variant="baseline")]
@@ -148,6 +164,7 @@ def test_bf16_learns_in_a_lower_precision_and_keeps_weights_in_fp32(folder):
     assert first_losses[1] == pytest.approx(first_losses[0], rel=0.02)
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_weights_do_not_depend_on_the_number_of_threads(folder):
     num_threads = torch.get_num_threads()
     folds = []
