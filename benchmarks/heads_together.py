@@ -22,11 +22,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from pipeline.catalog import load_catalog
-from pipeline.config import load_set
 from pipeline.folds import train_parts
 from pipeline.loader import Page, TrainingPages
 from pipeline.relay import relay
-from pipeline.runs import TrainingRun, run_of
+from pipeline.runs import Runs, TrainingRun
 from pipeline.train import HeadTraining, keep_freed_memory
 
 
@@ -39,9 +38,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/heads_together.json"))
     arguments = parser.parse_args()
     catalog = load_catalog()
-    variants = load_set(arguments.set, base=catalog.dataset(arguments.dataset).experiment).variants
+    variants = catalog.experiments_of(arguments.dataset, arguments.set).variants
+    prepared = Runs(catalog, arguments.dataset)
     with TemporaryDirectory() as place:
-        runs = [replace(run_of(variant.experiments[0], dataset=arguments.dataset), folder=Path(place) / variant.name)
+        runs = [replace(prepared.of(variant.experiments[0]), folder=Path(place) / variant.name)
                 for variant in variants[: arguments.variants]]
         result = measured(runs)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

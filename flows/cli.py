@@ -42,7 +42,7 @@ Base = Annotated[str | None, typer.Option(help="What a set's variants change; de
 InitFrom = Annotated[str | None, typer.Option(
     help="A run whose heads, part by part, are the start; or a data set: its run of the same experiment.")]
 WhichCache = Annotated[str | None, typer.Option(help="Of the cache (the beginning is enough); default: the only one.")]
-ConfigName = Annotated[str | None, typer.Option(help="An experiment in configs/; default: the data set's.")]
+ConfigName = Annotated[str | None, typer.Option(help="An experiment, or SET:VARIANT; default: the data set's own.")]
 
 
 class Layout(StrEnum):
@@ -172,6 +172,7 @@ def synth(
 def refresh(
     dataset: Annotated[str, typer.Argument(help="A data set of the catalog.")],
     config: ConfigName = None,
+    base: Base = None,
     profile: Annotated[str | None, typer.Option(help="exact, standard or compact; default: the experiment's.")] = None,
     views: Annotated[int | None, typer.Option(min=2, help="Views a frame; default: the experiment's.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="A first try on so many frames.")] = None,
@@ -184,11 +185,12 @@ def refresh(
         from pipeline.dry_run import plan_job
         from pipeline.job import prepare_refresh
 
-        job = prepare_refresh(dataset, config=config, profile=profile, num_views=views, limit=limit, device=device)
+        job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=views, limit=limit,
+                              device=device)
         _print_plan(plan_job(job))
         return
     run = _flow_or_function("refresh_cache", flow_module="flows.refresh", function_module="pipeline.refresh")
-    run(dataset, config=config, profile=profile, num_views=views, limit=limit, device=device,
+    run(dataset, config=config, base=base, profile=profile, num_views=views, limit=limit, device=device,
         num_workers=workers)
 
 
@@ -336,7 +338,7 @@ def _say(line: str) -> None:
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="An experiment or a set of them in configs/, or a .yaml file.")],
+    config: Annotated[str, typer.Argument(help="An experiment, a set or SET:VARIANT, in configs/ or a file.")],
     dataset: Annotated[str, typer.Option(help="A data set of the catalog, refreshed before.")],
     base: Base = None,
     parts: Annotated[str | None, typer.Option(help="Test parts, such as P1,P3; default: the experiment's.")] = None,
@@ -359,7 +361,7 @@ def train(
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="Runs (folders, or names under the runs root), or sets of "
-                                                   "experiments in configs/.")],
+                                                   "experiments in configs/, or SET:VARIANT.")],
     dataset: Annotated[str | None, typer.Option(help="The data set that a set was trained on.")] = None,
     base: Base = None,
     init_from: InitFrom = None,
@@ -369,24 +371,31 @@ def report(
     from pipeline.catalog import load_catalog
     from pipeline.report import write_report
     from pipeline.report.tables import write_set_report
+    from pipeline.runs import run_folder
 
     catalog = load_catalog()
-    for run in runs:
-        folder = _run_folder(run)
-        if folder.is_dir():
+    drawn: dict[str, Path] = {}
+    together = None
+    for name in runs:
+        folder = run_folder(catalog, name)
+        if folder is not None:
             result = write_report(folder)
             console.print(result.rich_table())
             _print_place(result.folder / "report.md")
+            drawn[result.experiment if len(runs) == 1 else folder.name] = folder
+            together = together or folder / "figures/similarities"
             continue
         if dataset is None:
-            raise DataError(f"{folder} is no run; for a set of experiments, name its --dataset")
-        table, path = write_set_report(run, dataset=dataset, base=base, init_from=init_from)
+            raise DataError(f"{name} is no run; for a set of experiments, name its --dataset")
+        table, path = write_set_report(name, dataset=dataset, base=base, init_from=init_from)
         console.print(table.rich_table())
         _print_place(path)
-    if figures:
+        drawn |= {row.name: row.folders[0] for row in table.rows if row.folders}
+        together = together or path.with_name(f"{path.stem}-similarities")
+    if figures and together is not None:
         from pipeline.figures import write_figures
 
-        for path in write_figures(catalog, [folder for run in runs if (folder := _run_folder(run)).is_dir()]):
+        for path in write_figures(catalog, drawn, together=together):
             _say(str(path))
 
 
@@ -397,23 +406,29 @@ def export(
     part: Annotated[str, typer.Option(help="The fold, by the part that it tests.")] = "P1",
 ) -> None:
     """The deployed branch of a fold alone: safetensors, its description, and ONNX, checked with onnxruntime."""
+    from pipeline.catalog import load_catalog
     from pipeline.deployed import export_deployed
-    from pipeline.runs import DEPLOYED_NAME
+    from pipeline.runs import DEPLOYED_NAME, run_folder
 
-    gap = export_deployed(_run_folder(run) / f"fold-{part}" / DEPLOYED_NAME, out)
+    folder = run_folder(load_catalog(), run)
+    if folder is None:
+        raise DataError(f"{run} is no run; give a folder that `fantrans train` printed")
+    gap = export_deployed(folder / f"fold-{part}" / DEPLOYED_NAME, out)
     _say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}; ONNX and torch differ by {gap:.1e} at most")
 
 
 @app.command()
 def compare(
-    ours: Annotated[str, typer.Argument(help="A run, or a pattern of several that differ by seed.")],
-    theirs: Annotated[str, typer.Argument(help="Another one, on the same data.")],
+    ours: Annotated[str, typer.Argument(help="A run; or an experiment, or SET:VARIANT: all its seeds that are done.")],
+    theirs: Annotated[str, typer.Argument(help="Another one, tested on the same subjects.")],
+    dataset: Annotated[str | None, typer.Option(help="The data set that experiments were trained on.")] = None,
+    base: Base = None,
+    init_from: InitFrom = None,
 ) -> None:
-    """The difference of two runs, AU by AU, with intervals from resampling the subjects that both were tested on."""
-    from pipeline.catalog import load_catalog
+    """The difference of two, AU by AU, with intervals from resampling the subjects that both were tested on."""
     from pipeline.report.tables import compare_runs
 
-    comparison = compare_runs(load_catalog().roots.runs, ours, theirs)
+    comparison = compare_runs(ours, theirs, dataset=dataset, base=base, init_from=init_from)
     console.print(comparison.rich_table())
     _say(comparison.sentence())
 
@@ -514,12 +529,6 @@ def evaluate_weights(
                                    num_scenes=num or 1000, seed=seed)._asdict()
     for key, value in scores.items():
         console.print(f"{key}: {value:.4g}", highlight=False)
-
-
-def _run_folder(run: str) -> Path:
-    from pipeline.catalog import load_catalog
-
-    return Path(run) if Path(run).is_dir() else load_catalog().roots.runs / run
 
 
 def _print_place(path: Path) -> None:

@@ -38,6 +38,7 @@ def extract_features(job: RefreshJob) -> StageSummary:
 def refresh_cache(
     dataset: str,
     config: str | None = None,
+    base: str | None = None,
     profile: str | None = None,
     num_views: int | None = None,
     limit: int | None = None,
@@ -45,6 +46,6 @@ def refresh_cache(
     num_workers: int = 1,
 ) -> list[StageSummary]:
     """Compute what is missing, keep the rest; returns what each stage kept and did."""
-    job = prepare_refresh(dataset, config=config, profile=profile, num_views=num_views, limit=limit, device=device,
-                          num_workers=num_workers)
+    job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=num_views, limit=limit,
+                          device=device, num_workers=num_workers)
     return [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from pipeline.config import PositiveInt, Settings, first_fault, read_yaml
-from pipeline.errors import CatalogError, WeightsError
+from pipeline.config import ExperimentSet, PositiveInt, Settings, first_fault, load_set, read_yaml
+from pipeline.errors import CatalogError, ConfigError, WeightsError
 from pipeline.files import file_sha256
 from pipeline.protocols import PROTOCOLS, Protocol
 
@@ -128,6 +128,17 @@ class Catalog(Settings):
         if name not in self.datasets:
             raise CatalogError(f"there is no data set {name!r} in the catalog; known ones: {', '.join(self.datasets)}")
         return self.datasets[name]
+
+    def experiments_of(self, dataset: str, config: str | None = None, *, base: str | None = None) -> ExperimentSet:
+        """What `config` (default: the data set's experiment) names: an experiment, a set, or SET:VARIANT.
+
+        base: what a set's variants change; default: the data set's experiment.
+        """
+        own = self.dataset(dataset).experiment
+        chosen = load_set(config or own, base=base or own)
+        if base is not None and not chosen.is_derived:
+            raise ConfigError(f"{config or own} is one experiment and not derived from {base}; leave --base away")
+        return chosen
 
     def weights_of(self, name: str) -> WeightsEntry:
         """Weights by name."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError
 
@@ -129,7 +129,7 @@ class ExperimentConfig(Settings):
 
     name: str
     source: str
-    """What `--config` takes to refresh the cache that this one trains on."""
+    """What `fantrans refresh DATASET --config` takes to make the cache that this one trains on."""
     cache: CacheConfig = CacheConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
@@ -168,52 +168,91 @@ class ExperimentSet(NamedTuple):
     published_table: str | None
     """Such as "table1", in pipeline/report/published_f1.csv."""
     variants: tuple[Variant, ...]
+    is_derived: bool = True
+    """Whether its experiments are variants of another one."""
 
     @property
     def experiments(self) -> tuple[ExperimentConfig, ...]:
         """All of them."""
         return tuple(experiment for variant in self.variants for experiment in variant.experiments)
 
+    @property
+    def cache(self) -> CacheConfig:
+        """The settings of the cache that they share; `ConfigError` where they need several."""
+        first, *others = self.experiments
+        for other in others:
+            if other.cache != first.cache:
+                raise ConfigError(
+                    f"{self.name} trains on several caches, those of {first.name} and {other.name} among them; name "
+                    f"one variant, such as {self.name}:{self.variants[-1].name}"
+                )
+        return first.cache
 
-def load_set(name_or_path: str, *, base: str) -> ExperimentSet:
+
+class _SetFile(Settings):
+    published_table: str | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    variants: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_different(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if seeds is not None and len(set(seeds)) < len(seeds):
+            raise ValueError("the same seed is there twice")
+        return seeds
+
+
+def load_set(address: str, *, base: str) -> ExperimentSet:
     """Read a file with `variants:`, each overlaid on the experiment `base`; any other file is a set of its own.
 
-    Keys: `published_table`, `seeds`, and `variants`, a mapping of names to settings, where `published` names the
-    variant's row of that table. Raises `ConfigError` as `load_experiment` does.
+    `SET:VARIANT` is one variant of a set. Keys: `published_table`, `seeds`, and `variants`, a mapping of names to
+    settings, where `published` names the variant's row of that table. Raises `ConfigError` as `load_experiment` does.
     """
+    name_or_path, chosen = _split(address)
     path = _path_of(name_or_path, CONFIG_FOLDER)
     content = read_yaml(path, error=ConfigError) if path.is_file() else {}
     if "variants" not in content:
         experiment = load_experiment(name_or_path)
-        return ExperimentSet(experiment.name, None, (Variant(experiment.name, None, (experiment,)),))
-    known = {"published_table", "seeds", "variants"}
-    unknown = sorted(set(content) - known)
+        if chosen is not None:
+            raise ConfigError(f"{path} is one experiment and has no variants; name it without `:{chosen}`")
+        return ExperimentSet(experiment.name, None, (Variant(experiment.name, None, (experiment,)),), is_derived=False)
+    try:
+        file = _SetFile.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_fault(error)}") from None
+    if chosen is not None and chosen not in file.variants:
+        raise ConfigError(f"{path} has no variant {chosen!r}; known ones: {', '.join(file.variants)}")
     under = _merged_with_bases(_path_of(base, CONFIG_FOLDER), seen=())
-    seeds = content.get("seeds", [under.get("train", {}).get("seed", 0)])
-    variants = content["variants"]
-    are_variants = isinstance(variants, dict) and variants and all(
-        isinstance(over, dict | None) for over in variants.values())
-    are_seeds = isinstance(seeds, list) and seeds and len(set(map(str, seeds))) == len(seeds)
-    if unknown or not are_variants or not are_seeds:
-        fault = f"unknown key `{unknown[0]}`" if unknown else (
-            "`seeds` must be a list of different numbers and `variants` a mapping of names to settings")
-        raise ConfigError(f"{path}: {fault}; a set has {', '.join(sorted(known))}")
+    seeds = file.seeds or (under.get("train", {}).get("seed", 0),)
     made = []
-    for name, settings in variants.items():
-        over = dict(settings or {})
+    for name in file.variants if chosen is None else [chosen]:
+        over = dict(file.variants[name] or {})
         published = over.pop("published", None)
+        source = f"{name_or_path}:{name} --base {base}" if "cache" in over else base
         merged = _overlaid(under, over)
         experiments = tuple(
-            _experiment(_overlaid(merged, {"train": {"seed": seed}})
-                        | {"name": f"{name}-seed{seed}", "source": name_or_path if "cache" in over else base}, path)
+            _experiment(_overlaid(merged, {"train": {"seed": seed}}) | {"name": f"{name}-seed{seed}", "source": source},
+                        path)
             for seed in seeds
         )
         made.append(Variant(name, published, experiments))
-    return ExperimentSet(path.stem, content.get("published_table"), tuple(made))
+    return ExperimentSet(path.stem, file.published_table, tuple(made))
+
+
+def _split(address: str) -> tuple[str, str | None]:
+    """A file's name or path, and the variant after the colon if there is one."""
+    if _is_path(address) or ":" not in address:
+        return address, None
+    name_or_path, _, variant = address.rpartition(":")
+    return name_or_path, variant
+
+
+def _is_path(address: str) -> bool:
+    return address.endswith((".yaml", ".yml"))
 
 
 def _path_of(name_or_path: str, folder: Path) -> Path:
-    return Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else folder / f"{name_or_path}.yaml"
+    return Path(name_or_path) if _is_path(name_or_path) else folder / f"{name_or_path}.yaml"
 
 
 def _experiment(settings: dict[str, Any], path: Path) -> ExperimentConfig:

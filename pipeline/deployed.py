@@ -48,10 +48,17 @@ class DeployedModel:
         return self.head(features).sigmoid().numpy()
 
 
-def write_deployed(folder: Path, head: DeployedHead, *, aus: tuple[int, ...], features: Mapping[str, Any]) -> None:
-    """Write weights and description; `features` is the part of the cache's fingerprint that says what it reads."""
+def write_deployed(
+    folder: Path, head: DeployedHead, *, aus: tuple[int, ...], features: Mapping[str, Any], averages_flip: bool
+) -> None:
+    """Write weights and description.
+
+    features: the part of the cache's fingerprint that says what it reads. averages_flip: whether its scores are of
+    logits averaged with those of the flipped view.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    description = {"shape": asdict(head.shape), "aus": list(aus), "threshold": THRESHOLD, "features": dict(features)}
+    description = {"shape": asdict(head.shape), "aus": list(aus), "threshold": THRESHOLD, "features": dict(features),
+                   "averages_flip": averages_flip}
     write_atomically(folder / WEIGHTS_NAME, lambda temp: save_file(tensors, temp))
     write_bytes_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=2).encode())
 
@@ -71,7 +78,8 @@ def load_deployed(folder: Path | str) -> DeployedModel:
 def export_deployed(source: Path, out: Path) -> float:
     """Copy the model of a fold to a folder of its own, add ONNX; returns how far the two differ at most."""
     model = load_deployed(source)
-    write_deployed(out, model.head, aus=model.aus, features=model.description["features"])
+    write_deployed(out, model.head, aus=model.aus, features=model.description["features"],
+                   averages_flip=model.description["averages_flip"])
     return write_onnx(out)
 
 

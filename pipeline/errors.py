@@ -27,6 +27,10 @@ class CacheError(FantransError):
     """A feature cache cannot be written or read."""
 
 
+class TrainingError(FantransError):
+    """A head cannot learn with its settings."""
+
+
 class PlaceError(FantransError):
     """A file cannot be written where it belongs."""
 

@@ -30,7 +30,6 @@ from pipeline.crops import CropReader
 from pipeline.deployed import load_deployed
 from pipeline.errors import DataError
 from pipeline.features import load_fan
-from pipeline.frames import read_index
 from pipeline.loader import CachedFrames, evaluation_batches
 from pipeline.metrics import THRESHOLD
 from pipeline.progress import track
@@ -69,15 +68,16 @@ class Probe:
     histories: Mapping[str, pd.DataFrame]
 
 
-def write_figures(catalog: Catalog, folders: Sequence[Path]) -> list[Path]:
-    """Draw finished runs: those of one run into its own `figures/`, token similarities of all into the first's.
+def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Path) -> list[Path]:
+    """Draw finished runs, by the names that they go by: each into its own `figures/`, and all together into one.
 
-    Raises `DataError` for a run without a finished fold, or whose cache is gone.
+    together: where token similarities of all go, without suffix. Raises `DataError` for a run without a finished fold,
+    or whose cache is gone.
     """
     probes, paths = [], []
-    for folder in folders:
+    for name, folder in folders.items():
         record, cache = _opened(catalog, folder)
-        probe = probe_run(catalog, folder, record, cache)
+        probe = probe_run(name, folder, record, cache)
         probes.append(probe)
         drawn = {"curves": draw_curves(probe), "correlations": draw_correlations(probe)}
         if probe.gates_RA is not None:
@@ -90,10 +90,10 @@ def write_figures(catalog: Catalog, folders: Sequence[Path]) -> list[Path]:
             drawn["score_cam"] = draw_score_cam(catalog, fold, record, cache, faces)
         else:
             logger.warning("%s finds all active units in no frame: no Score-CAM is drawn", folder)
-        for name, figure in drawn.items():
-            paths += _saved(figure, folder / "figures" / name)
+        for title, figure in drawn.items():
+            paths += _saved(figure, folder / "figures" / title)
     if any(probe.similarities is not None for probe in probes):
-        paths += _saved(draw_similarities(probes), folders[0] / "figures/similarities")
+        paths += _saved(draw_similarities(probes), together)
     return paths
 
 
@@ -110,10 +110,9 @@ def _folds(folder: Path) -> dict[str, Path]:
 
 
 @torch.inference_mode()
-def probe_run(catalog: Catalog, folder: Path, record: Mapping, cache: CacheReader) -> Probe:
-    """Run each fold's whole head on up to `MAX_FRAMES` of its tested frames."""
+def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> Probe:
+    """Run each fold's whole head on up to `MAX_FRAMES` of its tested frames, with the labels that it was scored by."""
     aus = tuple(record["aus"])
-    frames = read_index(catalog.work_of(record["dataset"]), dataset=record["dataset"])
     labels, probabilities, gates, masks, similarities = [], [], [], [], []
     histories, names = {}, []
     for part, fold in _folds(folder).items():
@@ -121,7 +120,7 @@ def probe_run(catalog: Catalog, folder: Path, record: Mapping, cache: CacheReade
         head = FanTransHead(load_deployed(fold / DEPLOYED_NAME).head.shape).eval()
         head.load_state_dict(load_file(fold / "head.safetensors"))
         names = _branch_names(head)
-        tested = frames[frames["part"] == part]
+        tested = pd.read_parquet(fold / "predictions.parquet")
         found = CachedFrames(cache, tested.sample(min(len(tested), MAX_FRAMES), random_state=0), aus=aus)
         labels.append(found.labels_NA)
         with track(f"look at fold {part}", total=len(found.rows), unit="frames") as step:
@@ -144,7 +143,7 @@ def probe_run(catalog: Catalog, folder: Path, record: Mapping, cache: CacheReade
     labels_NA = np.concatenate(labels).astype(np.float32)
     labels_NA[labels_NA < 0] = np.nan
     return Probe(
-        record["experiment"], aus, labels_NA,
+        name, aus, labels_NA,
         {name: np.concatenate([each[i] for each in probabilities]) for i, name in enumerate(names)},
         np.mean(gates, 0) if gates else None, np.mean(masks, 0) if masks else None,
         np.concatenate(similarities) if similarities else None, histories,
@@ -161,7 +160,7 @@ def _pair_cosines(tokens_BAD: Tensor) -> np.ndarray:
     cosines_BAA = unit_BAD @ unit_BAD.transpose(1, 2)
     num_aus = cosines_BAA.shape[1]
     rows, columns = torch.triu_indices(num_aus, num_aus, offset=1)
-    return cosines_BAA[:, rows, columns].flatten().numpy()
+    return cosines_BAA[:, rows, columns].clamp(-1, 1).flatten().numpy()
 
 
 def correlations(values_NA: np.ndarray) -> np.ndarray:
@@ -246,18 +245,24 @@ def draw_masks(probe: Probe) -> Figure:
 
 
 def draw_similarities(probes: Sequence[Probe]) -> Figure:
-    """Distribution of the cosine similarity of different action units' tokens, a line a run (Fig. 6)."""
-    figure = Figure(figsize=(5.4, 3), layout="constrained")
+    """Distribution of the cosine similarity of different action units' tokens, a ridge a run (Fig. 6)."""
+    shown = [(probe.name, probe.similarities) for probe in probes if probe.similarities is not None]
+    figure = Figure(figsize=(6, 0.5 * len(shown) + 1), layout="constrained")
     axis = figure.subplots()
     bins = np.linspace(-1, 1, 101)
-    shown = [(probe, probe.similarities) for probe in probes if probe.similarities is not None]
-    for (probe, values), dash, grey in zip(shown, _DASHES, ("black", "0.35", "0.55", "0.2"), strict=False):
-        heights, _ = np.histogram(values, bins, density=True)
-        axis.plot((bins[1:] + bins[:-1]) / 2, heights, dash, color=grey, lw=1.6,
-                  label=f"{probe.name}, mean {values.mean():.3f}")
-    axis.set(xlabel="cosine similarity of two action units' tokens", ylabel="density", ylim=(0, None))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    middles = (bins[1:] + bins[:-1]) / 2
+    for i, (_, values) in enumerate(shown):
+        heights, _ = np.histogram(values, bins)
+        heights = 0.9 * heights / heights.max()
+        axis.fill_between(middles, -i, heights - i, color="0.8")
+        axis.plot(middles, heights - i, color="black", lw=1)
+        mean = float(values.mean())
+        axis.plot([mean, mean], [-i, np.interp(mean, middles, heights) - i], "--", color="black", lw=1)
+        axis.annotate(f"mean {mean:.3f}", (1, -i + 0.3), xytext=(6, 0), textcoords="offset points", fontsize=8)
+    axis.set_yticks([-i for i in range(len(shown))], [name for name, _ in shown], fontsize=8)
+    axis.set(xlabel="cosine similarity of two action units' tokens", xlim=(-1, 1))
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
     return figure
 
 

@@ -22,7 +22,7 @@ from pipeline.cache.codecs import Codec, make_codec
 from pipeline.cache.format import features_format
 from pipeline.cache.writer import Extractor
 from pipeline.catalog import Catalog, DatasetEntry, load_catalog
-from pipeline.config import CacheConfig, first_fault, load_experiment
+from pipeline.config import CacheConfig, first_fault
 from pipeline.device import checked_device
 from pipeline.errors import ConfigError
 from pipeline.features import extract_features, load_fan
@@ -63,17 +63,20 @@ def prepare_refresh(
     dataset: str,
     *,
     config: str | None = None,
+    base: str | None = None,
     profile: str | None = None,
     num_views: int | None = None,
     limit: int | None = None,
     device: str = "cpu",
     num_workers: int = 1,
 ) -> RefreshJob:
-    """Settings of a refresh: the experiment's (default: the data set's own), with what the caller overrides."""
+    """Settings of a refresh: those of the experiments (default: the data set's own), with what the caller overrides.
+
+    config, base: see `Catalog.experiments_of`; a set whose variants need several caches is refused.
+    """
     catalog = load_catalog()
-    config = config or catalog.dataset(dataset).experiment
-    settings = load_experiment(config).cache
-    document = settings.model_dump()
+    chosen = catalog.experiments_of(dataset, config, base=base)
+    document = chosen.cache.model_dump()
     if profile is not None:
         document["features"]["profile"] = profile
     if num_views is not None:
@@ -87,7 +90,7 @@ def prepare_refresh(
     family = catalog.weights_of(cache.features.weights).family
     if family != "fan":
         raise ConfigError(
-            f"features come from a FAN, and {cache.features.weights} is a {family}; name another in {config}"
+            f"features come from a FAN, and {cache.features.weights} is a {family}; name another in {chosen.name}"
         )
     return RefreshJob(dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device,
                       num_workers=num_workers)

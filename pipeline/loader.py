@@ -9,7 +9,7 @@ The labels come from the frame index, so relabelling touches no feature.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,14 +24,22 @@ from pipeline.errors import CacheError, DataError
 from pipeline.records import au_column
 from pipeline.views import CLEAN_VIEW, FIRST_AUGMENTED_VIEW, FLIPPED_VIEW
 
-PAGE_ROWS = 512
-"""Rows that are read, and shuffled, together; stored rows are shuffled already, so they need not be many."""
+MAX_PAGE_ROWS = 512
+MAX_PAGE_BYTES = 2**30
+"""A page is read, and shuffled, together; stored rows are shuffled already, so they need not be many."""
 
 RUN_ROWS = 32
 """Neighbouring rows that go into the same page."""
 
 _NUM_THREADS = 2
 _ROWS_AHEAD = 256
+
+
+def page_sizes(cache: CacheReader) -> dict[str, int]:
+    """Rows of a page and of a run of neighbours: with the rows' number, all that decides an epoch's order."""
+    row_bytes = sum(spec.row_bytes for spec in cache.input_specs)
+    num_runs = max(1, min(MAX_PAGE_ROWS, MAX_PAGE_BYTES // row_bytes) // RUN_ROWS)
+    return {"rows": num_runs * RUN_ROWS, "run": RUN_ROWS}
 
 
 class Batch(NamedTuple):
@@ -126,13 +134,14 @@ class TrainingPages:
         self._rows, self._is_read = known["row"].to_numpy(), known["part"].isin(list(parts)).to_numpy()
         self._num_views = min(num_views or cache.num_views, cache.num_views)
         self._cache, self._device = cache, torch.device(device)
+        self._page_rows = page_sizes(cache)["rows"]
 
     def view_of(self, epoch: int) -> int:
         """The view that an epoch reads."""
         num_augmented = self._num_views - FIRST_AUGMENTED_VIEW
         return FIRST_AUGMENTED_VIEW + epoch % num_augmented if num_augmented > 0 else CLEAN_VIEW
 
-    def epochs(self, first: int, end: int) -> Iterator[Page]:
+    def epochs(self, first: int, end: int) -> Generator[Page, None, None]:
         """The pages of epochs `first` to `end` - 1."""
         plan = [(epoch, *page) for epoch in range(first, end) for page in self._pages_of(epoch)]
         wanted = [(rows, self.view_of(epoch)) for epoch, _, _, rows in plan]
@@ -143,7 +152,7 @@ class TrainingPages:
         """Number, whether it is the last, and rows of each page: runs of neighbours from all over the cache."""
         runs = np.array_split(np.arange(len(self._rows)), max(1, len(self._rows) // RUN_ROWS))
         order = np.concatenate([runs[i] for i in np.random.default_rng(epoch).permutation(len(runs))])
-        pages = [order[start : start + PAGE_ROWS] for start in range(0, len(order), PAGE_ROWS)]
+        pages = [order[start : start + self._page_rows] for start in range(0, len(order), self._page_rows)]
         rows = [np.sort(self._rows[page[self._is_read[page]]]) for page in pages]
         return [(i, i == len(pages) - 1, rows[i]) for i in range(len(pages))]
 

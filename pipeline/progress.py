@@ -33,8 +33,8 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def track(description: str, *, total: int, unit: str) -> Iterator[Step]:
-    """Yield `step(num_done)`, to be called as units of work finish.
+def track(description: str, *, total: int, unit: str, num_before: int = 0) -> Iterator[Step]:
+    """Yield `step(num_done)`, to be called as units of work finish; `num_before` were done before.
 
     On a terminal: a bar with count, rate and time left on stderr. Elsewhere: a log line every ten seconds and one
     at the end.
@@ -49,10 +49,10 @@ def track(description: str, *, total: int, unit: str) -> Iterator[Step]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task(description, total=total, unit=unit)
+            task = progress.add_task(description, total=total, unit=unit, completed=num_before)
             yield lambda num_done: progress.advance(task, num_done)
     else:
-        yield from _track_in_log(description, total, unit)
+        yield from _track_in_log(description, total - num_before, unit)
 
 
 def _track_in_log(description: str, total: int, unit: str) -> Iterator[Step]:

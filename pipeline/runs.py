@@ -1,6 +1,6 @@
 """A run: one experiment on one revision of one cache, in a folder that is named by all that decides its result.
 
-    runs/{experiment}-{dataset}-{run fingerprint}/
+    runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
         run.json                 resolved settings, seeds, versions, cache fingerprint and revision
         fold-P1/checkpoint.pt    state after the last whole epoch, gone once the fold is done
         fold-P1/head.safetensors         the head as it was trained
@@ -24,12 +24,13 @@ import torch
 from models.head import INPUT_MAPS, HeadShape
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import ExperimentConfig, load_experiment, load_set
+from pipeline.config import ExperimentConfig, load_experiment
 from pipeline.errors import CacheError, ConfigError, DataError
 from pipeline.files import file_sha256, write_bytes_atomically
 from pipeline.fingerprint import cache_fingerprint, fingerprint
 from pipeline.folds import check_subject_exclusive
 from pipeline.frames import FILE_NAME, read_index
+from pipeline.loader import page_sizes
 from pipeline.protocols import PARTS, Protocol
 
 DEPLOYED_NAME = "deployed"
@@ -58,68 +59,90 @@ class TrainingRun:
         """Whether a fold's result stands."""
         return (self.fold_folder(test_part) / "result.json").is_file()
 
-
-def prepare_run(
-    config: str, *, dataset: str, init_from: str | None = None, catalog: Catalog | None = None
-) -> TrainingRun:
-    """`run_of` an experiment in configs/, or in a .yaml file."""
-    return run_of(load_experiment(config), dataset=dataset, init_from=init_from, catalog=catalog)
+    @property
+    def is_whole(self) -> bool:
+        """Whether all folds of the experiment are done."""
+        return all(self.is_done(part) for part in self.experiment.parts)
 
 
-def run_of(
-    experiment: ExperimentConfig, *, dataset: str, init_from: str | None = None, catalog: Catalog | None = None
-) -> TrainingRun:
-    """Pin the cache's newest revision and name the run by everything that decides its result.
+class Runs:
+    """The runs of experiments on a data set: its index and each of its caches are opened once, at their newest.
 
-    `init_from` is a run, or a data set: then its run of the same experiment. A run that is there under another
-    experiment's name is taken up, not made again. Raises `CacheError` when the data set has no cache of the
-    experiment's settings, `DataError` when subjects cross parts.
+    `init_from` is a run, or a data set: then its run of the same experiment.
     """
-    catalog = catalog or load_catalog()
-    if init_from in catalog.datasets:
-        init_from = run_of(experiment, dataset=init_from, catalog=catalog).folder.name
-    entry = catalog.dataset(dataset)
-    frames = read_index(catalog.work_of(dataset), dataset=dataset, config=experiment.source)
-    check_subject_exclusive(frames)
-    folder = catalog.caches_of(dataset) / cache_fingerprint(experiment.cache, catalog)
-    if not folder.is_dir():
-        raise CacheError(
-            f"{dataset} has no cache of the settings in {experiment.name} ({folder} is not there); "
-            f"run `fantrans refresh {dataset} --config {experiment.source}`"
+
+    def __init__(self, catalog: Catalog, dataset: str, *, init_from: str | None = None) -> None:
+        self._catalog, self._dataset, self._init_from = catalog, dataset, init_from
+        self._sources = Runs(catalog, init_from) if init_from in catalog.datasets else None
+        self._frames: pd.DataFrame | None = None
+        self._caches: dict[Path, CacheReader] = {}
+
+    def of(self, experiment: ExperimentConfig) -> TrainingRun:
+        """Pin the cache's newest revision and name the run by everything that decides its result.
+
+        Raises `CacheError` when the data set has no cache of the experiment's settings, `DataError` when subjects cross
+        parts, `ConfigError` for an experiment that the cache cannot serve.
+        """
+        catalog, dataset = self._catalog, self._dataset
+        init_from = self._init_from if self._sources is None else self._sources.of(experiment).folder.name
+        frames, cache = self._frames_for(experiment), self._cache_for(experiment)
+        num_views, rules = experiment.cache.views.num_views, catalog.dataset(dataset).rules
+        if cache.num_views < num_views:
+            raise CacheError(
+                f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
+                f"refresh {dataset} --config {experiment.source}`, or set `cache: {{views: {{num_views}}}}`"
+            )
+        plain, _ = INPUT_MAPS[experiment.head.input_features]
+        cache.codec.check_serves(plain=plain, experiment=experiment.name)
+        document = {
+            "head": experiment.head.model_dump(),
+            "train": experiment.train.model_dump(),
+            "cache": cache.fingerprint,
+            "index": cache.manifest["index"]["sha256"],
+            "num_views": num_views,
+            "pages": page_sizes(cache),
+            "labels": file_sha256(catalog.work_of(dataset) / FILE_NAME),
+            "aus": list(rules.aus),
+            "init_from": init_from,
+        }
+        runs, seed = catalog.roots.runs, experiment.train.seed
+        name = f"{dataset}-{experiment.head.variant}-seed{seed}-{fingerprint(document)}"
+        return TrainingRun(
+            experiment=experiment, dataset=dataset, rules=rules, frames=frames, cache=cache, folder=runs / name,
+            init_from=runs / init_from if init_from else None, record=document | {"revision": cache.revision},
         )
-    cache, num_views = open_cache(folder), experiment.cache.views.num_views
-    if cache.num_views < num_views:
-        raise CacheError(
-            f"{folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; "
-            f"run `fantrans refresh {dataset} --config {experiment.source}`, or set `cache: {{views: {{num_views}}}}`"
-        )
-    plain, _ = INPUT_MAPS[experiment.head.input_features]
-    cache.codec.check_serves(plain=plain, experiment=experiment.name)
-    document = {
-        "head": experiment.head.model_dump(),
-        "train": experiment.train.model_dump(),
-        "cache": cache.fingerprint,
-        "index": cache.manifest["index"]["sha256"],
-        "num_views": num_views,
-        "labels": file_sha256(catalog.work_of(dataset) / FILE_NAME),
-        "aus": list(entry.rules.aus),
-        "init_from": init_from,
-    }
-    runs, name = catalog.roots.runs, f"{dataset}-{fingerprint(document)}"
-    folder = next(iter(sorted(runs.glob(f"*-{name}"))), runs / f"{experiment.name}-{name}")
-    return TrainingRun(
-        experiment=experiment, dataset=dataset, rules=entry.rules, frames=frames, cache=cache, folder=folder,
-        init_from=runs / init_from if init_from else None, record=document | {"revision": cache.revision},
-    )
+
+    def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
+        if self._frames is None:
+            work = self._catalog.work_of(self._dataset)
+            self._frames = read_index(work, dataset=self._dataset, config=experiment.source)
+            check_subject_exclusive(self._frames)
+        return self._frames
+
+    def _cache_for(self, experiment: ExperimentConfig) -> CacheReader:
+        folder = self._catalog.caches_of(self._dataset) / cache_fingerprint(experiment.cache, self._catalog)
+        if not folder.is_dir():
+            raise CacheError(
+                f"{self._dataset} has no cache of the settings in {experiment.name} ({folder} is not there); "
+                f"run `fantrans refresh {self._dataset} --config {experiment.source}`"
+            )
+        if folder not in self._caches:
+            self._caches[folder] = open_cache(folder)
+        return self._caches[folder]
+
+
+def prepare_run(config: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
+    """The run of one experiment in configs/, or in a .yaml file, on the data set's newest cache."""
+    return Runs(load_catalog(), dataset, init_from=init_from).of(load_experiment(config))
 
 
 def runs_of(
     config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> list[TrainingRun]:
-    """The runs of an experiment (one), or of a set (one a variant and seed), on the data set's newest cache."""
+    """The runs of an experiment (one), or of a set (one a variant and seed), on the data set's newest caches."""
     catalog = load_catalog()
-    experiments = load_set(config, base=base or catalog.dataset(dataset).experiment).experiments
-    return [run_of(each, dataset=dataset, init_from=init_from, catalog=catalog) for each in experiments]
+    runs = Runs(catalog, dataset, init_from=init_from)
+    return [runs.of(experiment) for experiment in catalog.experiments_of(dataset, config, base=base).experiments]
 
 
 def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
@@ -128,7 +151,7 @@ def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
         run = prepare_run(config, dataset=dataset)
     except (CacheError, DataError):
         return None
-    return run if all(run.is_done(part) for part in run.experiment.parts) else None
+    return run if run.is_whole else None
 
 
 def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
@@ -149,6 +172,11 @@ def head_shape(run: TrainingRun) -> HeadShape:
                          **run.experiment.head.model_dump())
     except ValueError as error:
         raise ConfigError(f"experiment {run.experiment.name}: {error}") from None
+
+
+def run_folder(catalog: Catalog, run: str) -> Path | None:
+    """Folder of a run, given as such or by its name under the runs root; None if there is none."""
+    return next((folder for folder in (Path(run), catalog.roots.runs / run) if (folder / "run.json").is_file()), None)
 
 
 def done_folds(folder: Path) -> dict[str, Path]:

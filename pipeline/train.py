@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from models.losses import class_weights, total_loss
 from pipeline.config import TrainConfig
 from pipeline.deployed import write_deployed
 from pipeline.device import checked_device
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.evaluate import count, predict
 from pipeline.files import write_atomically, write_bytes_atomically
 from pipeline.folds import train_parts
@@ -68,7 +69,8 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     """Train and score folds, each given by its run and the part that it tests; returns the share of time spent waiting.
 
     Folds that are done are left as they are; killed ones go on after their last whole epoch, to the same weights. Each
-    cache is read once for all of its heads. Raises `DataError` or `ConfigError` before the first step.
+    cache is read once for all of its heads. Raises `DataError` or `ConfigError` before the first step; and at the end
+    `TrainingError` for heads whose loss went out of bounds, while the others are trained all the same.
     """
     checked_device(device)
     keep_freed_memory()
@@ -78,6 +80,9 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
             reading = (run.cache.folder, run.cache.revision, run.experiment.cache.views.num_views)
             readings.setdefault(reading, []).append(HeadTraining.start(run, part, device))
     shares = [_train_together(heads, device) for heads in readings.values()]
+    faults = [head.fault for heads in readings.values() for head in heads if head.fault is not None]
+    if faults:
+        raise TrainingError(f"{'; '.join(faults)}; the other heads are done")
     return max(shares, default=0.0)
 
 
@@ -90,13 +95,15 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     end = max(head.settings.num_epochs for head in heads)
     num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     names = f"fold {heads[0].test_part}" if len(heads) == 1 else f"{len(heads)} heads"
-    with track(f"train {names}", total=sum(head.num_frames for head in heads), unit="frames") as step:
-        for head in heads:
-            step(head.num_epochs_done * head.batches.num_batches * head.settings.batch_size)
-        share = relay(pages.epochs(first, end), [partial(head.see, step=step) for head in heads],
-                      num_threads=num_threads)
-    unfinished = [head for head in heads if not head.run.is_done(head.test_part)]  # trained to the end and then killed
-    relay([None], [partial(_finish, head) for head in unfinished], num_threads=num_threads)
+    num_before = sum(head.num_epochs_done * head.num_epoch_frames for head in heads)
+    total = sum(head.settings.num_epochs * head.num_epoch_frames for head in heads)
+    with (
+        track(f"train {names}", total=total, unit="frames", num_before=num_before) as step,
+        closing(pages.epochs(first, end)) as coming,
+    ):
+        share = relay(coming, [partial(head.see, step=step) for head in heads], num_threads=num_threads)
+    killed_at_the_end = [head for head in heads if head.fault is None and not head.run.is_done(head.test_part)]
+    relay([None], [partial(_finish, head) for head in killed_at_the_end], num_threads=num_threads)
     logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
     return share
 
@@ -144,6 +151,8 @@ class HeadTraining:
     weights_A: Tensor
     optimiser: torch.optim.Optimizer
     history: list[dict[str, float]] = field(default_factory=list)
+    fault: str | None = None
+    """Why it learns no more, in a sentence."""
     _epoch: list[Tensor] = field(default_factory=list)
     """Losses (3,) of the steps of the epoch so far, on the device: reading them would make it wait."""
     _seconds: float = 0.0
@@ -192,13 +201,13 @@ class HeadTraining:
         return len(self.history)
 
     @property
-    def num_frames(self) -> int:
-        """Frames of all its epochs."""
-        return self.settings.num_epochs * self.batches.num_batches * self.settings.batch_size
+    def num_epoch_frames(self) -> int:
+        """Frames that it sees in an epoch."""
+        return self.batches.num_batches * self.settings.batch_size
 
     def see(self, page: Page, *, step: Step) -> None:
         """Learn from a page's frames, if its epoch is still to come; save after the epoch, score after the last."""
-        if page.epoch != self.num_epochs_done or page.epoch >= self.settings.num_epochs:
+        if self.fault or page.epoch != self.num_epochs_done or page.epoch >= self.settings.num_epochs:
             return
         started = time.monotonic()
         self.head.train()
@@ -210,7 +219,7 @@ class HeadTraining:
         self._seconds += time.monotonic() - started
         if page.is_last:
             self._end_epoch()
-            if self.num_epochs_done == self.settings.num_epochs:
+            if self.fault is None and self.num_epochs_done == self.settings.num_epochs:
                 self.finish()
 
     def _learn(self, batch: Batch) -> Tensor:
@@ -237,6 +246,10 @@ class HeadTraining:
 
     def _end_epoch(self) -> None:
         means = torch.stack(self._epoch).double().mean(0).tolist()
+        if not math.isfinite(means[0]):
+            self.fault = (f"{self.run.experiment.name}, fold {self.test_part}: the loss of epoch "
+                          f"{self.num_epochs_done + 1} is {means[0]}; lower `train.lr`, or train in fp32")
+            return
         named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
         lr = self.optimiser.param_groups[0]["lr"]
         self.history.append({"epoch": self.num_epochs_done, **named, "lr": lr, "seconds": self._seconds})
@@ -249,7 +262,8 @@ class HeadTraining:
         deployed = self.head.deployed()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         write_atomically(folder / "head.safetensors", lambda temp: save_file(tensors, temp))
-        write_deployed(folder / DEPLOYED_NAME, deployed, aus=run.rules.aus, features=run.cache.document["features"])
+        write_deployed(folder / DEPLOYED_NAME, deployed, aus=run.rules.aus, features=run.cache.document["features"],
+                       averages_flip=self.settings.averages_flip)
         predictions = predict(deployed, run.cache, run.frames, aus=run.rules.aus, test_part=self.test_part,
                               device=self.device, averages_flip=self.settings.averages_flip)
         write_table(folder / "predictions.parquet", predictions)

@@ -18,14 +18,14 @@ import pandas as pd
 from rich.box import SIMPLE
 from rich.table import Table
 
-from pipeline.catalog import load_catalog
-from pipeline.config import load_set
+from pipeline.catalog import Catalog, load_catalog
+from pipeline.config import Variant
 from pipeline.errors import DataError
 from pipeline.files import write_atomically, write_bytes_atomically
 from pipeline.metrics import COUNT_COLUMNS, interval_percent, resampled_percent
 from pipeline.records import read_table
 from pipeline.report import markdown_table
-from pipeline.runs import done_folds, run_of
+from pipeline.runs import Runs, done_folds, run_folder
 
 PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
 NUM_RESAMPLES = 2000
@@ -35,13 +35,13 @@ NUM_RESAMPLES = 2000
 class Row:
     """Runs that differ by seed alone.
 
-    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over `num_seeds` runs; None where
-    none is done. subjects: the tested ones, with their parts.
+    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over the runs; None where none
+    is done. subjects: the tested ones, with their parts.
     """
 
     name: str
     published: str | None
-    num_seeds: int
+    folders: tuple[Path, ...]
     values: np.ndarray | None
     aus: tuple[int, ...] = ()
     subjects: frozenset[tuple[str, str]] = frozenset()
@@ -62,6 +62,7 @@ class Difference:
     theirs: str
     aus: tuple[int, ...]
     num_subjects: int
+    num_runs: tuple[int, int]
     points: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -69,7 +70,9 @@ class Difference:
     def sentence(self) -> str:
         """What may be said of the means."""
         points, low, high = self.points[-1], self.low[-1], self.high[-1]
-        numbers = f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects)"
+        runs = "a run each" if self.num_runs == (1, 1) else "{} and {} runs".format(*self.num_runs)
+        numbers = (f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, "
+                   f"{runs})")
         if low <= 0 <= high:
             return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}"
         return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
@@ -102,7 +105,7 @@ class SetTable:
         return pd.DataFrame([self._record(row) for row in self.rows])
 
     def _record(self, row: Row) -> dict[str, object]:
-        record: dict[str, object] = {"variant": row.name, "seeds": row.num_seeds}
+        record: dict[str, object] = {"variant": row.name, "seeds": len(row.folders)}
         if row.values is not None:
             record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
             low, high = row.interval
@@ -184,12 +187,8 @@ def write_set_report(
     """
     catalog = load_catalog()
     entry = catalog.dataset(dataset)
-    chosen = load_set(config, base=base or entry.experiment)
-    rows = []
-    for variant in chosen.variants:
-        runs = [run_of(each, dataset=dataset, init_from=init_from, catalog=catalog) for each in variant.experiments]
-        folders = [run.folder for run in runs if all(run.is_done(part) for part in run.experiment.parts)]
-        rows.append(row_of(variant.name, folders, published=variant.published))
+    chosen, runs = catalog.experiments_of(dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
+    rows = tuple(_row_of_variant(variant, runs) for variant in chosen.variants)
     if all(row.values is None for row in rows):
         raise DataError(f"no run of {config} on {dataset} is done; run `fantrans train {config} --dataset {dataset}`")
     published = pd.read_csv(PUBLISHED_FILE)
@@ -198,11 +197,13 @@ def write_set_report(
     if init_from:
         what += f", heads started from {init_from}"
     num_seeds = max(len(variant.experiments) for variant in chosen.variants)
-    table = SetTable(chosen.name, dataset, what, tuple(rows), num_seeds, published)
+    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published)
     started = f"-from-{init_from}" if init_from else ""
     stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}".replace("/", "_")
     md, csv, as_json = (catalog.roots.runs / "tables" / f"{stem}.{kind}" for kind in ("md", "csv", "json"))
     records = json.loads(table.table().to_json(orient="records"))
+    for record, row in zip(records, rows, strict=True):
+        record["runs"] = [folder.name for folder in row.folders]
     document = {"set": chosen.name, "dataset": dataset, "measured_on": what, "rows": records}
     write_bytes_atomically(as_json, json.dumps(document, indent=2).encode())
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
@@ -210,32 +211,36 @@ def write_set_report(
     return table, md
 
 
-def compare_runs(root: Path, ours: str, theirs: str) -> Difference:
-    """Two runs below `root`, or two patterns of runs that differ by seed; `DataError` where nothing is done."""
-    return difference(*(row_of(name, _matching(root, name), published=None) for name in (ours, theirs)))
+def compare_runs(
+    ours: str, theirs: str, *, dataset: str | None = None, base: str | None = None, init_from: str | None = None
+) -> Difference:
+    """Each a run (its folder, or its name under the runs root), or all finished seeds of an experiment or SET:VARIANT.
+
+    The other arguments are those of `train_folds`, for the latter. Raises `DataError` where nothing is done, or where
+    the two were not tested on the same.
+    """
+    catalog = load_catalog()
+    return difference(*(_row_named(name, catalog, dataset, base, init_from) for name in (ours, theirs)))
 
 
-def _matching(root: Path, pattern: str) -> list[Path]:
-    folders = [path.parent for path in sorted(root.glob(f"{pattern}/run.json")) if done_folds(path.parent)]
-    if not folders:
-        raise DataError(f"{root} has no finished run {pattern}; its folders are named by their runs")
-    first = _but_for_the_seed(folders[0])
-    for folder in folders[1:]:
-        other = _but_for_the_seed(folder)
-        names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
-        if names:
-            raise DataError(f"{pattern} matches {folders[0].name} and {folder.name}, which differ in "
-                            f"{', '.join(names)} and not by seed alone; give a narrower pattern")
-    return folders
+def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | None, init_from: str | None) -> Row:
+    folder = run_folder(catalog, name)
+    if folder is not None:
+        return row_of(name, [folder] if done_folds(folder) else [], published=None)
+    if dataset is None:
+        raise DataError(f"{name} is no run; for an experiment, or a set's variant as in table1:baseline, name its "
+                        "--dataset")
+    chosen = catalog.experiments_of(dataset, name, base=base)
+    if len(chosen.variants) > 1:
+        raise DataError(f"{name} has {len(chosen.variants)} variants; name one, such as "
+                        f"{name}:{chosen.variants[0].name}")
+    return _row_of_variant(chosen.variants[0], Runs(catalog, dataset, init_from=init_from))
 
 
-def _but_for_the_seed(folder: Path) -> dict[str, object]:
-    """What a run's record says of its result, without its seed, and the run of the same seed that it started from."""
-    record = json.loads((folder / "run.json").read_bytes())
-    train = {name: value for name, value in record.get("train", {}).items() if name != "seed"}
-    kept = {name: value for name, value in record.items()
-            if name not in ("experiment", "revision", "versions", "init_from")}
-    return {**kept, "train": train}
+def _row_of_variant(variant: Variant, runs: Runs) -> Row:
+    """Its runs that are whole."""
+    made = [runs.of(experiment) for experiment in variant.experiments]
+    return row_of(variant.name, [run.folder for run in made if run.is_whole], published=variant.published)
 
 
 def row_of(name: str, folders: Sequence[Path], *, published: str | None) -> Row:
@@ -243,12 +248,12 @@ def row_of(name: str, folders: Sequence[Path], *, published: str | None) -> Row:
     tables = [pd.concat([read_table(fold / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
                          for fold in done_folds(folder).values()]) for folder in folders]
     if not tables:
-        return Row(name, published, 0, None)
+        return Row(name, published, (), None)
     subjects = [frozenset(zip(table["part"], table["subject"], strict=True)) for table in tables]
     if len(set(subjects)) > 1:
         raise DataError(f"the runs of {name} were tested on different subjects; compare runs of the same folds")
     values = np.mean([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables], 0)
-    return Row(name, published, len(tables), values, tuple(sorted(tables[0]["au"].unique())), subjects[0])
+    return Row(name, published, tuple(folders), values, tuple(sorted(tables[0]["au"].unique())), subjects[0])
 
 
 def difference(ours: Row, theirs: Row) -> Difference:
@@ -264,7 +269,9 @@ def difference(ours: Row, theirs: Row) -> Difference:
     assert ours.values is not None
     assert theirs.values is not None
     gaps = ours.values - theirs.values
-    return Difference(ours.name, theirs.name, ours.aus, len(ours.subjects), gaps[0], *interval_percent(gaps[1:]))
+    num_runs = (len(ours.folders), len(theirs.folders))
+    return Difference(ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0],
+                      *interval_percent(gaps[1:]))
 
 
 def _number(record: dict, name: str, form: str = ".1f") -> str:

@@ -79,7 +79,7 @@ def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment
     assert started != source
 
 
-def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment):
+def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tmp_path):
     from flows.train import train_folds
     from pipeline.figures import write_figures
     from pipeline.report.tables import compare_runs, write_set_report
@@ -89,22 +89,23 @@ def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment):
                     "  baseline: {published: Baseline, head: {variant: baseline}}\n"
                     "  shallow: {head: {num_blocks: 1}}\n")
     folders = train_folds(str(path), dataset="small", base=environment)
-    assert [folder.name.split("-small-")[0] for folder in folders] == [
-        "baseline-seed0", "baseline-seed1", "shallow-seed0", "shallow-seed1"]
+    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
+        "small-baseline-seed0", "small-baseline-seed1", "small-t1_o2o_t2_o2m-seed0", "small-t1_o2o_t2_o2m-seed1"]
     first = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.safetensors")}
     assert len(first) == 4 * 2 * 2  # runs, folds, the whole head and the deployed one
     assert train_folds(str(path), dataset="small", base=environment) == folders
     assert {path: path.stat().st_mtime_ns for path in first} == first
     table, written = write_set_report(str(path), dataset="small", base=environment)
-    assert [row.num_seeds for row in table.rows] == [2, 2]
+    assert [row.folders for row in table.rows] == [tuple(folders[:2]), tuple(folders[2:])]
     assert "| baseline | 2 |" in written.read_text()
-    runs = load_catalog().roots.runs
-    assert compare_runs(runs, "shallow-seed*", "baseline-seed*").num_subjects == 8
-    drawn = write_figures(load_catalog(), [folders[2], folders[0]])
-    names = {f"{path.parent.parent.name.split('-small-')[0]}/{path.name}" for path in drawn}
-    assert {f"shallow-seed0/{name}.{kind}" for name in ("curves", "correlations", "gates", "masks", "similarities")
-            for kind in ("png", "svg")} <= names
-    assert "baseline-seed0/gates.png" not in names
+    compared = compare_runs(f"{path}:shallow", f"{path}:baseline", dataset="small", base=environment)
+    assert (compared.num_subjects, compared.num_runs) == (8, (2, 2))
+    shallow, baseline = (folder / "figures" for folder in (folders[2], folders[0]))
+    drawn = write_figures(load_catalog(), {"shallow": folders[2], "baseline": folders[0]}, together=tmp_path / "alike")
+    assert {shallow / f"{name}.{kind}" for name in ("curves", "correlations", "gates", "masks")
+            for kind in ("png", "svg")} <= set(drawn)
+    assert tmp_path / "alike.svg" in drawn
+    assert baseline / "gates.png" not in drawn
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.catalog import load_catalog
 from pipeline.config import CONFIG_FOLDER, load_experiment, load_set
 from pipeline.errors import ConfigError
 from pipeline.report.tables import PUBLISHED_FILE
@@ -88,15 +89,46 @@ variants:
 
 
 def test_an_experiment_is_a_set_of_its_own():
-    assert load_set("demo", base="fan_trans").experiments == (load_experiment("demo"),)
+    chosen = load_set("demo", base="fan_trans")
+    assert chosen.experiments == (load_experiment("demo"),)
+    assert chosen.cache == load_experiment("demo").cache
+    with pytest.raises(ConfigError, match="is one experiment and has no variants; name it without `:full`"):
+        load_set("demo:full", base="fan_trans")
+
+
+def test_a_variant_of_a_set_is_named_behind_a_colon(tmp_path):
+    whole, one = (load_set(name, base="demo") for name in ("table1", "table1:t1_o2o_t2_o2m"))
+    assert one.variants == tuple(variant for variant in whole.variants if variant.name == "t1_o2o_t2_o2m")
+    assert (one.name, one.published_table) == ("table1", "table1")
+    with pytest.raises(ConfigError, match="has no variant 'full'; known ones: baseline, c_t_o2o"):
+        load_set("table1:full", base="demo")
+
+
+def test_a_set_on_several_caches_says_how_to_name_one(tmp_path):
+    write(tmp_path, two="variants: {plain: {}, wide: {cache: {features: {weights: fan-128}}}}")
+    path = f"{tmp_path}/two.yaml"
+    with pytest.raises(ConfigError, match=r"two trains on several caches.*name one variant, such as two:wide"):
+        load_set(path, base="demo").cache  # noqa: B018
+    (wide,) = load_set(f"{path}:wide", base="demo").experiments
+    assert wide.cache.features.weights == "fan-128"
+    assert wide.source == f"{path}:wide --base demo"
+
+
+def test_one_experiment_takes_no_base():
+    catalog = load_catalog()
+    assert catalog.experiments_of("bp4d-synthetic").experiments == (load_experiment("demo"),)
+    assert catalog.experiments_of("bp4d-synthetic", "table1", base="fan_trans").experiments[0].train.batch_size == 64
+    with pytest.raises(ConfigError, match="demo is one experiment and not derived from fan_trans; leave --base away"):
+        catalog.experiments_of("bp4d-synthetic", "demo", base="fan_trans")
 
 
 @pytest.mark.parametrize(("content", "fault"), [
     ("variants: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
-    ("variants: {a: 3}", "`variants` a mapping of names to settings"),
-    ("seeds: [0, 0]\nvariants: {a: {}}", "`seeds` must be a list of different numbers"),
-    ("variants: [a, b]", "`variants` a mapping of names to settings"),
-    ("variants: {a: {}}\nbase: demo", "unknown key `base`; a set has published_table, seeds, variants"),
+    ("variants: {a: 3}", "`variants.a` is 3: input should be a valid dictionary"),
+    ("seeds: [0, 0]\nvariants: {a: {}}", "`seeds`: the same seed is there twice"),
+    ("seeds: []\nvariants: {a: {}}", "`seeds`"),
+    ("variants: [a, b]", "`variants`: input should be a valid dictionary"),
+    ("variants: {a: {}}\nbase: demo", "unknown key `base`"),
 ])
 def test_faults_of_a_set_are_one_sentence(tmp_path, content, fault):
     write(tmp_path, mine=content)

@@ -53,7 +53,7 @@ def evaluation(world, *, batch_size=4, view=0, parts=("P2",)):
 @pytest.fixture
 def small_pages(monkeypatch):
     """Pages of few rows, so that batches go over their ends."""
-    monkeypatch.setattr(loader, "PAGE_ROWS", 8)
+    monkeypatch.setattr(loader, "MAX_PAGE_ROWS", 8)
     monkeypatch.setattr(loader, "RUN_ROWS", 2)
 
 
@@ -145,7 +145,8 @@ def test_one_reading_feeds_heads_of_all_folds(world, monkeypatch):
 
 def test_a_page_holds_runs_from_everywhere():
     pages = object.__new__(TrainingPages)
-    num = 6 * loader.PAGE_ROWS
+    pages._page_rows = 512
+    num = 6 * 512
     pages._rows, pages._is_read = np.arange(num), np.ones(num, bool)
     listed = pages._pages_of(1)
     assert sorted(np.concatenate([rows for _, _, rows in listed])) == list(range(num))

@@ -24,7 +24,7 @@ def make_counts(*, skill, seed=0, num_subjects=30):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, monkeypatch):
     """A root with three runs: two alike but for their seed, and a better one."""
     for name, skill, seed in (("plain-seed0", 0.6, 0), ("plain-seed1", 0.6, 1), ("good-seed0", 0.8, 2)):
         counts = make_counts(skill=skill, seed=seed)
@@ -34,6 +34,7 @@ def runs(tmp_path):
             table.to_parquet(folder / "counts.parquet", index=False)
             (folder / "result.json").write_text("{}")
         (tmp_path / name / "run.json").write_text("{}")
+    monkeypatch.setenv("FANTRANS_RUNS", str(tmp_path))
     return tmp_path
 
 
@@ -46,20 +47,27 @@ def test_a_row_is_the_mean_over_seeds():
     assert values[0, :-1].mean() == pytest.approx(expected)
 
 
-def test_a_better_run_is_better_and_seeds_of_one_are_not_distinguishable(runs):
-    better = compare_runs(runs, "good-*", "plain-*")
+def rows_of(runs, *names):
+    return [row_of(name, sorted(runs.glob(f"{name}-seed*")), published=None) for name in names]
+
+
+def test_a_better_row_is_better_and_seeds_of_one_are_not_distinguishable(runs):
+    good, plain = rows_of(runs, "good", "plain")
+    better = difference(good, plain)
     assert better.num_subjects == 30
     assert better.low[-1] > 0
-    assert better.sentence().startswith("good-* is better than plain-*: +")
-    worse = compare_runs(runs, "plain-*", "good-seed0")
+    assert better.sentence().startswith("good is better than plain: +")
+    assert better.sentence().endswith("30 subjects, 1 and 2 runs)")
+    worse = difference(plain, good)
     assert "is worse than" in worse.sentence()
     assert worse.points == pytest.approx(-better.points)
-    alike = compare_runs(runs, "plain-seed0", "plain-seed1")
+    alike = compare_runs("plain-seed0", "plain-seed1")
     assert "not distinguishable at 95 %" in alike.sentence()
+    assert alike.sentence().endswith("30 subjects, a run each)")
 
 
 def test_pairing_by_subject_makes_the_interval_of_a_run_with_itself_a_point(runs):
-    same = compare_runs(runs, "plain-seed0", "plain-seed0")
+    same = compare_runs("plain-seed0", str(runs / "plain-seed0"))
     assert same.points.tolist() == same.low.tolist() == same.high.tolist() == [0, 0, 0]
 
 
@@ -79,24 +87,17 @@ def test_runs_on_other_subjects_are_not_compared(runs):
     other.mkdir(parents=True)
     (runs / "other-seed0/run.json").write_text("{}")
     make_counts(skill=0.6, num_subjects=10).query("part == 'P1'").to_parquet(other / "counts.parquet", index=False)
-    with pytest.raises(DataError, match="has no finished run other"):
-        compare_runs(runs, "other-seed0", "good-seed0")
+    with pytest.raises(DataError, match=r"no run of other-seed0 is done; train it first"):
+        compare_runs("other-seed0", "good-seed0")
     (other / "result.json").write_text("{}")
     with pytest.raises(DataError, match=r"not tested on the same subjects and action units \(5 and 30 subjects\)"):
-        compare_runs(runs, "other-seed0", "good-seed0")
+        compare_runs("other-seed0", "good-seed0")
     with pytest.raises(DataError, match="tested on different subjects"):
-        compare_runs(runs, "*-seed0", "good-seed0")
-    with pytest.raises(DataError, match="has no finished run none"):
-        compare_runs(runs, "none", "good-seed0")
-
-
-def test_a_pattern_that_matches_more_than_seeds_is_refused(runs):
-    for name, cache in (("plain-seed0", "ab"), ("plain-seed1", "cd")):
-        (runs / name / "run.json").write_text(json.dumps({"cache": cache, "train": {"seed": int(name[-1])}}))
-    with pytest.raises(DataError, match="differ in cache and not by seed alone"):
-        compare_runs(runs, "plain-*", "good-seed0")
-    (runs / "plain-seed1/run.json").write_text(json.dumps({"cache": "ab", "train": {"seed": 1}}))
-    assert compare_runs(runs, "plain-*", "good-seed0").num_subjects == 30
+        row_of("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
+    with pytest.raises(DataError, match="none is no run; for an experiment, or a set's variant"):
+        compare_runs("none", "good-seed0")
+    with pytest.raises(DataError, match="table1 has 10 variants; name one, such as table1:baseline"):
+        compare_runs("table1", "good-seed0", dataset="bp4d-synthetic")
 
 
 def test_a_set_is_printed_beside_the_published_table(runs):

@@ -15,7 +15,7 @@ from pipeline.cache.codecs import make_codec
 from pipeline.cache.reader import open_cache
 from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
 from pipeline.deployed import load_deployed
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.evaluate import predict
 from pipeline.protocols import Protocol
 from pipeline.report import read_report, write_report
@@ -45,12 +45,12 @@ def train_fold(run: TrainingRun, part: str) -> Path:
 
 def make_pages_small():
     """So that an epoch has several, and batches go over their ends."""
-    loader.PAGE_ROWS, loader.RUN_ROWS = 8, 2
+    loader.MAX_PAGE_ROWS, loader.RUN_ROWS = 8, 2
 
 
 @pytest.fixture
 def small_pages(monkeypatch):
-    monkeypatch.setattr(loader, "PAGE_ROWS", loader.PAGE_ROWS)
+    monkeypatch.setattr(loader, "MAX_PAGE_ROWS", loader.MAX_PAGE_ROWS)
     monkeypatch.setattr(loader, "RUN_ROWS", loader.RUN_ROWS)
     make_pages_small()
 
@@ -194,6 +194,25 @@ def test_a_fault_in_one_head_ends_the_training_and_keeps_what_was_finished(folde
     assert (run.fold_folder("P3") / "checkpoint.pt").is_file()
     train_heads([(run, part) for part in ("P1", "P2", "P3")])
     assert all(run.is_done(part) for part in ("P1", "P2", "P3"))
+
+
+def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_trained(folder, monkeypatch):
+    good, wild = make_run(folder, name="good"), make_run(folder, name="wild")
+    learn = HeadTraining._learn
+
+    def blowing_up(self, batch):
+        return learn(self, batch) * (float("nan") if self.run is wild and self.num_epochs_done == 1 else 1.0)
+
+    monkeypatch.setattr(HeadTraining, "_learn", blowing_up)
+    with pytest.raises(TrainingError, match=r"small, fold P2: the loss of epoch 2 is nan; lower `train.lr`"):
+        train_heads([(run, part) for run in (good, wild) for part in ("P1", "P2")])
+    assert good.is_done("P1")
+    assert good.is_done("P2")
+    assert not wild.is_done("P1")
+    monkeypatch.undo()
+    train_heads([(wild, "P1")])
+    assert all(torch.equal(*pair) for pair in zip(*(tensors.values() for tensors in weights_of(
+        [good.fold_folder("P1"), wild.fold_folder("P1")])), strict=True))
 
 
 def test_report_aggregates_the_finished_folds(folder):
