@@ -478,6 +478,27 @@ def train_retinaface(
     _print_entry(out, "family: retinaface-mobilenet")
 
 
+@weights_app.command("train-resnet")
+def train_resnet(
+    out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
+    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each a class.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train ResNet-18's early features to tell rendered faces apart; a killed training goes on where it was."""
+    from pipeline.catalog import load_catalog
+    from pipeline.synthetic.bank import default_bank_path
+    from pipeline.train_fan import FACE_SIZE_PX, render_pool
+    from pipeline.train_resnet import ResNetTraining, train_resnet
+
+    folder = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
+    pool = render_pool(folder, bank_path=default_bank_path(), num_faces=faces, seed=seed, size_px=FACE_SIZE_PX)
+    accuracy = train_resnet(out, ResNetTraining(num_steps=steps, seed=seed), pool, device=device)
+    _say(f"tells {100 * accuracy:.1f} % of {faces} faces apart")
+    _print_entry(out, "family: resnet18")
+
+
 @weights_app.command("fit-codec")
 def fit_codec(
     dataset: Annotated[str, typer.Argument(help="A data set of the catalog whose crops are there.")],

@@ -126,6 +126,7 @@ class FAN(nn.Module):
         if pooling not in ("avg", "max"):
             raise ValueError(f"a FAN's pooling must be 'avg' or 'max', found {pooling!r}")
         self.width, self.num_stacks, self.pooling = width, num_stacks, pooling
+        self.map_shapes = map_shapes(width)
         self.conv1 = nn.Conv2d(3, width // 4, 7, stride=2, padding=3)
         self.bn1 = nn.BatchNorm2d(width // 4)
         self.conv2 = ConvBlock(width // 4, width // 2)

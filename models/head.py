@@ -41,18 +41,19 @@ INPUT_MAPS = {
     "bl": (("lf",), ("h1", "h2")),
     "bl_no_lf": ((), ("h1", "h2")),
     "bl_no_hm": (("lf", "h1", "h2"), ()),
+    "lf_only": (("lf",), ()),
 }
-"""Rows of Table 2: maps taken as they are, then maps multiplied by the heatmaps' sum."""
+"""Rows of Table 2: maps taken as they are, then maps multiplied by the heatmaps' sum. A ResNet has `lf` only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShape:
     """Everything that decides the head's tensors; `dim` and `top_k` are filled in where they are None.
 
-    fan_width: channels of lf, h1 and h2. map_size: rows and columns of a map, a multiple of 16. variant: a key of
+    fan_width: channels of lf, h1 and h2, C. map_size: rows and columns of a map, a multiple of 16. variant: a key of
     `VARIANTS`. input_features: a key of `INPUT_MAPS`. dim: D, a multiple of 4 and of its number of attention heads;
-    None is a quarter of F_a's channels. num_blocks: transblocks a trunk. top_k: how much evidence C_o2m adds up; None
-    is half the action units. Raises `ValueError` for a shape that cannot be built.
+    None is a quarter of 3 C, whichever maps are read. num_blocks: transblocks a trunk. top_k: how much evidence C_o2m
+    adds up; None is half the action units. Raises `ValueError` for a shape that cannot be built.
     """
 
     fan_width: int
@@ -70,7 +71,7 @@ class HeadShape:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}")
-        object.__setattr__(self, "dim", self.dim or self.input_channels // 4)
+        object.__setattr__(self, "dim", self.dim or 3 * self.fan_width // 4)
         object.__setattr__(self, "top_k", self.top_k or max(1, self.num_aus // 2))
         if self.map_size % 2**NUM_POOLINGS:
             raise ValueError(f"map_size must be a multiple of {2**NUM_POOLINGS}, found {self.map_size}")

@@ -91,7 +91,7 @@ class FileEntry(Settings):
 class WeightsEntry(FileEntry):
     """Weights and what their tensors cannot tell."""
 
-    family: Literal["fan", "retinaface-mobilenet", "retinaface-resnet50"]
+    family: Literal["fan", "resnet18", "retinaface-mobilenet", "retinaface-resnet50"]
     width: PositiveInt | None = None
     """Channels of a FAN."""
     num_stacks: PositiveInt | None = None

@@ -64,12 +64,12 @@ class ViewConfig(Settings):
 
 
 class FeatureConfig(Settings):
-    """Which frozen FAN features are cached, and in what form."""
+    """Which frozen features are cached, and in what form."""
 
     weights: str = "fan-128"
-    """Name of a FAN in the catalog."""
+    """Name of a FAN, or a ResNet-18, in the catalog."""
     profile: Profile = "standard"
-    """exact: fp16 maps and 68 heatmaps; standard: int8 maps and the heatmaps' sum; compact: int8 components."""
+    """exact: fp16 maps and 68 heatmaps; standard: int8 maps and the heatmaps' sum; compact: int8 components (FAN)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the FAN's forward pass."""
 
@@ -92,10 +92,10 @@ class HeadConfig(Settings):
     ] = "t1_o2o_t2_o2m"
     """Row of Table 1, the last of which is FAN-Trans, or its three branches."""
     attention_drop: Literal["learned", "learned_from_tokens", "full", "row", "column"] = "learned"
-    input_features: Literal["bl", "bl_no_lf", "bl_no_hm"] = "bl"
-    """Row of Table 2: all maps, without LF, or H1 and H2 without the heatmap gate."""
+    input_features: Literal["bl", "bl_no_lf", "bl_no_hm", "lf_only"] = "bl"
+    """Row of Table 2: all maps, without LF, H1 and H2 without the heatmap gate, or the one map of a ResNet."""
     dim: PositiveInt | None = None
-    """Width D of the head; None is a quarter of the input's channels, as in the paper."""
+    """Width D of the head; None is a quarter of three maps' channels, as in the paper, whichever are read."""
     num_blocks: PositiveInt = 5
     top_k: PositiveInt | None = None
     """Evidence summed by C_o2m; None is half the action units."""

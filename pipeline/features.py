@@ -1,4 +1,4 @@
-"""Crops to frozen FAN features: the maps of `models.fan.TAPS` in half precision.
+"""Crops to frozen features in half precision: a FAN's maps (`models.fan.TAPS`), or a ResNet-18's.
 
 On one kind of device the bytes of a crop's features do not depend on the crops beside it, on their order or number:
 kernels, and with them the last bits, are chosen by a batch's shape, so every batch is filled up to one size. Nor do
@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.fan import FAN, INPUT_SIZE_PX, map_shapes
+from models.fan import FAN, INPUT_SIZE_PX
+from models.resnet import ResNet18Features
 from pipeline.catalog import WeightsEntry
 from pipeline.device import map_batches
 from pipeline.errors import DataError, WeightsError
@@ -27,10 +28,38 @@ from pipeline.errors import DataError, WeightsError
 Encode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Maps fp16 (N, C, H, W) by name to what is kept of them, a row a crop; runs on the maps' device."""
 
+_N = TypeVar("_N", bound=nn.Module)
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _BATCH_SIZES = {"cpu": 8, "cuda": 64}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+Network = FAN | ResNet18Features
+
+
+def load_network(entry: WeightsEntry, device: torch.device | str) -> Network:
+    """The frozen network of the entry's family, see `load_fan` and `load_resnet18`."""
+    return load_resnet18(entry, device) if entry.family == "resnet18" else load_fan(entry, device)
+
+
+def load_resnet18(entry: WeightsEntry, device: torch.device | str) -> ResNet18Features:
+    """A frozen ResNet-18's early features with weights in timm's keys; a whole classifier's serve as well.
+
+    Raises `WeightsError` as `load_fan` does.
+    """
+    path, network = entry.checked_path(), ResNet18Features()
+    needed = network.net.state_dict()
+    try:
+        found = load_file(path)
+        network.net.load_state_dict({name: values for name, values in found.items() if name in needed})
+    except (RuntimeError, SafetensorError) as error:
+        fault = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"weights {path} are not those of timm's resnet18: {fault}; mend `path` in the catalog"
+        ) from None
+    return frozen(network, device)
 
 
 def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
@@ -56,33 +85,34 @@ def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
     return frozen(fan, device)
 
 
-def frozen(fan: FAN, device: torch.device | str) -> FAN:
-    """`fan` in evaluation mode, without gradients and channels last on `device`."""
-    fan.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-    return fan
+def frozen(network: _N, device: torch.device | str) -> _N:
+    """`network` in evaluation mode, without gradients and channels last on `device`."""
+    network.eval().requires_grad_(False).to(device)
+    network.to(memory_format=torch.channels_last)
+    return network
 
 
 @torch.inference_mode()
 def extract_features(
-    fan: FAN, crops: np.ndarray, *, encode: Encode = dict, precision: Precision = "fp32"
+    network: Network, crops: np.ndarray, *, encode: Encode = dict, precision: Precision = "fp32"
 ) -> dict[str, np.ndarray]:
-    """What `encode` keeps of N crops' maps, by name; by default the maps, float16 (N, *`models.fan.map_shapes`).
+    """What `encode` keeps of N crops' maps, by name; by default the maps, float16 (N, *`network.map_shapes`).
 
     `crops` are RGB (N, 256, 256, 3): uint8, or float32 in [0, 1]. `precision` is the arithmetic of the forward pass;
     fp32 is never lowered to TF32. Raises `DataError` for other crops and for values beyond fp16.
     """
     if crops.shape[1:] != (INPUT_SIZE_PX, INPUT_SIZE_PX, 3) or crops.dtype not in (np.uint8, np.float32):
         raise DataError(
-            f"a FAN takes crops uint8 or float32 (N, {INPUT_SIZE_PX}, {INPUT_SIZE_PX}, 3), "
+            f"features take crops uint8 or float32 (N, {INPUT_SIZE_PX}, {INPUT_SIZE_PX}, 3), "
             f"found {crops.dtype} {crops.shape}; cut them with the crop settings' size_px = {INPUT_SIZE_PX}"
         )
-    device = next(fan.parameters()).device
+    device = next(network.parameters()).device
     if not len(crops):
-        shapes = {name: (1, *shape) for name, shape in map_shapes(fan.width).items()}
+        shapes = {name: (1, *shape) for name, shape in network.map_shapes.items()}
         none = encode({name: torch.zeros(shape, dtype=torch.float16, device=device) for name, shape in shapes.items()})
         return {name: values[:0].cpu().numpy() for name, values in none.items()}
     out: dict[str, np.ndarray] = {}
-    for rows, kept, is_finite, _ in _forward_batches(fan, crops, device, encode, precision):
+    for rows, kept, is_finite, _ in _forward_batches(network, crops, device, encode, precision):
         for name, found in is_finite.items():
             if not found:
                 raise DataError(f"feature {name} exceeds half precision; a cache of fp16 needs other weights")
@@ -103,14 +133,14 @@ class _Kept(NamedTuple):
 
 
 def _forward_batches(
-    fan: FAN, crops: np.ndarray, device: torch.device, encode: Encode, precision: Precision
+    network: Network, crops: np.ndarray, device: torch.device, encode: Encode, precision: Precision
 ) -> Iterator[_Kept]:
     """What is kept, batch by batch; a GPU works on the next batch while one is copied back."""
     size = _BATCH_SIZES[device.type]
 
     @torch.inference_mode()
     def forward(rows: slice) -> _Kept:
-        maps = _maps(fan, _to_device(crops[rows], size, device), precision)
+        maps = _maps(network, _to_device(crops[rows], size, device), precision)
         finite = {name: torch.isfinite(values[: rows.stop - rows.start]).all() for name, values in maps.items()}
         kept, is_finite = (
             {name: values.to("cpu", non_blocking=True) for name, values in tensors.items()}
@@ -148,7 +178,7 @@ def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:
     return images.float().div(255) if images.dtype == torch.uint8 else images
 
 
-def _maps(fan: FAN, images: Tensor, precision: Precision) -> dict[str, Tensor]:
+def _maps(network: Network, images: Tensor, precision: Precision) -> dict[str, Tensor]:
     autocast = torch.autocast(images.device.type, dtype=_DTYPES[precision]) if precision in _DTYPES else nullcontext()
     with autocast, torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-        return {name: values.half() for name, values in fan.taps(images).items()}
+        return {name: values.half() for name, values in network.taps(images).items()}

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from torchcam.methods import ScoreCAM
 
 from models.attention import AttentionDrop
-from models.fan import FAN
 from models.head import DeployedHead, FanTransHead
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog
 from pipeline.crops import CropReader
 from pipeline.deployed import load_deployed
 from pipeline.errors import DataError
-from pipeline.features import load_fan
+from pipeline.features import Network, load_network
 from pipeline.loader import CachedFrames, evaluation_batches
 from pipeline.metrics import THRESHOLD
 from pipeline.progress import track
@@ -267,15 +266,17 @@ def draw_similarities(probes: Sequence[Probe]) -> Figure:
 
 
 class _ImageToLogits(nn.Module):
-    """FAN and head as one network, since Score-CAM masks the image."""
+    """Features and head as one network, since Score-CAM masks the image."""
 
-    def __init__(self, fan: FAN, head: DeployedHead) -> None:
+    def __init__(self, features: Network, head: DeployedHead) -> None:
         super().__init__()
-        self.fan, self.head = fan, head
+        self.features, self.head = features, head
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.fan.taps(images)
-        return self.head({**maps, "hm": maps["hm"].sum(1, keepdim=True)})
+        maps = self.features.taps(images)
+        if "hm" in maps:
+            maps["hm"] = maps["hm"].sum(1, keepdim=True)
+        return self.head(maps)
 
 
 def draw_score_cam(
@@ -286,7 +287,7 @@ def draw_score_cam(
     A face's map is the mean of the Score-CAMs of its active units, those of the label that are also found.
     """
     model = load_deployed(fold / DEPLOYED_NAME)
-    network = _ImageToLogits(_fan_of(catalog, cache), model.head).eval()
+    network = _ImageToLogits(_network_of(catalog, cache), model.head).eval()
     faces = _faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
     figure = Figure(figsize=(2 * len(chosen), 4.6), layout="constrained")
     axes = np.atleast_2d(figure.subplots(2, len(chosen)).T)
@@ -338,12 +339,12 @@ def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequen
     return [render_view(crop, ViewParams(), view_px=side) for crop in crops.read_crops(rows)]
 
 
-def _fan_of(catalog: Catalog, cache: CacheReader) -> FAN:
+def _network_of(catalog: Catalog, cache: CacheReader) -> Network:
     sha256 = cache.document["features"]["sha256"]
     entry = next((entry for entry in catalog.weights.values() if entry.sha256 == sha256), None)
     if entry is None:
         raise DataError(f"the catalog has no weights with sha256 {sha256[:12]}..., of which {cache.folder} is made")
-    return load_fan(entry, "cpu")
+    return load_network(entry, "cpu")
 
 
 def _saved(figure: Figure, stem: Path) -> list[Path]:

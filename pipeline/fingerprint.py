@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from models.fan import map_shapes
+from models import fan, resnet
 from pipeline.catalog import Catalog, FileEntry, WeightsEntry
 from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
@@ -54,8 +54,7 @@ def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     """Everything that decides the values of cached features, given the frames."""
     features = settings.features.model_dump(exclude={"weights"})
     entry = catalog.weights_of(settings.features.weights)
-    if entry.width is not None:
-        features["shapes"] = {name: list(shape) for name, shape in map_shapes(entry.width).items()}
+    features["shapes"] = {name: list(shape) for name, shape in map_shapes_of(entry).items()}
     if settings.features.profile == "compact":
         features["codec"] = {"sha256": codec_of(settings, catalog).sha256}
     return {
@@ -66,10 +65,24 @@ def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     }
 
 
+def map_shapes_of(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
+    """Shape (C, H, W) of each map that a network gives; `ConfigError` for one that gives none."""
+    if entry.family == "resnet18":
+        return resnet.MAP_SHAPES
+    if entry.width is None:
+        raise ConfigError(f"features come from a fan or a resnet18, and {entry.path} is a {entry.family}; name another "
+                          "in `cache: {features: {weights}}`")
+    return fan.map_shapes(entry.width)
+
+
 def codec_of(settings: CacheConfig, catalog: Catalog) -> FileEntry:
     """The file with the basis of the profile compact; `ConfigError` if the catalog names none for this FAN."""
     name = settings.features.weights
-    codec = catalog.weights_of(name).codec
+    entry = catalog.weights_of(name)
+    if entry.family != "fan":
+        raise ConfigError(f"the profile compact is made for a FAN's maps, and {name} is a {entry.family}; set "
+                          "`cache: {features: {profile: standard}}`")
+    codec = entry.codec
     if codec is None:
         raise ConfigError(
             f"the catalog has no `codec` for {name}, and the profile compact needs one; fit it with "

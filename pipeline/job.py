@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from models.fan import map_shapes
 from pipeline import crops, fingerprint
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.cache.format import features_format
@@ -25,7 +24,7 @@ from pipeline.catalog import Catalog, DatasetEntry, load_catalog
 from pipeline.config import CacheConfig, first_fault
 from pipeline.device import checked_device
 from pipeline.errors import ConfigError
-from pipeline.features import extract_features, load_fan
+from pipeline.features import extract_features, load_network
 from pipeline.files import write_bytes_atomically
 from pipeline.store.revisions import load_revision
 from pipeline.store.writer import StoreFormat
@@ -87,11 +86,7 @@ def prepare_refresh(
     except ValidationError as error:
         raise ConfigError(first_fault(error)) from None
     catalog.weights_of(cache.detector.weights)
-    family = catalog.weights_of(cache.features.weights).family
-    if family != "fan":
-        raise ConfigError(
-            f"features come from a FAN, and {cache.features.weights} is a {family}; name another in {chosen.name}"
-        )
+    fingerprint.cache_document(cache, catalog)  # refuses weights that have no features, or not of this profile
     return RefreshJob(dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device,
                       num_workers=num_workers)
 
@@ -107,11 +102,10 @@ class Features(NamedTuple):
 def features_of(job: RefreshJob) -> Features:
     """The format and codec of the job's cache, with the basis that the catalog names for its FAN."""
     settings = job.config.features
-    width = job.catalog.weights_of(settings.weights).width
-    assert width is not None
+    shapes = fingerprint.map_shapes_of(job.catalog.weights_of(settings.weights))
     file = fingerprint.codec_of(job.config, job.catalog) if settings.profile == "compact" else None
     basis = None if file is None else file.checked_path().read_bytes()
-    codec = make_codec(settings.profile, map_shapes(width), basis=basis)
+    codec = make_codec(settings.profile, shapes, basis=basis)
     return Features(features_format(fingerprint.cache_document(job.config, job.catalog), codec), codec, basis)
 
 
@@ -126,10 +120,10 @@ def crop_reader(job: RefreshJob) -> crops.CropReader:
 
 
 def make_extractor(job: RefreshJob) -> Extractor:
-    """The job's FAN, giving what its codec stores."""
+    """The job's network, giving what its codec stores."""
     settings = job.config.features
-    fan = load_fan(job.catalog.weights_of(settings.weights), job.device)
-    return partial(extract_features, fan, encode=features_of(job).codec.encode, precision=settings.precision)
+    network = load_network(job.catalog.weights_of(settings.weights), job.device)
+    return partial(extract_features, network, encode=features_of(job).codec.encode, precision=settings.precision)
 
 
 def exact_beside(job: RefreshJob) -> Path | None:

@@ -28,7 +28,7 @@ from pipeline.catalog import Catalog, WeightsEntry
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.crops import CropReader, crops_format, stored_crops_format
 from pipeline.errors import CacheError
-from pipeline.features import Precision, extract_features, load_fan
+from pipeline.features import Precision, extract_features, load_network
 from pipeline.fingerprint import fingerprint
 from pipeline.frames import read_index
 from pipeline.progress import track
@@ -216,7 +216,7 @@ def _source_of(catalog: Catalog, dataset: str, cache: CacheReader, device: str) 
 
 
 def _extractor(weights: WeightsEntry, cache: CacheReader, device: str, precision: Precision) -> Extractor:
-    return partial(extract_features, load_fan(weights, device), encode=cache.codec.encode, precision=precision)
+    return partial(extract_features, load_network(weights, device), encode=cache.codec.encode, precision=precision)
 
 
 def collect_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRACE_S) -> dict[Path, Collected]:

@@ -92,8 +92,8 @@ class Runs:
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
                 f"refresh {dataset} --config {experiment.source}`, or set `cache: {{views: {{num_views}}}}`"
             )
-        plain, _ = INPUT_MAPS[experiment.head.input_features]
-        cache.codec.check_serves(plain=plain, experiment=experiment.name)
+        plain, gated = INPUT_MAPS[experiment.head.input_features]
+        cache.codec.check_serves(plain=plain, gated=gated, experiment=experiment.name)
         document = {
             "head": experiment.head.model_dump(),
             "train": experiment.train.model_dump(),

@@ -45,7 +45,7 @@ EYE_CORNERS = (36, 45)
 _MIRRORED_RUNS = ((0, 17), (17, 27), (31, 36), (48, 55), (60, 65))
 _MIRRORED_PAIRS = ((36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (55, 59), (56, 58), (65, 67))
 _CHUNK_FACES = 32
-_FACE_SIZE_PX = 288
+FACE_SIZE_PX = 288
 _CHECKPOINT_EVERY_S = 60.0
 
 
@@ -82,7 +82,7 @@ class FanTraining(Settings):
     """Weights that the training goes on from, of this width or of half of it; `train_fan` fills it in."""
     num_faces: PositiveInt = 5000
     """Rendered faces of the pool."""
-    face_size_px: PositiveInt = _FACE_SIZE_PX
+    face_size_px: PositiveInt = FACE_SIZE_PX
 
 
 # ---------------------------------------------------------------------------------------------------------- the pool
@@ -498,7 +498,7 @@ def evaluate_fan(
         bank_path=bank_path,
         num_faces=num_faces,
         seed=seed,
-        size_px=_FACE_SIZE_PX,
+        size_px=FACE_SIZE_PX,
         purpose=TEST_FACES,
         max_angle_deg=30.0,
         num_workers=num_workers,

@@ -33,7 +33,7 @@ SCALE, LOSS = "scale", "loss"
 COMPACT_MAPS = ("lf", "hm_h1", "hm_h2")
 
 Shapes = Mapping[str, tuple[int, int, int]]
-"""Shape (C, H, W) of lf, h1, h2 and hm as the FAN gives them."""
+"""Shape (C, H, W) of lf, h1, h2 and hm as a FAN gives them, or of lf alone from another network."""
 
 _MAX_CODE = 127
 _LEAST_SCALE = 2.0**-100
@@ -75,12 +75,11 @@ class Codec:
     def arrays(self) -> tuple[ArraySpec, ...]:
         """What a row holds, array by array."""
         if self.profile == "exact":
-            names = (*MAPS, HEATMAPS)
-            return tuple(_map_spec(name, self.shapes[name], dtype="float16", compressor=None) for name in names)
-        _, *size = self.shapes[HEATMAPS]
+            return tuple(_map_spec(name, self.shapes[name], dtype="float16", compressor=None) for name in self._taps)
+        _, *size = self.shapes["lf"]
         nums = self._num_stored.items()
         maps = [_map_spec(name, (num, *size), dtype="int8", compressor="zstd") for name, num in nums]
-        if self.profile == "standard":
+        if self.profile == "standard" and HEATMAPS in self.shapes:
             maps.append(_map_spec(HEATMAPS, (1, *size), dtype="float16", compressor="zstd"))
         coded, num = list(self._num_stored), sum(self._num_stored.values())
         scale = ArraySpec(name=SCALE, row_shape=(num,), dtype="float32", axes=("scale_channel",),
@@ -94,15 +93,26 @@ class Codec:
         """Channels or components of each int8 map."""
         if self.profile == "compact":
             return {name: self.bases[name].vectors.shape[1] for name in COMPACT_MAPS}
-        return {name: self.shapes[name][0] for name in MAPS}
+        return {name: self.shapes[name][0] for name in MAPS if name in self.shapes}
+
+    @property
+    def _taps(self) -> tuple[str, ...]:
+        """Maps as the network gives them, in the order in which they are kept."""
+        return tuple(name for name in (*MAPS, HEATMAPS) if name in self.shapes)
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The arrays that `decode` reads."""
         return tuple(spec.name for spec in self.arrays if spec.name != LOSS)
 
-    def check_serves(self, *, plain: Collection[str], experiment: str) -> None:
-        """Raise `ConfigError` for an experiment whose head reads maps `plain` (not gated) that are not stored so."""
+    def check_serves(self, *, plain: Collection[str], gated: Collection[str], experiment: str) -> None:
+        """Raise `ConfigError` for an experiment whose head reads maps, as they are or gated, that are not stored so."""
+        absent = [name for name in (*plain, *gated) if name not in self.shapes]
+        if absent:
+            raise ConfigError(
+                f"{experiment} reads {' and '.join(absent)}, and its cache holds {' and '.join(self._taps)} alone; "
+                "set `head: {input_features: lf_only}`, or take a FAN's features"
+            )
         lacking = [name for name in plain if self.profile == "compact" and f"hm_{name}" in COMPACT_MAPS]
         if lacking:
             raise ConfigError(
@@ -112,13 +122,14 @@ class Codec:
 
     def encode(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Maps fp16 (N, C, H, W), hm with all landmarks, to rows by array name; a frame's do not depend on others'."""
-        maps = {name: maps[name].contiguous() for name in (*MAPS, HEATMAPS)}  # sums go by the order in memory
+        maps = {name: maps[name].contiguous() for name in self._taps}  # sums go by the order in memory
         if self.profile == "exact":
             return dict(maps)
-        hm = _landmark_sum(maps[HEATMAPS])
-        whole = {name: maps[name].float() for name in MAPS}
+        sums = {HEATMAPS: _landmark_sum(maps[HEATMAPS])} if HEATMAPS in maps else {}
+        whole = {name: maps[name].float() for name in MAPS if name in maps}
         if self.profile == "compact":
-            whole = {"lf": whole["lf"], "hm_h1": hm.float() * whole["h1"], "hm_h2": hm.float() * whole["h2"]}
+            hm = sums.pop(HEATMAPS).float()
+            whole = {"lf": whole["lf"], "hm_h1": hm * whole["h1"], "hm_h2": hm * whole["h2"]}
         rows: dict[str, Tensor] = {}
         scales, losses = [], []
         for name, values in whole.items():
@@ -128,9 +139,7 @@ class Codec:
             back = _channels(rows[name], scale)
             losses.append(_relative_l2(back if basis is None else _turned(back, basis.synthesis), values))
             scales.append(scale)
-        if self.profile == "standard":
-            rows[HEATMAPS] = hm
-        return {**rows, SCALE: torch.cat(scales, 1), LOSS: torch.stack(losses, 1)}
+        return {**rows, **sums, SCALE: torch.cat(scales, 1), LOSS: torch.stack(losses, 1)}
 
     def decode(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows by array name, `inputs` at least, to the maps that `models.head.ConvModule` takes.
@@ -139,12 +148,12 @@ class Codec:
         stores them. standard: the maps fp32. compact: components (N, K, H, W) fp32 with `lf_basis` (C, K)...
         """
         if self.profile == "exact":
-            return {**{name: stored[name] for name in MAPS}, HEATMAPS: _landmark_sum(stored[HEATMAPS])}
+            return {name: _landmark_sum(stored[name]) if name == HEATMAPS else stored[name] for name in self._taps}
         scales = stored[SCALE].split(list(self._num_stored.values()), 1)
         features = {
             name: _channels(stored[name], scale) for name, scale in zip(self._num_stored, scales, strict=True)
         }
-        if self.profile == "standard":
+        if HEATMAPS in stored:
             features[HEATMAPS] = stored[HEATMAPS]
         for name, basis in self.bases.items():
             features[f"{name}_basis"] = basis.synthesis.to(features[name].device, non_blocking=True)
@@ -180,7 +189,7 @@ def make_codec(profile: Profile, shapes: Shapes, *, basis: bytes | None = None) 
 
 def encode_rows(codec: Codec, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rows of the profile exact, fp16 (n, C, H, W), to rows of `codec`, a batch of fixed size at a time."""
-    num = len(rows[HEATMAPS])
+    num = len(rows["lf"])
     out = {spec.name: np.empty((num, *spec.row_shape), spec.dtype) for spec in codec.arrays}
     for start in range(0, num, _BATCH_FRAMES):
         here = slice(start, min(start + _BATCH_FRAMES, num))

@@ -117,10 +117,24 @@ def test_a_head_reads_every_profile_and_a_basis_folds_into_its_first_convolution
 def test_a_gated_profile_refuses_heads_without_the_gate():
     compact = make_codec("compact", SHAPES, basis=random_basis(C))
     with pytest.raises(ConfigError, match="no_gate reads h1 and h2 without the heatmap gate, and the profile compact"):
-        compact.check_serves(plain=INPUT_MAPS["bl_no_hm"][0], experiment="no_gate")
+        compact.check_serves(plain=INPUT_MAPS["bl_no_hm"][0], gated=(), experiment="no_gate")
     for name in ("bl", "bl_no_lf"):
-        compact.check_serves(plain=INPUT_MAPS[name][0], experiment=name)
-    make_codec("standard", SHAPES).check_serves(plain=INPUT_MAPS["bl_no_hm"][0], experiment="no_gate")
+        compact.check_serves(plain=INPUT_MAPS[name][0], gated=INPUT_MAPS[name][1], experiment=name)
+    make_codec("standard", SHAPES).check_serves(plain=INPUT_MAPS["bl_no_hm"][0], gated=(), experiment="no_gate")
+
+
+@pytest.mark.parametrize("profile", ["exact", "standard"])
+def test_a_network_without_heatmaps_is_kept_as_its_one_map(maps, profile):
+    codec = make_codec(profile, {"lf": SHAPES["lf"]})
+    rows, features = decoded(codec, {"lf": maps["lf"]})
+    assert set(rows) == ({"lf"} if profile == "exact" else {"lf", "scale", "loss"})
+    assert set(features) == {"lf"}
+    of_all = decoded(make_codec(profile, SHAPES), maps)[1]
+    np.testing.assert_array_equal(features["lf"].numpy(), of_all["lf"].numpy())
+    plain, gated = INPUT_MAPS["bl"]
+    with pytest.raises(ConfigError, match="full reads h1 and h2, and its cache holds lf alone"):
+        codec.check_serves(plain=plain, gated=gated, experiment="full")
+    codec.check_serves(plain=INPUT_MAPS["lf_only"][0], gated=(), experiment="r18")
 
 
 def test_a_foreign_or_broken_basis_is_refused():

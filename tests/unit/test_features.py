@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -11,7 +12,7 @@ from models.fan import FAN, map_shapes
 from pipeline.cache.codecs import encode_rows, make_codec
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError
-from pipeline.features import extract_features, frozen, load_fan
+from pipeline.features import extract_features, frozen, load_fan, load_network
 from pipeline.files import file_sha256
 from tests.unit.test_codecs import random_basis
 
@@ -148,3 +149,40 @@ def test_pooling_comes_from_the_entry(tmp_path, crops):
 def test_other_weights_are_refused_in_a_sentence(tmp_path, changed, says):
     with pytest.raises(WeightsError, match=says):
         load_fan(_entry(tmp_path, _fan(), **changed), "cpu")
+
+
+def _resnet_entry(folder: Path, net: torch.nn.Module) -> WeightsEntry:
+    path = folder / "resnet18.safetensors"
+    save_file({name: values.contiguous() for name, values in net.state_dict().items()}, path)
+    return WeightsEntry(path=path, sha256=file_sha256(path), family="resnet18")
+
+
+def _random_resnet() -> torch.nn.Module:
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18").eval()
+    for name, buffer in net.named_buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    return net
+
+
+def test_a_resnets_map_is_timms_second_stage_of_the_normalised_crop(tmp_path, crops):
+    net = _random_resnet()
+    network = load_network(_resnet_entry(tmp_path, net), "cpu")
+    assert not any(p.requires_grad for p in network.parameters())
+    features = extract_features(network, crops)
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    images = torch.from_numpy((crops[:2] / 255 - mean) / deviation).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        expected = net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(images))))).numpy()
+    assert list(features) == ["lf"]
+    assert features["lf"].shape == (11, 64, 64, 64)
+    np.testing.assert_allclose(features["lf"][:2], expected, rtol=2e-3, atol=2e-3)
+    backwards = extract_features(network, crops[::-1])
+    np.testing.assert_array_equal(backwards["lf"][::-1], features["lf"])
+    assert extract_features(network, crops[:0])["lf"].shape == (0, 64, 64, 64)
+
+
+def test_weights_of_another_network_are_no_resnet(tmp_path):
+    with pytest.raises(WeightsError, match=r"not those of timm's resnet18: .*[Mm]issing key"):
+        load_network(_resnet_entry(tmp_path, _fan()), "cpu")

@@ -60,12 +60,14 @@ def test_sizes_of_the_papers_head():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("name", ["bl", "bl_no_lf", "bl_no_hm"])
+@pytest.mark.parametrize("name", ["bl", "bl_no_lf", "bl_no_hm", "lf_only"])
 def test_reduction_is_the_convolution_of_the_papers_f_a(name, dtype):
     shape = small_shape(input_features=name)
     features = random_features(shape, dtype=dtype)
     lf, h1, h2, hm = (features[key].float() for key in ("lf", "h1", "h2", "hm"))
-    f_a = {"bl": (lf, hm * h1, hm * h2), "bl_no_lf": (hm * h1, hm * h2), "bl_no_hm": (lf, h1, h2)}[name]
+    f_a = {"bl": (lf, hm * h1, hm * h2), "bl_no_lf": (hm * h1, hm * h2), "bl_no_hm": (lf, h1, h2),
+           "lf_only": (lf,)}[name]
+    assert shape.width == 12  # a quarter of three maps' 48, whichever are read
     conv = ConvModule(shape)
     before = {key: values.clone() for key, values in features.items()}
     expected = nn.functional.conv2d(torch.cat(f_a, 1), conv.reduce.weight, conv.reduce.bias)
@@ -258,7 +260,8 @@ def test_carry_over_refuses_another_kind_of_head():
 
 
 def test_head_reads_only_the_maps_it_names():
-    expected_maps = {"bl": {"lf", "h1", "h2", "hm"}, "bl_no_lf": {"h1", "h2", "hm"}, "bl_no_hm": {"lf", "h1", "h2"}}
+    expected_maps = {"bl": {"lf", "h1", "h2", "hm"}, "bl_no_lf": {"h1", "h2", "hm"}, "bl_no_hm": {"lf", "h1", "h2"},
+                     "lf_only": {"lf"}}
     for name, expected in expected_maps.items():
         shape = small_shape(input_features=name, variant="baseline")
         assert set(shape.feature_names) == expected

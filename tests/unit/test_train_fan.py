@@ -45,7 +45,7 @@ def _dotted_face(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image, landmarks.astype(np.float32), np.concatenate((low, high)).astype(np.float32)
 
 
-def _pool(num_faces: int = 6) -> FacePool:
+def make_pool(num_faces: int = 6) -> FacePool:
     return FacePool(*(np.stack(values) for values in zip(*map(_dotted_face, range(num_faces)), strict=True)))
 
 
@@ -93,7 +93,7 @@ def test_crop_affine_turns_scales_shifts_and_mirrors():
 def test_augmented_landmarks_stay_on_their_dots(monkeypatch, size_px):
     monkeypatch.setattr(train_fan, "_spoilt", lambda crop, rng: crop)
     monkeypatch.setattr(train_fan, "_occluded", lambda crop, pool, rng: crop)
-    pool, rng, num_seen = _pool(), np.random.default_rng(0), 0
+    pool, rng, num_seen = make_pool(), np.random.default_rng(0), 0
     is_flipped = set()
     for trial in range(12):
         crop, landmarks = augmented(pool, trial % 6, rng, size_px=size_px)
@@ -109,7 +109,7 @@ def test_augmented_landmarks_stay_on_their_dots(monkeypatch, size_px):
 
 
 def test_spoilt_and_occluded_crops_keep_their_form():
-    pool, rng = _pool(), np.random.default_rng(0)
+    pool, rng = make_pool(), np.random.default_rng(0)
     crops = [augmented(pool, 0, rng, size_px=128)[0] for _ in range(40)]
     assert all(crop.shape == (128, 128, 3) and crop.dtype == np.uint8 for crop in crops)
     assert len({crop.tobytes() for crop in crops}) == 40
@@ -132,7 +132,7 @@ def test_loss_weighs_peaks_and_leaves_out_points_outside():
 
 
 def test_batches_are_a_function_of_seed_and_step_and_grow():
-    pool, settings = _pool(), FanTraining(**{**TINY, "num_steps": 10, "small_frac": 0.6})
+    pool, settings = make_pool(), FanTraining(**{**TINY, "num_steps": 10, "small_frac": 0.6})
     images, landmarks, size_px = training_batch(pool, settings, 5)
     again, *_ = training_batch(pool, settings, 5)
     assert torch.equal(images, again)
@@ -249,7 +249,7 @@ def test_training_learns_the_dots(monkeypatch):
     monkeypatch.setattr(train_fan, "_spoilt", lambda crop, rng: crop)
     monkeypatch.setattr(train_fan, "_occluded", lambda crop, pool, rng: crop)
     settings = FanTraining(**{**TINY, "num_steps": 14, "small_frac": 1.0})
-    run, pool = train_fan._Run(settings, torch.device("cpu")), _pool()
+    run, pool = train_fan._Run(settings, torch.device("cpu")), make_pool()
     losses = [run.take_step(pool) for _ in range(14)]
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
 
@@ -266,7 +266,7 @@ class _Oracle(FAN):
 
 
 def test_points_come_back_to_the_image_and_errors_are_percent_of_the_eye_distance():
-    pool = _pool(1)
+    pool = make_pool(1)
     affine = crop_affine(pool.boxes[0].astype(np.float64), 256, side_frac=200 / 260)
     truth = pool.landmarks[0].astype(np.float64)
     perfect = _Oracle(transformed(truth, affine))
@@ -287,7 +287,7 @@ def test_evaluation_renders_faces_of_its_own_purpose_within_30_degrees(tmp_path,
         return tuple(np.stack(values) for values in zip(*map(_dotted_face, range(first, end)), strict=True))
 
     monkeypatch.setattr(train_fan, "_render_range", render_range)
-    monkeypatch.setattr(train_fan, "_FACE_SIZE_PX", SIZE_PX)
+    monkeypatch.setattr(train_fan, "FACE_SIZE_PX", SIZE_PX)
     scores = evaluate_fan(FAN(16), pool_path=tmp_path, bank_path=tmp_path / "bank.npz", num_faces=3, num_workers=1)
     assert asked["seed_words"] == (train_fan.TEST_FACES, 0) != (train_fan.TRAIN_FACES, 0)
     assert asked["max_angle_deg"] == 30
