@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 MLP_RATIO = 4
 HEAD_CHANNELS = 64
-FIRST_LOGIT = 0.1
+MASK_START = 0.1
 """Where the mask's logits start: all kept, and further from zero than AdamW's noise carries a logit."""
 
 Drop = Literal["learned", "learned_from_tokens", "full", "row", "column"]
@@ -45,11 +45,11 @@ class AttentionDrop(nn.Module):
     "full": A; "row", "column": without the lower half of each row or column of each head's map.
     """
 
-    def __init__(self, dim: int, num_aus: int, drop: Drop) -> None:
+    def __init__(self, dim: int, num_aus: int, drop: Drop, *, mask_start: float = MASK_START) -> None:
         super().__init__()
         self.drop = drop
         if drop in ("learned", "learned_from_tokens"):
-            self.logit = nn.Parameter(torch.full((num_aus,), FIRST_LOGIT))
+            self.logit = nn.Parameter(torch.full((num_aus,), mask_start))
         if drop == "learned_from_tokens":
             self.from_token = nn.Linear(dim, 1, bias=False)
             nn.init.zeros_(self.from_token.weight)
@@ -75,12 +75,12 @@ class AttentionDrop(nn.Module):
 class DropAttention(nn.Module):
     """Multi-head self-attention whose map passes through `AttentionDrop` before it weighs the values (Eq. 2, 3)."""
 
-    def __init__(self, dim: int, num_aus: int, drop: Drop) -> None:
+    def __init__(self, dim: int, num_aus: int, drop: Drop, *, mask_start: float = MASK_START) -> None:
         super().__init__()
         self.num_heads = num_heads(dim)
         self.scale = (dim // self.num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.drop = AttentionDrop(dim, num_aus, drop)
+        self.drop = AttentionDrop(dim, num_aus, drop, mask_start=mask_start)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens_BAD: Tensor) -> Tensor:
@@ -109,10 +109,10 @@ class Mlp(nn.Module):
 class TransBlock(nn.Module):
     """Attention and MLP, each after a LayerNorm and added to what came in (paper 3.2, Fig. 3)."""
 
-    def __init__(self, dim: int, num_aus: int, drop: Drop) -> None:
+    def __init__(self, dim: int, num_aus: int, drop: Drop, *, mask_start: float = MASK_START) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = DropAttention(dim, num_aus, drop)
+        self.attn = DropAttention(dim, num_aus, drop, mask_start=mask_start)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Drop, TransBlock, num_heads
+from models.attention import MASK_START, Drop, TransBlock, num_heads
 from models.fan import ConvBlock
 
 NUM_POOLINGS = 4
@@ -53,7 +53,8 @@ class HeadShape:
     fan_width: channels of lf, h1 and h2, C. map_size: rows and columns of a map, a multiple of 16. variant: a key of
     `VARIANTS`. input_features: a key of `INPUT_MAPS`. dim: D, a multiple of 4 and of its number of attention heads;
     None is a quarter of 3 C, whichever maps are read. num_blocks: transblocks a trunk. top_k: how much evidence C_o2m
-    adds up; None is half the action units. Raises `ValueError` for a shape that cannot be built.
+    adds up; None is half the action units. mask_start: where the logits of a learned drop start, 0 or more. Raises
+    `ValueError` for a shape that cannot be built.
     """
 
     fan_width: int
@@ -65,6 +66,7 @@ class HeadShape:
     dim: int | None = None
     num_blocks: int = 5
     top_k: int | None = None
+    mask_start: float = MASK_START
 
     def __post_init__(self) -> None:
         choices = {"variant": VARIANTS, "attention_drop": get_args(Drop), "input_features": INPUT_MAPS}
@@ -255,7 +257,10 @@ def _embedding(shape: HeadShape) -> nn.Module:
 
 def _trunk(shape: HeadShape) -> nn.Sequential:
     num_blocks = 0 if shape.variant == "baseline" else shape.num_blocks
-    return nn.Sequential(*(TransBlock(shape.width, shape.num_aus, shape.attention_drop) for _ in range(num_blocks)))
+    return nn.Sequential(*(
+        TransBlock(shape.width, shape.num_aus, shape.attention_drop, mask_start=shape.mask_start)
+        for _ in range(num_blocks)
+    ))
 
 
 class DeployedHead(nn.Module):

@@ -53,6 +53,17 @@ def test_learned_drop_zeroes_columns_and_does_not_renormalise():
     assert torch.equal(drop(attention, torch.zeros(1, 3, 8))[0, 0], expected)
 
 
+def test_a_learned_drop_keeps_all_wherever_it_starts_and_loses_at_one_step_from_zero():
+    for start in (0.1, 0.0):
+        block = TransBlock(8, 3, "learned", mask_start=start)
+        assert torch.equal(block.attn.drop.mask(torch.empty(0)), torch.ones(3))
+        optimiser = torch.optim.AdamW([block.attn.drop.logit], lr=1e-3)
+        (block.attn.drop.mask(torch.empty(0)) * torch.tensor([1.0, -1.0, 1.0])).sum().backward()
+        optimiser.step()
+        kept = block.attn.drop.mask(torch.empty(0)).tolist()
+        assert kept == ([1, 1, 1] if start == 0.1 else [0, 1, 0])
+
+
 def test_row_and_column_drop_their_lower_half():
     attention = torch.tensor(
         [[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.25, 0.05, 0.6, 0.1], [0.3, 0.5, 0.05, 0.15]]
