@@ -7,11 +7,13 @@ are paired; they leave out the chance in a training, of which the seeds show som
 # R resamples, A action units
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -88,6 +90,14 @@ class Difference:
         return table
 
 
+class Orderings(NamedTuple):
+    """Pairs of rows (better, worse) as published: those that ours bear out at 95 %, cannot tell apart, or reverse."""
+
+    alike: tuple[tuple[str, str], ...]
+    unclear: tuple[tuple[str, str], ...]
+    reverse: tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class SetTable:
     """The rows of a set; the first one is what the others are compared with."""
@@ -128,8 +138,36 @@ class SetTable:
         found = self.published[(self.published["method"] == row.published) & (self.published["au"] == au)]
         return None if found.empty else float(found["f1_percent"].iloc[0])
 
+    def orderings(self) -> Orderings:
+        """Each two rows whose published means differ, and whether ours differ the same way."""
+        known = [(row, value) for row in self.rows
+                 if row.values is not None and (value := self._published(row)) is not None]
+        found: dict[str, list[tuple[str, str]]] = {"alike": [], "unclear": [], "reverse": []}
+        for (one, one_percent), (other, other_percent) in itertools.combinations(known, 2):
+            if one_percent == other_percent:
+                continue
+            better, worse = (one, other) if one_percent > other_percent else (other, one)
+            gap = difference(better, worse)
+            kind = "alike" if gap.low[-1] > 0 else "reverse" if gap.high[-1] < 0 else "unclear"
+            found[kind].append((better.name, worse.name))
+        return Orderings(**{kind: tuple(pairs) for kind, pairs in found.items()})
+
     def legend(self) -> str:
-        """What the numbers are and where they come from."""
+        """What the numbers are, where they come from, and which of the paper's orderings they bear out."""
+        sentences = self._what_it_is()
+        orderings = self.orderings()
+        if any(orderings):
+            alike, unclear, reverse = map(len, orderings)
+            sentences += (
+                f" Of the {alike + unclear + reverse} pairs of rows that the paper orders, ours orders {alike} the "
+                f"same way and {reverse} the other way at 95 %; {unclear} are not distinguishable."
+            )
+        if orderings.reverse:
+            pairs = "; ".join(f"{worse} above {better}" for better, worse in orderings.reverse)
+            sentences += f" The other way: {pairs}."
+        return sentences
+
+    def _what_it_is(self) -> str:
         return (
             f"F1 in percent, mean over parts and action units, threshold 0.5, last epoch. Ours: on {self.what_data}, "
             f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. 95 %: from "
@@ -204,7 +242,8 @@ def write_set_report(
     records = json.loads(table.table().to_json(orient="records"))
     for record, row in zip(records, rows, strict=True):
         record["runs"] = [folder.name for folder in row.folders]
-    document = {"set": chosen.name, "dataset": dataset, "measured_on": what, "rows": records}
+    document = {"set": chosen.name, "dataset": dataset, "measured_on": what, "rows": records,
+                "orderings": table.orderings()._asdict()}
     write_bytes_atomically(as_json, json.dumps(document, indent=2).encode())
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())

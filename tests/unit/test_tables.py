@@ -115,6 +115,13 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     assert records.loc["good", "published_over_first"] == pytest.approx(3.3)
     assert records.loc["plain", "minus_published"] == pytest.approx(rows[0].values[0, -1] - 61.5)
     assert records["seeds"].tolist() == [2, 1, 0]
+    assert table.orderings() == ((("good", "plain"),), (), ())
+    reverse = SetTable("table9", "small", "rendered faces", rows, 3, published.assign(f1_percent=[50.0, 61.5, 60.0]))
+    assert reverse.orderings() == ((), (), (("plain", "good"),))
+    assert reverse.legend().endswith("0 are not distinguishable. The other way: good above plain.")
+    again = (rows[0], row_of("twin", [runs / "plain-seed1"], published="Ours"))
+    unclear = SetTable("table9", "small", "rendered faces", again, 3, published)
+    assert unclear.orderings().unclear == (("twin", "plain"),)
     text = table.markdown()
     assert "Ours: on rendered faces" in text
     assert "| *published* | 50.0 |  | 61.5 |" in text
