@@ -87,10 +87,14 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
         age_s = time.time() - (folder / POINTER_NAME).stat().st_mtime if (folder / POINTER_NAME).is_file() else 0
         summaries.append(CacheSummary(
             fingerprint(document), revision.number, manifest["num_rows"], len(revision.groups),
-            round(manifest["num_bytes"] / 1e6), _age(age_s), f"FAN {features['width']}",
+            round(manifest["num_bytes"] / 1e6), _age(age_s), _network_name(features),
             features["profile"], ", ".join(users) or "nobody",
         ))
     return summaries
+
+
+def _network_name(features: Mapping[str, Any]) -> str:
+    return f"FAN {features['width']}" if features["family"] == "fan" else features["family"]
 
 
 def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.config import CONFIG_FOLDER
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ConfigError
 from pipeline.frames import read_index
 from pipeline.runs import prepare_run
 
@@ -143,3 +143,26 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment):
     shutil.copy(sorted((root / "BP4D-training").rglob("*.jpg"))[-1], image)
     _, detect, crop, _ = refresh_cache("small", config=environment)
     assert (detect.num_done, crop.num_done) == (1, 1), "another picture under the old name"
+
+
+def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(environment):
+    from pipeline.maintain import list_caches
+    from pipeline.refresh import refresh_cache
+    from pipeline.report.tables import compare_runs
+    from pipeline.train import train_folds
+
+    path = Path(environment).with_name("own.yaml")
+    path.write_text("variants:\n  plain: {head: {variant: baseline}}\n"
+                    "  r18: {head: {variant: baseline, input_features: lf_only},\n"
+                    "        cache: {features: {weights: resnet18-rendered}}}\n")
+    advice = rf"run `fantrans refresh small --config {path}:r18 --base {environment}`"
+    with pytest.raises(CacheError, match=advice):
+        train_folds(str(path), dataset="small", base=environment)
+    with pytest.raises(ConfigError, match="trains on several caches"):
+        refresh_cache("small", config=str(path), base=environment)
+    refresh_cache("small", config=f"{path}:r18", base=environment)
+    assert "resnet18" in {cache.weights for cache in list_caches(load_catalog(), "small")}
+    plain, r18 = train_folds(str(path), dataset="small", base=environment)
+    caches = [json.loads((folder / "run.json").read_bytes())["cache"] for folder in (plain, r18)]
+    assert caches[0] != caches[1]
+    assert compare_runs(plain.name, r18.name).num_subjects == 8
