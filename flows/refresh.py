@@ -1,13 +1,24 @@
-"""Bring a data set's feature cache up to date: index, detect, crop, extract."""
+"""Bring a data set's feature cache up to date: index, detect, crop, extract; rendered faces where they lack."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 
 from pipeline import refresh as stages
+from pipeline.config import PositiveInt, Profile
 from pipeline.job import RefreshJob, prepare_refresh
 from pipeline.refresh import StageSummary
+from pipeline.render import render_dataset
+
+
+@task(cache_policy=NO_CACHE)
+def render_faces(dataset: str) -> None:
+    """The raw data set, if it is a rendered one and not there yet."""
+    render_dataset(dataset)
 
 
 @task(cache_policy=NO_CACHE)
@@ -39,13 +50,14 @@ def refresh_cache(
     dataset: str,
     config: str | None = None,
     base: str | None = None,
-    profile: str | None = None,
-    num_views: int | None = None,
-    limit: int | None = None,
+    profile: Profile | None = None,
+    num_views: Annotated[int, Field(ge=2)] | None = None,
+    limit: PositiveInt | None = None,
     device: str = "cpu",
-    num_workers: int = 1,
+    num_workers: PositiveInt = 1,
 ) -> list[StageSummary]:
     """Compute what is missing, keep the rest; returns what each stage kept and did."""
+    render_faces(dataset)
     job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=num_views, limit=limit,
                           device=device, num_workers=num_workers)
     return [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]

@@ -1,25 +1,29 @@
-"""Aggregate the folds of a run into one F1 report."""
+"""Aggregate what was trained into an F1 table: of one experiment's folds, or of a set's runs."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from pipeline.report import Report, write_report
+from pipeline.report.tables import SetTable, write_set_report
+from pipeline.runs import runs_of
 
 
 @task(cache_policy=NO_CACHE)
-def aggregate(run_folder: Path) -> Report:
-    """Counts of every fold to one report beside them."""
-    return write_report(run_folder)
+def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> Report | SetTable:
+    """Counts of every fold to one report beside them, or a set's finished runs to one table."""
+    runs = runs_of(config, dataset=dataset, base=base, init_from=init_from)
+    if len(runs) == 1:
+        return write_report(runs[0].folder)
+    table, _ = write_set_report(config, dataset=dataset, base=base, init_from=init_from)
+    return table
 
 
 @flow(name="report")
-def report(run_folder: Path) -> Report:
-    """The F1 table as files in the run's folder and as an artifact of the flow run."""
-    result = aggregate(run_folder)
-    create_markdown_artifact(result.markdown(), key="f1-report", description=f"F1 of {run_folder.name}")
+def report(config: str, dataset: str, base: str | None = None, init_from: str | None = None) -> Report | SetTable:
+    """The F1 table as files below the runs root and as an artifact of the flow run."""
+    result = aggregate(config, dataset=dataset, base=base, init_from=init_from)
+    create_markdown_artifact(result.markdown(), key="f1-report", description=f"F1 of {config} on {dataset}")
     return result

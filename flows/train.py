@@ -9,6 +9,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from pipeline import train as stages
+from pipeline.config import Part
 
 
 @task(cache_policy=NO_CACHE)
@@ -22,7 +23,7 @@ def train_folds(
     config: str,
     dataset: str,
     base: str | None = None,
-    parts: list[str] | None = None,
+    parts: list[Part] | None = None,
     init_from: str | None = None,
     device: str = "cpu",
 ) -> list[Path]:

@@ -18,6 +18,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Profile = Literal["exact", "standard", "compact"]
+Part = Literal["P1", "P2", "P3"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 
@@ -135,7 +136,7 @@ class ExperimentConfig(Settings):
     cache: CacheConfig = CacheConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
-    parts: Annotated[tuple[Literal["P1", "P2", "P3"], ...], Field(min_length=1)] = ("P1", "P2", "P3")
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = ("P1", "P2", "P3")
     """Test parts to train a fold for."""
 
 

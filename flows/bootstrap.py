@@ -1,0 +1,137 @@
+"""Everything that a Prefect server must hold before `prefect.yaml` works: pools, queues, limits, an automation.
+
+`python -m flows.bootstrap` makes what is missing and leaves the rest as it is; running it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from typing import NamedTuple
+
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from pipeline.catalog import CATALOG_FILE
+from pipeline.errors import ConfigError, FantransError
+
+CHECKOUT = CATALOG_FILE.parent
+HEARTBEAT_S = 30
+"""How often a flow run says that it lives (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in ops/fantrans.env)."""
+ZOMBIE_NAME = "fantrans: a run without a heartbeat has crashed"
+
+
+class Queue(NamedTuple):
+    """A queue of a pool; the lowest priority number goes first."""
+
+    name: str
+    priority: int
+
+
+QUEUES = {
+    "gpu": (Queue("refresh", 1), Queue("train", 2)),
+    "cpu": (Queue("default", 1), Queue("later", 2)),
+}
+"""Pools of processes. `gpu` runs one flow a device, `cpu` one a core at most: reports, checks, rendered faces."""
+
+
+def bootstrap(*, num_gpus: int, num_cpu_runs: int) -> list[tuple[str, str]]:
+    """Make pools, queues, limits, automation and deployments; returns each with what was done to it.
+
+    Raises `ConfigError` without a server to talk to, or where a deployment is refused.
+    """
+    if "PREFECT_API_URL" not in os.environ:
+        raise ConfigError("PREFECT_API_URL names no server; start one (`prefect server start`) and set it, as in docs/operations.md")
+    limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
+    with get_client(sync_client=True) as client:
+        done = [made for pool, queues in QUEUES.items() for made in _pool(client, pool, limits[pool], queues)]
+    done.append(_zombie_automation())
+    return done + [(name, "deployed") for name in _deploy()]
+
+
+def _pool(client: SyncPrefectClient, name: str, limit: int, queues: tuple[Queue, ...]) -> list[tuple[str, str]]:
+    try:
+        pool = client.read_work_pool(name)
+        done = [(f"pool {name}", "was there")]
+        if pool.concurrency_limit != limit:
+            client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+            done = [(f"pool {name}", f"limit {pool.concurrency_limit} -> {limit}")]
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template,
+                                               concurrency_limit=limit))
+        done = [(f"pool {name}", f"made, at most {limit} runs")]
+    there = {queue.name: queue for queue in client.read_work_queues(work_pool_name=name)}
+    for queue in queues:
+        found = there.get(queue.name)
+        if found is None:
+            client.create_work_queue(queue.name, work_pool_name=name, priority=queue.priority)
+        elif found.priority != queue.priority:
+            client.update_work_queue(found.id, priority=queue.priority)
+        done.append((f"queue {name}/{queue.name}", "was there" if found else f"made, priority {queue.priority}"))
+    return done
+
+
+def _zombie_automation() -> tuple[str, str]:
+    """A run whose process died with its worker would stay Running, and keep its place in the pool, for ever."""
+    with get_client(sync_client=True) as client:
+        if client.read_automations_by_name(ZOMBIE_NAME):
+            return ("automation for dead runs", "was there")
+    ends = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
+    Automation(
+        name=ZOMBIE_NAME,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={f"prefect.flow-run.{end}" for end in ends},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=3 * HEARTBEAT_S),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: its process and worker are gone")],
+    ).create()
+    return ("automation for dead runs", f"made, after {3 * HEARTBEAT_S} s without a heartbeat")
+
+
+def _deploy() -> list[str]:
+    """Deploy prefect.yaml; returns the names of its deployments."""
+    environment = os.environ | {"FANTRANS_CHECKOUT": str(CHECKOUT)}
+    result = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=CHECKOUT, env=environment,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )
+    if result.returncode:
+        last = " ".join((result.stdout + result.stderr).split())[-300:]
+        raise ConfigError(f"prefect.yaml was not deployed: {last}; mend it and run `python -m flows.bootstrap` again")
+    with get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        return sorted(f"{flows[each.flow_id]}/{each.name}" for each in client.read_deployments())
+
+
+def main() -> None:
+    """Bootstrap the server that PREFECT_API_URL names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpus", type=int, default=1, help="devices, one run each")
+    parser.add_argument("--cpu-runs", type=int, default=2, help="runs of the pool cpu at a time")
+    arguments = parser.parse_args()
+    try:
+        made = bootstrap(num_gpus=arguments.gpus, num_cpu_runs=arguments.cpu_runs)
+    except FantransError as error:
+        sys.exit(f"error: {error}")
+    for name, what in made:
+        sys.stdout.write(f"{name}: {what}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Look after caches on a schedule: verify their bytes, free what nobody needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from pipeline import maintain as stages
+from pipeline.catalog import load_catalog
+from pipeline.errors import CacheError
+
+
+@task(cache_policy=NO_CACHE)
+def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, Any]]:
+    """A row a store: what is damaged in it."""
+    found = stages.verify_caches(load_catalog(), dataset, is_deep=deep, device=device)
+    return [{"data set": dataset, "store": folder.name, "damaged": len(damages),
+             "first": damages[0].what if damages else ""} for folder, damages in found.items()]
+
+
+@task(cache_policy=NO_CACHE)
+def collect_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
+    """A row a store: what was freed."""
+    done = stages.collect_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
+    return [{"data set": dataset, "store": folder.name, "freed": str(collected)} for folder, collected in done.items()]
+
+
+def _chosen(dataset: str | None) -> list[str]:
+    """One data set of the catalog, or all."""
+    catalog = load_catalog()
+    if dataset is not None:
+        catalog.dataset(dataset)
+    return [dataset] if dataset else list(catalog.datasets)
+
+
+@flow(name="verify-cache")
+def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "cpu") -> None:
+    """Every crop and feature store of one data set or all; fails where something is damaged, which `refresh` mends."""
+    rows = [row for name in _chosen(dataset) for row in verify_dataset(name, deep=deep, device=device)]
+    create_table_artifact(rows, key="verified-caches", description="Stores, and what is damaged in each")
+    damaged = [f"{row['data set']}/{row['store']}" for row in rows if row["damaged"]]
+    if damaged:
+        raise CacheError(f"{len(damaged)} of {len(rows)} stores are damaged ({', '.join(damaged)}); "
+                         "run `fantrans refresh` with their settings: it mends just this")
+
+
+@flow(name="collect")
+def collect(dataset: str | None = None, grace_hours: float = 24.0) -> None:
+    """Free dead rows, stale revisions and orphans of one data set or all."""
+    rows = [row for name in _chosen(dataset) for row in collect_dataset(name, grace_hours=grace_hours)]
+    create_table_artifact(rows, key="collected-caches", description="Stores, and what was freed in each")
