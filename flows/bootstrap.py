@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError, FantransError
 
 CHECKOUT = CATALOG_FILE.parent
 HEARTBEAT_S = 30
-"""How often a flow run says that it lives (PREFECT_FLOWS_HEARTBEAT_FREQUENCY in ops/fantrans.env)."""
+"""How often a flow run says that it lives; the pools tell it, since the automation goes by it."""
 ZOMBIE_NAME = "fantrans: a run without a heartbeat has crashed"
 
 
@@ -51,7 +51,7 @@ def bootstrap(*, num_gpus: int, num_cpu_runs: int) -> list[tuple[str, str]]:
     Raises `ConfigError` without a server to talk to, or where a deployment is refused.
     """
     if "PREFECT_API_URL" not in os.environ:
-        raise ConfigError("PREFECT_API_URL names no server; start one (`prefect server start`) and set it, as in docs/operations.md")
+        raise ConfigError("PREFECT_API_URL names no server; start one and set it, as in docs/operations.md")
     limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
     with get_client(sync_client=True) as client:
         done = [made for pool, queues in QUEUES.items() for made in _pool(client, pool, limits[pool], queues)]
@@ -59,16 +59,21 @@ def bootstrap(*, num_gpus: int, num_cpu_runs: int) -> list[tuple[str, str]]:
     return done + [(name, "deployed") for name in _deploy()]
 
 
+def _template() -> dict[str, Any]:
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
+    return template
+
+
 def _pool(client: SyncPrefectClient, name: str, limit: int, queues: tuple[Queue, ...]) -> list[tuple[str, str]]:
     try:
         pool = client.read_work_pool(name)
-        done = [(f"pool {name}", "was there")]
-        if pool.concurrency_limit != limit:
-            client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
-            done = [(f"pool {name}", f"limit {pool.concurrency_limit} -> {limit}")]
+        is_same = pool.concurrency_limit == limit and pool.base_job_template == _template()
+        if not is_same:
+            client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit, base_job_template=_template()))
+        done = [(f"pool {name}", "was there" if is_same else f"brought up to date, at most {limit} runs")]
     except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template,
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=_template(),
                                                concurrency_limit=limit))
         done = [(f"pool {name}", f"made, at most {limit} runs")]
     there = {queue.name: queue for queue in client.read_work_queues(work_pool_name=name)}
