@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.refresh import refresh_cache
 from flows.report import report
+from flows.tasks import fantrans_flow
 from flows.train import train_folds
 from pipeline.catalog import load_catalog
 from pipeline.report import Report
 
 
-@flow(name="main-job")
+@fantrans_flow(name="main-job")
 def main_job(dataset: str, config: str | None = None, device: str = "cpu") -> Report:
     """Raw frames to per-AU F1."""
     config = config or load_catalog().dataset(dataset).experiment

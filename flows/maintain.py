@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, task
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
+from flows.tasks import fantrans_flow, fantrans_task
 from pipeline import maintain as stages
 from pipeline.catalog import load_catalog
 from pipeline.errors import CacheError
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, Any]]:
     """A row a store: what is damaged in it."""
     found = stages.verify_caches(load_catalog(), dataset, is_deep=deep, device=device)
@@ -21,7 +20,7 @@ def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, A
              "first": damages[0].what if damages else ""} for folder, damages in found.items()]
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def collect_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
     """A row a store: what was freed."""
     done = stages.collect_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
@@ -36,7 +35,7 @@ def _chosen(dataset: str | None) -> list[str]:
     return [dataset] if dataset else list(catalog.datasets)
 
 
-@flow(name="verify-cache")
+@fantrans_flow(name="verify-cache")
 def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "cpu") -> None:
     """Every crop and feature store of one data set or all; fails where something is damaged, which `refresh` mends."""
     rows = [row for name in _chosen(dataset) for row in verify_dataset(name, deep=deep, device=device)]
@@ -47,7 +46,7 @@ def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "c
                          "run `fantrans refresh` with their settings: it mends just this")
 
 
-@flow(name="collect")
+@fantrans_flow(name="collect")
 def collect(dataset: str | None = None, grace_hours: float = 24.0) -> None:
     """Free dead rows, stale revisions and orphans of one data set or all."""
     rows = [row for name in _chosen(dataset) for row in collect_dataset(name, grace_hours=grace_hours)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
+from flows.tasks import fantrans_flow, fantrans_task
 from pipeline import refresh as stages
 from pipeline.config import PositiveInt, Profile
 from pipeline.job import RefreshJob, prepare_refresh
@@ -15,37 +14,37 @@ from pipeline.refresh import StageSummary
 from pipeline.render import render_dataset
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def render_faces(dataset: str) -> None:
     """The raw data set, if it is a rendered one and not there yet."""
     render_dataset(dataset)
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def index_frames(job: RefreshJob) -> StageSummary:
     """Raw layout to frame index."""
     return stages.index_frames(job)
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def detect_faces(job: RefreshJob) -> StageSummary:
     """Frames to boxes."""
     return stages.detect_faces(job)
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def crop_faces(job: RefreshJob) -> StageSummary:
     """Boxes to crops."""
     return stages.crop_faces(job)
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def extract_features(job: RefreshJob) -> StageSummary:
     """Crops to cached features."""
     return stages.extract_features(job)
 
 
-@flow(name="refresh-cache", log_prints=False)
+@fantrans_flow(name="refresh-cache")
 def refresh_cache(
     dataset: str,
     config: str | None = None,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
+from flows.tasks import fantrans_flow, fantrans_task
 from pipeline.report import Report, write_report
 from pipeline.report.tables import SetTable, write_set_report
 from pipeline.runs import runs_of
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> Report | SetTable:
     """Counts of every fold to one report beside them, or a set's finished runs to one table."""
     runs = runs_of(config, dataset=dataset, base=base, init_from=init_from)
@@ -21,7 +20,7 @@ def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | N
     return table
 
 
-@flow(name="report")
+@fantrans_flow(name="report")
 def report(config: str, dataset: str, base: str | None = None, init_from: str | None = None) -> Report | SetTable:
     """The F1 table as files below the runs root and as an artifact of the flow run."""
     result = aggregate(config, dataset=dataset, base=base, init_from=init_from)

@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-
+from flows.tasks import fantrans_flow, fantrans_task
 from pipeline import train as stages
 from pipeline.config import Part
 
 
-@task(cache_policy=NO_CACHE)
+@fantrans_task()
 def train_heads(config: str, **settings: Any) -> list[Path]:
     """Heads that read together, from wherever they were left."""
     return stages.train_folds(config, **settings)
 
 
-@flow(name="train-folds")
+@fantrans_flow(name="train-folds")
 def train_folds(
     config: str,
     dataset: str,

@@ -1,0 +1,103 @@
+"""When a task is tried again, and who is told of a failure."""
+
+import errno
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+from prefect import flow
+
+from flows.tasks import WEBHOOK, fantrans_flow, fantrans_task, may_pass, say_so
+from pipeline.errors import DataError
+
+
+class State:
+    def __init__(self, error):
+        self.error = error
+
+    def result(self, *, raise_on_failure):
+        assert not raise_on_failure
+        return self.error
+
+
+@pytest.mark.parametrize(("error", "again"), [
+    (OSError(errno.EIO, "the disk hiccuped"), True),
+    (ConnectionResetError(errno.ECONNRESET, "peer"), True),
+    (OSError(errno.ENOSPC, "full"), False),
+    (FileNotFoundError(errno.ENOENT, "gone"), False),
+    (DataError("bad input"), False),
+    (KeyError("a defect"), False),
+])
+def test_only_passing_faults_of_input_and_output_are_tried_again(error, again):
+    assert may_pass(None, None, State(error)) is again
+
+
+def test_a_task_is_tried_again_until_it_works():
+    tries = []
+
+    @fantrans_task(retry_delay_seconds=0)
+    def hiccup():
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(errno.EIO, "the disk hiccuped")
+        return len(tries)
+
+    @fantrans_task(retry_delay_seconds=0)
+    def bad_input():
+        tries.append(1)
+        raise DataError("bad input")
+
+    @flow
+    def trying():
+        assert hiccup() == 3
+        with pytest.raises(DataError):
+            bad_input()
+
+    trying()
+    assert len(tries) == 3 + 1
+
+
+@pytest.fixture
+def webhook(monkeypatch):
+    told = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{server.server_port}")
+    yield told
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_failed_run_tells_the_webhook_in_one_line(webhook):
+    @fantrans_flow(name="failing")
+    def failing():
+        raise DataError("the index\nis gone")
+
+    with pytest.raises(DataError):
+        failing()
+    (word,) = webhook
+    assert word["text"].startswith("failing ")
+    assert word["text"].endswith(": Failed. Flow run encountered an exception: DataError: the index is gone")
+    assert "\n" not in word["text"]
+
+
+def test_a_webhook_that_is_not_there_fails_nothing(monkeypatch):
+    run = SimpleNamespace(name="a", id="b")
+    monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9")
+    say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
+    monkeypatch.delenv(WEBHOOK)
+    say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
