@@ -22,9 +22,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Facial actio
 catalog_app = typer.Typer(no_args_is_help=True, help="Where things are.")
 cache_app = typer.Typer(no_args_is_help=True, help="Feature caches.")
 weights_app = typer.Typer(no_args_is_help=True, help="Train and score the shipped networks.")
+ops_app = typer.Typer(no_args_is_help=True, help="Scheduled jobs on a Prefect server.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(cache_app, name="cache")
 app.add_typer(weights_app, name="weights")
+app.add_typer(ops_app, name="ops")
 
 console = Console()
 
@@ -431,6 +433,32 @@ def compare(
     comparison = compare_runs(ours, theirs, dataset=dataset, base=base, init_from=init_from)
     console.print(comparison.rich_table())
     _say(comparison.sentence())
+
+
+@ops_app.command("up")
+def ops_up(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
+    gpus: Annotated[int, typer.Option(min=0, help="Devices, one worker each.")] = 0,
+    cpu_runs: Annotated[int, typer.Option(min=1, help="Runs of the pool cpu at a time.")] = 2,
+) -> None:
+    """A Prefect server, its deployments and workers on this machine, for a trial; Ctrl-C stops them."""
+    _set_up_prefect()
+    from flows.ops import up
+
+    up(port=port, num_gpus=gpus, num_cpu_runs=cpu_runs, say=_say)
+
+
+@ops_app.command("status")
+def ops_status() -> None:
+    """Workers, last and next runs of the deployments, and caches, as the server of PREFECT_API_URL sees them."""
+    _set_up_prefect()
+    from flows.ops import status
+
+    for title, (head, *rows) in status().items():
+        table = Table(*head, title=title, title_justify="left", box=SIMPLE)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 @weights_app.command("train-fan")

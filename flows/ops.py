@@ -1,0 +1,164 @@
+"""A Prefect server with workers on this machine, for a trial; and what a server, its workers and caches are doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterState
+from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
+
+from flows.bootstrap import QUEUES, bootstrap
+from pipeline.catalog import load_catalog
+from pipeline.errors import ConfigError, FantransError
+from pipeline.maintain import list_caches
+
+_START_S = 180.0
+_STOP_S = 20.0
+
+
+def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None]) -> None:
+    """Server, pools, deployments and a worker for each place in a pool, until this process is told to stop.
+
+    Logs lie in `prefect/` below the work root, with the server's database. Raises `FantransError` when the server does
+    not start, or a process ends on its own.
+    """
+    home = load_catalog().roots.work / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    address = f"http://127.0.0.1:{port}/api"
+    os.environ |= {"PREFECT_API_URL": address, "PREFECT_HOME": str(home)}
+    signal.signal(signal.SIGTERM, _stop)
+    with ExitStack() as stack:
+        processes: dict[str, subprocess.Popen] = {}
+
+        def start(name: str, *words: str, **environment: str) -> None:
+            processes[name] = stack.enter_context(_process(home / f"{name}.log", words, environment))
+
+        start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        _wait_for(address, processes["server"], home / "server.log")
+        for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
+            say(f"{name}: {what}")
+        for i in range(num_gpus):
+            start(f"gpu-{i}", "worker", "start", "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1",
+                  CUDA_VISIBLE_DEVICES=str(i))
+        start("cpu", "worker", "start", "--pool", "cpu", "--name", "cpu")
+        say(f"up: http://127.0.0.1:{port} (logs in {home}); Ctrl-C stops it. In another terminal:")
+        say(f"    export PREFECT_API_URL={address}")
+        say("    prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch")
+        try:
+            while True:
+                time.sleep(1)
+                for name, process in processes.items():
+                    if process.poll() is not None:
+                        raise ConfigError(f"{name} ended with status {process.returncode}; read {home / name}.log")
+        except KeyboardInterrupt:
+            say("stopping")
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _process(log: Path, words: tuple[str, ...], env: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A `prefect` command, stopped with SIGTERM at the end; in its own session, so that Ctrl-C reaches us alone."""
+    with log.open("ab") as out:
+        process = subprocess.Popen([sys.executable, "-m", "prefect", *words], env=os.environ | env, stdout=out,
+                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise ConfigError(f"the Prefect server ended with status {server.returncode} as it started; read {log}")
+        try:
+            if httpx.get(f"{address}/health", timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    raise ConfigError(f"the Prefect server did not answer at {address} within {_START_S:.0f} s; read {log}")
+
+
+Rows = list[tuple[str, ...]]
+
+
+def status() -> dict[str, Rows]:
+    """Tables, each with its head as the first row: workers, deployments with their last and next runs, caches.
+
+    Raises `ConfigError` where no server answers.
+    """
+    address = os.environ.get("PREFECT_API_URL", "")
+    try:
+        httpx.get(f"{address}/health", timeout=5).raise_for_status()
+    except (httpx.HTTPError, httpx.UnsupportedProtocol):
+        raise ConfigError(f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
+                          "start one with `fantrans ops up`, or set PREFECT_API_URL to yours") from None
+    with get_client(sync_client=True) as client:
+        return {"workers": _workers(client), "deployments": _deployments(client), "caches": _caches()}
+
+
+def _workers(client: SyncPrefectClient) -> Rows:
+    rows = [("pool", "worker", "state", "last heartbeat")]
+    for pool in QUEUES:
+        workers = client.read_workers_for_work_pool(pool)
+        rows += [(pool, worker.name, worker.status.value.lower(), _when(worker.last_heartbeat_time))
+                 for worker in workers] or [(pool, "none", "", "")]
+    return rows
+
+
+def _deployments(client: SyncPrefectClient) -> Rows:
+    names = {flow.id: flow.name for flow in client.read_flows()}
+    rows = [("deployment", "last run", "ended as", "next run")]
+    for deployment in client.read_deployments():
+        of = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+        begun = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(not_any_=[StateType.SCHEDULED])))
+        planned = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=[StateType.SCHEDULED])))
+        last = client.read_flow_runs(flow_run_filter=begun, deployment_filter=of, limit=1,
+                                     sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        coming = client.read_flow_runs(flow_run_filter=planned, deployment_filter=of, limit=1,
+                                       sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
+        rows.append((
+            f"{names[deployment.flow_id]}/{deployment.name}",
+            _when(last[0].start_time) if last else "never", last[0].state_name or "" if last else "",
+            _when(coming[0].next_scheduled_start_time) if coming else "not scheduled",
+        ))
+    return [rows[0], *sorted(rows[1:])]
+
+
+def _caches() -> Rows:
+    catalog = load_catalog()
+    rows = [("data set", "cache", "revision", "frames", "made with", "age")]
+    for dataset in catalog.datasets:
+        try:
+            caches = list_caches(catalog, dataset)
+        except FantransError as error:
+            rows.append((dataset, str(error), "", "", "", ""))
+            continue
+        rows += [(dataset, cache.fingerprint, str(cache.revision), f"{cache.num_frames:,} x {cache.num_views}",
+                  f"{cache.weights} {cache.profile}", cache.age) for cache in caches]
+    return rows
+
+
+def _when(time: datetime | None) -> str:
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
