@@ -178,10 +178,13 @@ class SetTable:
         """For a terminal."""
         table = Table(title=f"{self.name} on {self.dataset}", caption=self.legend(), title_justify="left",
                       caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-        for i, name in enumerate(_COLUMNS):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
-        for cells in self._cells():
-            table.add_row(*cells)
+        shown = [i for i, name in enumerate(_COLUMNS) if name not in _NOT_ON_TERMINAL]
+        for i in shown:
+            table.add_column(_COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=_COLUMNS[i] != "over first")
+        for row, cells in zip(self.rows, self._cells(), strict=True):
+            missing = self.num_seeds - len(row.folders)
+            name = f"{row.name} ({missing} to come)" if missing else row.name
+            table.add_row(name, *(cells[i] for i in shown[1:]))
         return table
 
     def markdown(self) -> str:
@@ -212,6 +215,9 @@ class SetTable:
             for record in self.table().to_dict("records")
         ]
 
+
+_NOT_ON_TERMINAL = ("seeds", "diff.")
+"""Columns that 80 characters have no room for."""
 
 _COLUMNS = ["variant", "seeds", "F1", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 

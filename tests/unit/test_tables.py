@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from pipeline.errors import DataError
 from pipeline.metrics import interval_percent, resampled_percent, summarise
@@ -122,6 +123,11 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     again = (rows[0], row_of("twin", [runs / "plain-seed1"], published="Ours"))
     unclear = SetTable("table9", "small", "rendered faces", again, 3, published)
     assert unclear.orderings().unclear == (("twin", "plain"),)
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(table.rich_table())
+    lines = shown.get().splitlines()
+    assert any("good (2 to come)" in line and f"{gap.low[-1]:+.1f}..{gap.high[-1]:+.1f}" in line for line in lines)
     text = table.markdown()
     assert "Ours: on rendered faces" in text
     assert "| *published* | 50.0 |  | 61.5 |" in text
