@@ -47,6 +47,13 @@ class Row:
     values: np.ndarray | None
     aus: tuple[int, ...] = ()
     subjects: frozenset[tuple[str, str]] = frozenset()
+    percents: tuple[float, ...] = ()
+    """F1 of each run."""
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a run's F1 over the seeds; NaN for a single run."""
+        return float(np.std(self.percents, ddof=1)) if len(self.percents) > 1 else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -119,7 +126,8 @@ class SetTable:
         if row.values is not None:
             record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
             low, high = row.interval
-            record |= {"f1_percent": row.values[0, -1], "low_percent": low, "high_percent": high}
+            record |= {"f1_percent": row.values[0, -1], "deviation": row.deviation, "low_percent": low,
+                       "high_percent": high}
             first = self.rows[0]
             if first.values is not None and row is not first:
                 gap = difference(row, first)
@@ -168,10 +176,11 @@ class SetTable:
         return sentences
 
     def _what_it_is(self) -> str:
+        over_first = f" Over first: minus {self.rows[0].name}, paired." if len(self.rows) > 1 else ""
         return (
             f"F1 in percent, mean over parts and action units, threshold 0.5, last epoch. Ours: on {self.what_data}, "
-            f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. 95 %: from "
-            f"resampling subjects. Over first: minus {self.rows[0].name}, paired."
+            f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. sd: of a "
+            f"run, over seeds. 95 %: from resampling subjects; chance in training is not in it.{over_first}"
         )
 
     def rich_table(self) -> Table:
@@ -207,7 +216,8 @@ class SetTable:
         return [
             [
                 record["variant"], f"{record['seeds']}",
-                _number(record, "f1_percent"), _span(record, "low_percent", "high_percent", ".1f"),
+                _number(record, "f1_percent"), _number(record, "deviation"),
+                _span(record, "low_percent", "high_percent", ".1f"),
                 _number(record, "published_percent"), _number(record, "minus_published", "+.1f"),
                 _number(record, "over_first", "+.1f"), _span(record, "over_first_low", "over_first_high", "+.1f"),
                 _number(record, "published_over_first", "+.1f"),
@@ -219,7 +229,7 @@ class SetTable:
 _NOT_ON_TERMINAL = ("seeds", "diff.")
 """Columns that 80 characters have no room for."""
 
-_COLUMNS = ["variant", "seeds", "F1", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
+_COLUMNS = ["variant", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 
 
 def write_set_report(
@@ -297,8 +307,9 @@ def row_of(name: str, folders: Sequence[Path], *, published: str | None) -> Row:
     subjects = [frozenset(zip(table["part"], table["subject"], strict=True)) for table in tables]
     if len(set(subjects)) > 1:
         raise DataError(f"the runs of {name} were tested on different subjects; compare runs of the same folds")
-    values = np.mean([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables], 0)
-    return Row(name, published, tuple(folders), values, tuple(sorted(tables[0]["au"].unique())), subjects[0])
+    values = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
+    aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values[:, 0, -1]))
+    return Row(name, published, tuple(folders), values.mean(0), aus, subjects[0], percents)
 
 
 def difference(ours: Row, theirs: Row) -> Difference:

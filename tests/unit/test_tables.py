@@ -111,6 +111,9 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     )
     table = SetTable("table9", "small", "rendered faces", rows, 3, published)
     records = table.table().set_index("variant")
+    percents = [row_of("one", [run], published=None).values[0, -1] for run in sorted(runs.glob("plain-*"))]
+    assert records.loc["plain", "deviation"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)
+    assert np.isnan(records.loc["good", "deviation"])
     gap = difference(rows[1], rows[0])
     assert records.loc["good", "over_first"] == pytest.approx(gap.points[-1])
     assert records.loc["good", "published_over_first"] == pytest.approx(3.3)
