@@ -168,6 +168,9 @@ class ExperimentSet(NamedTuple):
     """Experiments that are trained together and reported in one table."""
 
     name: str
+    """Of its file, and of the variant if one was chosen."""
+    address: str
+    """What it was asked for by."""
     published_table: str | None
     """Such as "table1", in pipeline/report/published_f1.csv."""
     variants: tuple[Variant, ...]
@@ -187,7 +190,7 @@ class ExperimentSet(NamedTuple):
             if other.cache != first.cache:
                 raise ConfigError(
                     f"{self.name} trains on several caches, those of {first.name} and {other.name} among them; name "
-                    f"one variant, such as {self.name}:{self.variants[-1].name}"
+                    f"one variant, such as {self.address}:{self.variants[-1].name}"
                 )
         return first.cache
 
@@ -218,7 +221,8 @@ def load_set(address: str, *, base: str) -> ExperimentSet:
         experiment = load_experiment(name_or_path)
         if chosen is not None:
             raise ConfigError(f"{path} is one experiment and has no variants; name it without `:{chosen}`")
-        return ExperimentSet(experiment.name, None, (Variant(experiment.name, None, (experiment,)),), is_derived=False)
+        alone = Variant(experiment.name, None, (experiment,))
+        return ExperimentSet(experiment.name, address, None, (alone,), is_derived=False)
     try:
         file = _SetFile.model_validate(content)
     except ValidationError as error:
@@ -226,11 +230,15 @@ def load_set(address: str, *, base: str) -> ExperimentSet:
     if chosen is not None and chosen not in file.variants:
         raise ConfigError(f"{path} has no variant {chosen!r}; known ones: {', '.join(file.variants)}")
     under = _merged_with_bases(_path_of(base, CONFIG_FOLDER), seen=())
+    if "variants" in under:
+        raise ConfigError(f"{base} names a set of experiments, and variants change one experiment; name another base")
     seeds = file.seeds or (under.get("train", {}).get("seed", 0),)
     made = []
     for name in file.variants if chosen is None else [chosen]:
         over = dict(file.variants[name] or {})
         published = over.pop("published", None)
+        if "seed" in (over.get("train") or {}):
+            raise ConfigError(f"{path}: variant {name} has a `train.seed`; list its seeds in the set's `seeds`")
         source = f"{name_or_path}:{name} --base {base}" if "cache" in over else base
         merged = _overlaid(under, over)
         experiments = tuple(
@@ -239,7 +247,8 @@ def load_set(address: str, *, base: str) -> ExperimentSet:
             for seed in seeds
         )
         made.append(Variant(name, published, experiments))
-    return ExperimentSet(path.stem, file.published_table, tuple(made))
+    set_name = path.stem if chosen is None else f"{path.stem}_{chosen}"
+    return ExperimentSet(set_name, address, file.published_table, tuple(made))
 
 
 def _split(address: str) -> tuple[str, str | None]:

@@ -29,6 +29,7 @@ from pipeline.crops import CropReader
 from pipeline.deployed import load_deployed
 from pipeline.errors import DataError
 from pipeline.features import Network, load_network
+from pipeline.fingerprint import weights_in
 from pipeline.loader import CachedFrames, evaluation_batches
 from pipeline.metrics import THRESHOLD
 from pipeline.progress import track
@@ -340,10 +341,11 @@ def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequen
 
 
 def _network_of(catalog: Catalog, cache: CacheReader) -> Network:
-    sha256 = cache.document["features"]["sha256"]
-    entry = next((entry for entry in catalog.weights.values() if entry.sha256 == sha256), None)
+    features = cache.document["features"]
+    entry = weights_in(features, catalog)
     if entry is None:
-        raise DataError(f"the catalog has no weights with sha256 {sha256[:12]}..., of which {cache.folder} is made")
+        raise DataError(f"{cache.folder} was made with weights that the catalog lacks (sha256 "
+                        f"{features['sha256'][:12]}...); add them to it")
     return load_network(entry, "cpu")
 
 

@@ -96,5 +96,10 @@ def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
     return fingerprint(cache_document(settings, catalog))
 
 
+def weights_in(features: Mapping[str, Any], catalog: Catalog) -> WeightsEntry | None:
+    """The catalog's entry of the weights that a cache's `features` are made with; None if it has none any more."""
+    return next((entry for entry in catalog.weights.values() if _weights(entry).items() <= features.items()), None)
+
+
 def _weights(entry: WeightsEntry) -> dict[str, Any]:
     return entry.model_dump(exclude={"path", "codec"}, exclude_none=True)

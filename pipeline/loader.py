@@ -190,6 +190,9 @@ class HeadBatches:
             device = next(iter(stored.values())).device
             yield Batch(self._codec.decode(stored), labels_BA.to(device), [self.frames.frame_ids[i] for i in at])
         rest = order[num_whole:]
+        if page.is_last:
+            self._left, self._left_rows = {}, np.empty(0, np.int64)
+            return
         self._left = {name: self._gathered(name, page.stored[name], mine, rest) for name in page.stored}
         self._left_rows = rows[rest]
 

@@ -29,7 +29,7 @@ from pipeline.config import CropConfig, ViewConfig
 from pipeline.crops import CropReader, crops_format, stored_crops_format
 from pipeline.errors import CacheError
 from pipeline.features import Precision, extract_features, load_network
-from pipeline.fingerprint import fingerprint
+from pipeline.fingerprint import fingerprint, weights_in
 from pipeline.frames import read_index
 from pipeline.progress import track
 from pipeline.store.collect import DEFAULT_GRACE_S, Collected, collect
@@ -203,7 +203,7 @@ def _relative_l2(found: np.ndarray, true: np.ndarray) -> float:
 
 def _source_of(catalog: Catalog, dataset: str, cache: CacheReader, device: str) -> UnitSource | None:
     features = cache.document["features"]
-    weights = next((entry for entry in catalog.weights.values() if entry.sha256 == features["sha256"]), None)
+    weights = weights_in(features, catalog)
     crops = catalog.work_of(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"]
     if weights is None or not crops.is_dir():
         lacking = f"{crops} is not there" if weights else f"the catalog has no weights {features['sha256'][:12]}"

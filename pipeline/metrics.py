@@ -148,8 +148,8 @@ def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0
         drawn_RS = rng.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=num_resamples)
         times_RS = np.concatenate((np.ones((1, num_subjects), drawn_RS.dtype), drawn_RS))
         f1_FRA.append(f1_percent(*np.einsum("rs,sak->kra", times_RS, counts_SAK, optimize=True)))
-    mean_RA = _mean_of_defined(np.stack(f1_FRA), axis=0)
-    return np.column_stack((mean_RA, _mean_of_defined(mean_RA, axis=1)))
+    mean_RA = mean_of_defined(np.stack(f1_FRA), axis=0)
+    return np.column_stack((mean_RA, mean_of_defined(mean_RA, axis=1)))
 
 
 def interval_percent(values_RV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def interval_percent(values_RV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ends[0], ends[1]
 
 
-def _mean_of_defined(values: np.ndarray, *, axis: int) -> np.ndarray:
+def mean_of_defined(values: np.ndarray, *, axis: int) -> np.ndarray:
     """Mean over `axis` of what is not NaN; NaN where nothing is."""
     num_defined = (~np.isnan(values)).sum(axis)
     with np.errstate(invalid="ignore"):

@@ -35,6 +35,9 @@ from pipeline.protocols import PARTS, Protocol
 
 DEPLOYED_NAME = "deployed"
 
+RUN_VERSION = 1
+"""Raised when the same settings on the same cache train another head."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
@@ -72,8 +75,12 @@ class Runs:
     """
 
     def __init__(self, catalog: Catalog, dataset: str, *, init_from: str | None = None) -> None:
-        self._catalog, self._dataset, self._init_from = catalog, dataset, init_from
+        self._catalog, self._dataset, self._source = catalog, dataset, None
         self._sources = Runs(catalog, init_from) if init_from in catalog.datasets else None
+        if init_from is not None and self._sources is None:
+            self._source = run_folder(catalog, init_from)
+            if self._source is None:
+                raise DataError(f"{init_from} is no run and no data set; name one that `fantrans train` printed")
         self._frames: pd.DataFrame | None = None
         self._caches: dict[Path, CacheReader] = {}
 
@@ -84,7 +91,7 @@ class Runs:
         parts, `ConfigError` for an experiment that the cache cannot serve.
         """
         catalog, dataset = self._catalog, self._dataset
-        init_from = self._init_from if self._sources is None else self._sources.of(experiment).folder.name
+        source = self._source if self._sources is None else self._sources.of(experiment).folder
         frames, cache = self._frames_for(experiment), self._cache_for(experiment)
         num_views, rules = experiment.cache.views.num_views, catalog.dataset(dataset).rules
         if cache.num_views < num_views:
@@ -103,13 +110,14 @@ class Runs:
             "pages": page_sizes(cache),
             "labels": file_sha256(catalog.work_of(dataset) / FILE_NAME),
             "aus": list(rules.aus),
-            "init_from": init_from,
+            "init_from": None if source is None else source.name,
+            "version": RUN_VERSION,
         }
         runs, seed = catalog.roots.runs, experiment.train.seed
         name = f"{dataset}-{experiment.head.variant}-seed{seed}-{fingerprint(document)}"
         return TrainingRun(
             experiment=experiment, dataset=dataset, rules=rules, frames=frames, cache=cache, folder=runs / name,
-            init_from=runs / init_from if init_from else None, record=document | {"revision": cache.revision},
+            init_from=source, record=document | {"revision": cache.revision},
         )
 
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:

@@ -74,6 +74,8 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     """
     checked_device(device)
     keep_freed_memory()
+    for run, _ in folds:
+        head_shape(run)  # before the first record is written
     readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
     for run, part in {run.fold_folder(part): (run, part) for run, part in folds}.values():
         if not run.is_done(part):
@@ -97,7 +99,9 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     names = f"fold {heads[0].test_part}" if len(heads) == 1 else f"{len(heads)} heads"
     num_before = sum(head.num_epochs_done * head.num_epoch_frames for head in heads)
     total = sum(head.settings.num_epochs * head.num_epoch_frames for head in heads)
+    exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
     with (
+        exact,
         track(f"train {names}", total=total, unit="frames", num_before=num_before) as step,
         closing(pages.epochs(first, end)) as coming,
     ):
@@ -270,6 +274,7 @@ class HeadTraining:
         write_table(folder / "counts.parquet", count(predictions, aus=run.rules.aus, test_part=self.test_part))
         result = {
             "test_part": self.test_part,
+            "device": torch.device(self.device).type,
             "num_train_frames": len(self.batches.frames.rows),
             "num_test_frames": len(predictions),
             "num_test_frames_missing": int((run.frames["part"] == self.test_part).sum()) - len(predictions),

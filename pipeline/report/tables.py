@@ -1,7 +1,7 @@
 """Many runs in one table: a set of experiments beside the published numbers, and two runs beside each other.
 
 A row is the mean over its seeds. Intervals come from resampling subjects, the same ones for every row, so differences
-are paired; they leave out the chance in a training, of which the seeds show something.
+are paired, and with them the runs of a row, for the chance in training. Of a single run's chance they say nothing.
 """
 
 # R resamples, A action units
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +22,16 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import Variant
-from pipeline.errors import DataError
+from pipeline.config import ExperimentSet, Variant
+from pipeline.errors import CacheError, ConfigError, DataError
 from pipeline.files import write_atomically, write_bytes_atomically
-from pipeline.metrics import COUNT_COLUMNS, interval_percent, resampled_percent
+from pipeline.metrics import COUNT_COLUMNS, interval_percent, mean_of_defined, resampled_percent
+from pipeline.protocols import PARTS
 from pipeline.records import read_table
 from pipeline.report import markdown_table
 from pipeline.runs import Runs, done_folds, run_folder
+
+logger = logging.getLogger("fantrans")
 
 PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
 NUM_RESAMPLES = 2000
@@ -37,8 +41,8 @@ NUM_RESAMPLES = 2000
 class Row:
     """Runs that differ by seed alone.
 
-    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over the runs; None where none
-    is done. subjects: the tested ones, with their parts.
+    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over the runs and, in a resample, over
+    runs drawn with it; None where none is done. tested: part, subject, action unit, known and positive frames.
     """
 
     name: str
@@ -46,9 +50,14 @@ class Row:
     folders: tuple[Path, ...]
     values: np.ndarray | None
     aus: tuple[int, ...] = ()
-    subjects: frozenset[tuple[str, str]] = frozenset()
+    tested: frozenset[tuple[str, str, int, int, int]] = frozenset()
     percents: tuple[float, ...] = ()
     """F1 of each run."""
+
+    @property
+    def subjects(self) -> set[tuple[str, str]]:
+        """The tested ones, with their parts."""
+        return {(part, subject) for part, subject, *_ in self.tested}
 
     @property
     def deviation(self) -> float:
@@ -79,7 +88,8 @@ class Difference:
     def sentence(self) -> str:
         """What may be said of the means."""
         points, low, high = self.points[-1], self.low[-1], self.high[-1]
-        runs = "a run each" if self.num_runs == (1, 1) else "{} and {} runs".format(*self.num_runs)
+        runs = "a run each, whose chance is not in it" if self.num_runs == (1, 1) else "{} and {} runs".format(
+            *self.num_runs)
         numbers = (f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, "
                    f"{runs})")
         if low <= 0 <= high:
@@ -180,7 +190,7 @@ class SetTable:
         return (
             f"F1 in percent, mean over parts and action units, threshold 0.5, last epoch. Ours: on {self.what_data}, "
             f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. sd: of a "
-            f"run, over seeds. 95 %: from resampling subjects; chance in training is not in it.{over_first}"
+            f"run, over seeds. 95 %: from resampling subjects and runs.{over_first}"
         )
 
     def rich_table(self) -> Table:
@@ -204,7 +214,8 @@ class SetTable:
         if aus:
             cells = []
             for row in self.rows:
-                ours = ["-"] * (len(aus) + 1) if row.values is None else [f"{value:.1f}" for value in row.values[0]]
+                values = [math.nan] * (len(aus) + 1) if row.values is None else row.values[0]
+                ours = ["-" if math.isnan(value) else f"{value:.1f}" for value in values]
                 cells.append([row.name, *ours])
                 theirs = [self._published(row, name) for name in (*(f"AU{au}" for au in aus), "AVG")]
                 if any(value is not None for value in theirs):
@@ -244,8 +255,11 @@ def write_set_report(
     chosen, runs = catalog.experiments_of(dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
     rows = tuple(_row_of_variant(variant, runs) for variant in chosen.variants)
     if all(row.values is None for row in rows):
-        raise DataError(f"no run of {config} on {dataset} is done; run `fantrans train {config} --dataset {dataset}`")
+        more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
+        command = f"fantrans train {config} --dataset {dataset}{more}"
+        raise DataError(f"no run of {config} on {dataset} is done; run `{command}`")
     published = pd.read_csv(PUBLISHED_FILE)
+    _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
     what = "rendered faces" if entry.rendered is not None else f"{entry.layout.upper()}, protocol {entry.protocol}"
     if init_from:
@@ -264,6 +278,19 @@ def write_set_report(
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
     return table, md
+
+
+def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
+    if chosen.published_table is None:
+        return
+    known = set(published.loc[published["table"] == chosen.published_table, "method"])
+    if not known:
+        raise ConfigError(f"{chosen.address}: there is no `published_table` {chosen.published_table!r}; known ones: "
+                          f"{', '.join(sorted(set(published['table'])))}")
+    for variant in chosen.variants:
+        if variant.published is not None and variant.published not in known:
+            raise ConfigError(f"{chosen.address}: {chosen.published_table} has no row {variant.published!r} for "
+                              f"{variant.name}; known ones: {', '.join(sorted(known))}")
 
 
 def compare_runs(
@@ -294,37 +321,64 @@ def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | Non
 
 def _row_of_variant(variant: Variant, runs: Runs) -> Row:
     """Its runs that are whole."""
-    made = [runs.of(experiment) for experiment in variant.experiments]
-    return row_of(variant.name, [run.folder for run in made if run.is_whole], published=variant.published)
+    try:
+        made = [runs.of(experiment) for experiment in variant.experiments]
+    except (CacheError, ConfigError) as error:  # one row's cache may be gone, or never have been made
+        logger.warning("%s: %s", variant.name, error)
+        made = []
+    parts = variant.experiments[0].parts
+    return row_of(variant.name, [run.folder for run in made if run.is_whole], published=variant.published, parts=parts)
 
 
-def row_of(name: str, folders: Sequence[Path], *, published: str | None) -> Row:
-    """The mean of finished runs; `DataError` if they were tested on different subjects."""
+def row_of(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
+    """The mean of runs over their finished folds of `parts`; `DataError` if they were tested on different frames."""
     tables = [pd.concat([read_table(fold / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
-                         for fold in done_folds(folder).values()]) for folder in folders]
+                         for part, fold in done_folds(folder).items() if part in parts]) for folder in folders]
     if not tables:
         return Row(name, published, (), None)
-    subjects = [frozenset(zip(table["part"], table["subject"], strict=True)) for table in tables]
-    if len(set(subjects)) > 1:
-        raise DataError(f"the runs of {name} were tested on different subjects; compare runs of the same folds")
-    values = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
-    aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values[:, 0, -1]))
-    return Row(name, published, tuple(folders), values.mean(0), aus, subjects[0], percents)
+    tested = [_tested(table) for table in tables]
+    if len(set(tested)) > 1:
+        raise DataError(f"the runs of {name} were tested on different frames or labels; compare runs of the same folds "
+                        "and labels")
+    values_SRV = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
+    aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values_SRV[:, 0, -1]))
+    return Row(name, published, tuple(folders), _over_runs(values_SRV), aus, tested[0], percents)
+
+
+def _over_runs(values_SRV: np.ndarray) -> np.ndarray:
+    """Means over S runs (1 + R, V): of all of them, then, in each resample, of S - 1 drawn with replacement.
+
+    One fewer than there are, so that the spread of the drawn means is that of a mean of S. The draws depend on S alone:
+    rows with the same seeds are resampled together.
+    """
+    num_runs, num_resamples = len(values_SRV), values_SRV.shape[1] - 1
+    if num_runs == 1:
+        return values_SRV[0]
+    drawn_RS = np.random.default_rng(num_runs).integers(num_runs, size=(num_resamples, num_runs - 1))
+    resampled_RV = values_SRV[drawn_RS, np.arange(1, num_resamples + 1)[:, None]].mean(1)
+    return np.concatenate((values_SRV[:, 0].mean(0, keepdims=True), resampled_RV))
+
+
+def _tested(counts: pd.DataFrame) -> frozenset[tuple[str, str, int, int, int]]:
+    positive = counts["tp"] + counts["fn"]
+    known = positive + counts["fp"] + counts["tn"]
+    return frozenset(zip(counts["part"], counts["subject"], counts["au"], known, positive, strict=True))
 
 
 def difference(ours: Row, theirs: Row) -> Difference:
-    """Paired difference; `DataError` where subjects or action units are not the same."""
+    """Paired difference, its mean over the action units that both define; `DataError` where the tests were others."""
     for row in (ours, theirs):
         if row.values is None:
             raise DataError(f"no run of {row.name} is done; train it first")
-    if (ours.subjects, ours.aus) != (theirs.subjects, theirs.aus):
+    if ours.tested != theirs.tested:
         raise DataError(
-            f"{ours.name} and {theirs.name} were not tested on the same subjects and action units "
-            f"({len(ours.subjects)} and {len(theirs.subjects)} subjects); compare runs of the same data and folds"
+            f"{ours.name} and {theirs.name} were not tested on the same frames and labels ({len(ours.subjects)} and "
+            f"{len(theirs.subjects)} subjects); compare runs of the same data and folds"
         )
     assert ours.values is not None
     assert theirs.values is not None
-    gaps = ours.values - theirs.values
+    gaps_RA = (ours.values - theirs.values)[:, :-1]
+    gaps = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
     num_runs = (len(ours.folders), len(theirs.folders))
     return Difference(ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0],
                       *interval_percent(gaps[1:]))

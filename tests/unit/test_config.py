@@ -99,7 +99,7 @@ def test_an_experiment_is_a_set_of_its_own():
 def test_a_variant_of_a_set_is_named_behind_a_colon(tmp_path):
     whole, one = (load_set(name, base="demo") for name in ("table1", "table1:t1_o2o_t2_o2m"))
     assert one.variants == tuple(variant for variant in whole.variants if variant.name == "t1_o2o_t2_o2m")
-    assert (one.name, one.published_table) == ("table1", "table1")
+    assert (one.name, one.published_table) == ("table1_t1_o2o_t2_o2m", "table1")
     with pytest.raises(ConfigError, match="has no variant 'full'; known ones: baseline, c_t_o2o"):
         load_set("table1:full", base="demo")
 
@@ -107,7 +107,7 @@ def test_a_variant_of_a_set_is_named_behind_a_colon(tmp_path):
 def test_a_set_on_several_caches_says_how_to_name_one(tmp_path):
     write(tmp_path, two="variants: {plain: {}, wide: {cache: {features: {weights: fan-128}}}}")
     path = f"{tmp_path}/two.yaml"
-    with pytest.raises(ConfigError, match=r"two trains on several caches.*name one variant, such as two:wide"):
+    with pytest.raises(ConfigError, match=r"two trains on several caches.*name one variant, such as .*/two.yaml:wide"):
         load_set(path, base="demo").cache  # noqa: B018
     (wide,) = load_set(f"{path}:wide", base="demo").experiments
     assert wide.cache.features.weights == "fan-128"
@@ -127,6 +127,7 @@ def test_one_experiment_takes_no_base():
     ("variants: {a: 3}", "`variants.a` is 3: input should be a valid dictionary"),
     ("seeds: [0, 0]\nvariants: {a: {}}", "`seeds`: the same seed is there twice"),
     ("seeds: []\nvariants: {a: {}}", "`seeds`"),
+    ("variants: {a: {train: {seed: 7}}}", "variant a has a `train.seed`; list its seeds in the set's `seeds`"),
     ("variants: [a, b]", "`variants`: input should be a valid dictionary"),
     ("variants: {a: {}}\nbase: demo", "unknown key `base`"),
 ])

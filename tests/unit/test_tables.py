@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pipeline.errors import DataError
 from pipeline.metrics import interval_percent, resampled_percent, summarise
+from pipeline.report import tables
 from pipeline.report.tables import SetTable, compare_runs, difference, row_of
 
 AUS = (1, 4)
@@ -64,7 +65,7 @@ def test_a_better_row_is_better_and_seeds_of_one_are_not_distinguishable(runs):
     assert worse.points == pytest.approx(-better.points)
     alike = compare_runs("plain-seed0", "plain-seed1")
     assert "not distinguishable at 95 %" in alike.sentence()
-    assert alike.sentence().endswith("30 subjects, a run each)")
+    assert alike.sentence().endswith("30 subjects, a run each, whose chance is not in it)")
 
 
 def test_pairing_by_subject_makes_the_interval_of_a_run_with_itself_a_point(runs):
@@ -83,6 +84,29 @@ def test_the_paired_interval_covers_the_true_difference_about_as_often_as_it_say
     assert num_covered >= 87
 
 
+def test_runs_that_differ_by_chance_alone_are_seldom_told_apart_once_there_are_a_few(tmp_path):
+    """Rows of equally good settings, whose runs' skills scatter by 0.03 in all subjects at once: subjects alone do not
+    show that, and call more than half of the pairs different. Five runs are few: expect a little under 95 %."""
+    num_covered = {"with runs": 0, "subjects alone": 0}
+    for pair in range(40):
+        skills = np.random.default_rng(pair).normal(0.7, 0.03, (2, 5))
+        each = [np.stack([resampled_percent(make_counts(skill=skill, seed=10 * pair + 5 * i + j), num_resamples=200)
+                          for j, skill in enumerate(row)]) for i, row in enumerate(skills)]
+        for name, mean in (("with runs", tables._over_runs), ("subjects alone", lambda values: values.mean(0))):
+            low, high = interval_percent((mean(each[0]) - mean(each[1]))[1:])
+            num_covered[name] += bool(low[-1] <= 0 <= high[-1])
+    assert num_covered["subjects alone"] < 20
+    assert 30 <= num_covered["with runs"] < 40
+
+
+def test_a_resample_draws_one_run_fewer_than_there_are_so_that_its_spread_is_that_of_the_mean():
+    percents = np.array([60.0, 63.0, 61.5])
+    values = np.broadcast_to(percents[:, None, None], (3, 1 + 20000, 1))
+    drawn = tables._over_runs(values)
+    assert drawn[0, 0] == pytest.approx(percents.mean())
+    assert drawn[1:, 0].std() == pytest.approx(percents.std(ddof=1) / 3**0.5, rel=0.03)
+
+
 def test_runs_on_other_subjects_are_not_compared(runs):
     other = runs / "other-seed0/fold-P1"
     other.mkdir(parents=True)
@@ -91,9 +115,9 @@ def test_runs_on_other_subjects_are_not_compared(runs):
     with pytest.raises(DataError, match=r"no run of other-seed0 is done; train it first"):
         compare_runs("other-seed0", "good-seed0")
     (other / "result.json").write_text("{}")
-    with pytest.raises(DataError, match=r"not tested on the same subjects and action units \(5 and 30 subjects\)"):
+    with pytest.raises(DataError, match=r"not tested on the same frames and labels \(5 and 30 subjects\)"):
         compare_runs("other-seed0", "good-seed0")
-    with pytest.raises(DataError, match="tested on different subjects"):
+    with pytest.raises(DataError, match="tested on different frames or labels"):
         row_of("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
     with pytest.raises(DataError, match="none is no run; for an experiment, or a set's variant"):
         compare_runs("none", "good-seed0")
