@@ -1,4 +1,4 @@
-import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,15 +18,17 @@ class StoppedError(Exception):
     pass
 
 
-def as_it_is(pool, index, rng, *, size_px):
-    return cv2.resize(pool.images[index], (size_px, size_px)), pool.landmarks[index]
+def coloured(pool, index, rng, *, size_px):
+    """A colour a face, so that few steps tell them apart, on any number of threads."""
+    colour = np.array([40, 215], np.uint8)[[index >> i & 1 for i in range(3)]]
+    return np.full((size_px, size_px, 3), colour), pool.landmarks[index]
 
 
 def test_faces_are_told_apart_and_the_first_stages_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_resnet, "augmented", as_it_is)
+    monkeypatch.setattr(train_resnet, "augmented", coloured)
     out = tmp_path / "resnet18.safetensors"
     accuracy = train_resnet.train_resnet(out, SETTINGS, make_pool())
-    assert accuracy > 0.5  # chance is one sixth
+    assert accuracy > 0.9  # chance is one sixth
     assert {name.split(".")[0] for name in load_file(out)} == {"conv1", "bn1", "layer1"}
     entry = WeightsEntry(path=out, sha256=file_sha256(out), family="resnet18")
     (lf,) = load_network(entry, "cpu").taps(torch.rand(1, 3, 256, 256)).values()
