@@ -213,7 +213,7 @@ def cache_ls(dataset: MaybeDataset = None) -> None:
     from pipeline.maintain import list_caches
 
     catalog = load_catalog()
-    for name in _chosen(catalog, dataset):
+    for name in catalog.names(dataset):
         caches = list_caches(catalog, name)
         table = Table("fingerprint", "rev", "frames", "size", "age", "made with", "used by", title=name,
                       title_justify="left", box=SIMPLE)
@@ -237,7 +237,7 @@ def cache_verify(
 
     catalog = load_catalog()
     is_whole = True
-    for name in _chosen(catalog, dataset):
+    for name in catalog.names(dataset):
         for folder, damages in verify_caches(catalog, name, is_deep=deep, device=device).items():
             _say(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
             for damage in damages[:50]:
@@ -259,7 +259,7 @@ def cache_collect(
     from pipeline.maintain import collect_stores
 
     catalog = load_catalog()
-    for name in _chosen(catalog, dataset):
+    for name in catalog.names(dataset):
         for folder, done in collect_stores(catalog, name, grace_s=grace_hours * 3600).items():
             _say(f"{folder}: {done}")
 
@@ -326,12 +326,6 @@ def cache_import(
     catalog.dataset(dataset)
     store = import_store(catalog, dataset, files)
     _say(f"{store.folder}: revision {store.revision}, {len(store.index):,} frames")
-
-
-def _chosen(catalog, dataset: str | None) -> list[str]:
-    if dataset:
-        catalog.dataset(dataset)
-    return [dataset] if dataset else list(catalog.datasets)
 
 
 def _say(line: str) -> None:

@@ -27,18 +27,10 @@ def collect_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]
     return [{"data set": dataset, "store": folder.name, "freed": str(collected)} for folder, collected in done.items()]
 
 
-def _chosen(dataset: str | None) -> list[str]:
-    """One data set of the catalog, or all."""
-    catalog = load_catalog()
-    if dataset is not None:
-        catalog.dataset(dataset)
-    return [dataset] if dataset else list(catalog.datasets)
-
-
 @fantrans_flow(name="verify-cache")
 def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "cpu") -> None:
     """Every crop and feature store of one data set or all; fails where something is damaged, which `refresh` mends."""
-    rows = [row for name in _chosen(dataset) for row in verify_dataset(name, deep=deep, device=device)]
+    rows = [row for name in load_catalog().names(dataset) for row in verify_dataset(name, deep=deep, device=device)]
     create_table_artifact(rows, key="verified-caches", description="Stores, and what is damaged in each")
     damaged = [f"{row['data set']}/{row['store']}" for row in rows if row["damaged"]]
     if damaged:
@@ -49,5 +41,5 @@ def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "c
 @fantrans_flow(name="collect")
 def collect(dataset: str | None = None, grace_hours: float = 24.0) -> None:
     """Free dead rows, stale revisions and orphans of one data set or all."""
-    rows = [row for name in _chosen(dataset) for row in collect_dataset(name, grace_hours=grace_hours)]
+    rows = [row for name in load_catalog().names(dataset) for row in collect_dataset(name, grace_hours=grace_hours)]
     create_table_artifact(rows, key="collected-caches", description="Stores, and what was freed in each")

@@ -96,7 +96,8 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
             if httpx.get(f"{address}/health", timeout=2).is_success:
                 return
         except httpx.HTTPError:
-            time.sleep(0.5)
+            pass
+        time.sleep(0.5)
     raise ConfigError(f"the Prefect server did not answer at {address} within {_START_S:.0f} s; read {log}")
 
 
@@ -111,7 +112,7 @@ def status() -> dict[str, Rows]:
     address = os.environ.get("PREFECT_API_URL", "")
     try:
         httpx.get(f"{address}/health", timeout=5).raise_for_status()
-    except (httpx.HTTPError, httpx.UnsupportedProtocol):
+    except httpx.HTTPError:
         raise ConfigError(f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
                           "start one with `fantrans ops up`, or set PREFECT_API_URL to yours") from None
     with get_client(sync_client=True) as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from flows.tasks import fantrans_flow, fantrans_task
+from pipeline.catalog import load_catalog
 from pipeline.report import Report, write_report
 from pipeline.report.tables import SetTable, write_set_report
 from pipeline.runs import runs_of
@@ -13,9 +14,9 @@ from pipeline.runs import runs_of
 @fantrans_task()
 def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> Report | SetTable:
     """Counts of every fold to one report beside them, or a set's finished runs to one table."""
-    runs = runs_of(config, dataset=dataset, base=base, init_from=init_from)
-    if len(runs) == 1:
-        return write_report(runs[0].folder)
+    if len(load_catalog().experiments_of(dataset, config, base=base).experiments) == 1:
+        (run,) = runs_of(config, dataset=dataset, base=base, init_from=init_from)
+        return write_report(run.folder)
     table, _ = write_set_report(config, dataset=dataset, base=base, init_from=init_from)
     return table
 

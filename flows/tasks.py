@@ -22,7 +22,7 @@ _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 _TIMEOUT_S = 10.0
 
 
-def may_pass(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Prefect calls it so
+def may_pass(_task: Any, _task_run: Any, state: Any) -> bool:
     """Whether trying again can help: input and output that failed in passing; never bad input, nor a full disk."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, OSError) and error.errno not in _LASTING

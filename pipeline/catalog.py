@@ -129,6 +129,12 @@ class Catalog(Settings):
             raise CatalogError(f"there is no data set {name!r} in the catalog; known ones: {', '.join(self.datasets)}")
         return self.datasets[name]
 
+    def names(self, dataset: str | None = None) -> list[str]:
+        """One data set, once it is known, or all."""
+        if dataset is not None:
+            self.dataset(dataset)
+        return [dataset] if dataset else list(self.datasets)
+
     def experiments_of(self, dataset: str, config: str | None = None, *, base: str | None = None) -> ExperimentSet:
         """What `config` (default: the data set's experiment) names: an experiment, a set, or SET:VARIANT.
 

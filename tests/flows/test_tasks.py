@@ -95,9 +95,11 @@ def test_a_failed_run_tells_the_webhook_in_one_line(webhook):
     assert "\n" not in word["text"]
 
 
-def test_a_webhook_that_is_not_there_fails_nothing(monkeypatch):
+def test_a_webhook_that_is_not_there_fails_nothing_and_is_said(monkeypatch, caplog):
     run = SimpleNamespace(name="a", id="b")
     monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9")
     say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
+    assert caplog.messages[0].startswith(f"{WEBHOOK} of a was not told: ")
     monkeypatch.delenv(WEBHOOK)
     say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
+    assert len(caplog.messages) == 1

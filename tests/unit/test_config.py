@@ -108,7 +108,7 @@ def test_a_set_on_several_caches_says_how_to_name_one(tmp_path):
     write(tmp_path, two="variants: {plain: {}, wide: {cache: {features: {weights: fan-128}}}}")
     path = f"{tmp_path}/two.yaml"
     with pytest.raises(ConfigError, match=r"two trains on several caches.*name one variant, such as .*/two.yaml:wide"):
-        load_set(path, base="demo").cache  # noqa: B018
+        _ = load_set(path, base="demo").cache
     (wide,) = load_set(f"{path}:wide", base="demo").experiments
     assert wide.cache.features.weights == "fan-128"
     assert wide.source == f"{path}:wide --base demo"
