@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import MASK_START, Drop, TransBlock, num_heads
+from models.attention import Drop, TransBlock, num_heads
 from models.fan import ConvBlock
 
 NUM_POOLINGS = 4
@@ -66,7 +66,7 @@ class HeadShape:
     dim: int | None = None
     num_blocks: int = 5
     top_k: int | None = None
-    mask_start: float = MASK_START
+    mask_start: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {"variant": VARIANTS, "attention_drop": get_args(Drop), "input_features": INPUT_MAPS}

@@ -100,8 +100,8 @@ class HeadConfig(Settings):
     num_blocks: PositiveInt = 5
     top_k: PositiveInt | None = None
     """Evidence summed by C_o2m; None is half the action units."""
-    mask_start: Annotated[float, Field(ge=0)] = 0.1
-    """Where the logits of a learned drop start: 0 or more keeps, less drops."""
+    mask_start: Annotated[float, Field(ge=0)] = 0.0
+    """Where the logits of a learned drop start: 0 or more keeps, less drops. From far above 0 none comes to drop."""
 
 
 class TrainConfig(Settings):
