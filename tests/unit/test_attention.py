@@ -113,5 +113,5 @@ def test_mask_from_tokens_differs_between_frames():
     drop = AttentionDrop(2, 2, "learned_from_tokens")
     with torch.no_grad():
         drop.from_token.weight.copy_(torch.tensor([[1.0, 0.0]]))
-    tokens_BAD = torch.tensor([[[0.5, 9.0], [-0.5, 9.0]], [[-0.5, 9.0], [-0.05, 9.0]]])
+    tokens_BAD = torch.tensor([[[0.5, 9.0], [-0.5, 9.0]], [[-0.5, 9.0], [0.0, 9.0]]])
     assert drop.mask(tokens_BAD).squeeze().tolist() == [[1, 0], [0, 1]]
