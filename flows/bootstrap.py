@@ -12,12 +12,11 @@ import sys
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
@@ -27,7 +26,13 @@ from pipeline.errors import ConfigError, FantransError
 
 CHECKOUT = CATALOG_FILE.parent
 HEARTBEAT_S = 30
-"""How often a flow run says that it lives; the pools tell it, since the automation goes by it."""
+"""How often a flow run says that it lives; the automation goes by it."""
+RUN_ENVIRONMENT = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "fantrans",
+    "DASK_LOGGING__DISTRIBUTED": "error",
+}
+"""What the pools tell every flow run; the stages' log lines are to be read on the server."""
 ZOMBIE_NAME = "fantrans: a run without a heartbeat has crashed"
 
 
@@ -55,13 +60,13 @@ def bootstrap(*, num_gpus: int, num_cpu_runs: int) -> list[tuple[str, str]]:
     limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
     with get_client(sync_client=True) as client:
         done = [made for pool, queues in QUEUES.items() for made in _pool(client, pool, limits[pool], queues)]
-    done.append(_zombie_automation())
+        done.append(_zombie_automation(client))
     return done + [(name, "deployed") for name in _deploy()]
 
 
 def _template() -> dict[str, Any]:
     template = ProcessWorker.get_default_base_job_template()
-    template["variables"]["properties"]["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
+    template["variables"]["properties"]["env"]["default"] = RUN_ENVIRONMENT
     return template
 
 
@@ -87,26 +92,36 @@ def _pool(client: SyncPrefectClient, name: str, limit: int, queues: tuple[Queue,
     return done
 
 
-def _zombie_automation() -> tuple[str, str]:
-    """A run whose process died with its worker would stay Running, and keep its place in the pool, for ever."""
-    with get_client(sync_client=True) as client:
-        if client.read_automations_by_name(ZOMBIE_NAME):
-            return ("automation for dead runs", "was there")
-    ends = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
-    Automation(
+def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
+    """A run whose process died with its worker would stay Running, and keep its place in the pool, for ever.
+
+    The clock starts before the first heartbeat, since a run may die before that. Runs outside our pools have heartbeats
+    of their own kind, and are not judged.
+    """
+    starts, ends = ("Submitting", "Running"), ("Completed", "Failed", "Cancelled", "Crashed")
+    wanted = AutomationCore(
         name=ZOMBIE_NAME,
         trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={f"prefect.flow-run.{end}" for end in ends},
+            after={f"prefect.flow-run.{event}" for event in (*starts, "heartbeat")},
+            expect={f"prefect.flow-run.{event}" for event in ("Running", "heartbeat", *ends)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification({"prefect.resource.role": ["work-pool"],
+                                                 "prefect.resource.name": list(QUEUES)}),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
             within=timedelta(seconds=3 * HEARTBEAT_S),
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: its process and worker are gone")],
-    ).create()
-    return ("automation for dead runs", f"made, after {3 * HEARTBEAT_S} s without a heartbeat")
+    )
+    there = client.read_automations_by_name(ZOMBIE_NAME)
+    if not there:
+        client.create_automation(wanted)
+        return ("automation for dead runs", f"made, after {3 * HEARTBEAT_S} s without a heartbeat")
+    if AutomationCore.model_validate(there[0].model_dump(include=set(AutomationCore.model_fields))) == wanted:
+        return ("automation for dead runs", "was there")
+    client.update_automation(there[0].id, wanted)
+    return ("automation for dead runs", "brought up to date")
 
 
 def _deploy() -> list[str]:

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -26,42 +26,37 @@ from pipeline.maintain import list_caches
 
 _START_S = 180.0
 _STOP_S = 20.0
+_SOON_S = 10.0
 
 
 def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None]) -> None:
-    """Server, pools, deployments and a worker for each place in a pool, until this process is told to stop.
+    """Server, pools, deployments and workers, until this process is told to stop; one that dies is started again.
 
-    Logs lie in `prefect/` below the work root, with the server's database. Raises `FantransError` when the server does
-    not start, or a process ends on its own.
+    Logs lie in `prefect/` below the work root, with the server's database. Raises `ConfigError` when the server does
+    not start, or a process ends again and again.
     """
     home = load_catalog().roots.work / "prefect"
     home.mkdir(parents=True, exist_ok=True)
     address = f"http://127.0.0.1:{port}/api"
-    os.environ |= {"PREFECT_API_URL": address, "PREFECT_HOME": str(home)}
+    os.environ |= {"PREFECT_API_URL": address, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO"}
     signal.signal(signal.SIGTERM, _stop)
-    with ExitStack() as stack:
-        processes: dict[str, subprocess.Popen] = {}
-
-        def start(name: str, *words: str, **environment: str) -> None:
-            processes[name] = stack.enter_context(_process(home / f"{name}.log", words, environment))
-
-        start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        _wait_for(address, processes["server"], home / "server.log")
+    with _Processes(home, say) as servers, _Processes(home, say) as workers:
+        servers.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        _wait_for(address, servers)
         for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
             say(f"{name}: {what}")
         for i in range(num_gpus):
-            start(f"gpu-{i}", "worker", "start", "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1",
-                  CUDA_VISIBLE_DEVICES=str(i))
-        start("cpu", "worker", "start", "--pool", "cpu", "--name", "cpu")
+            workers.start(f"gpu-{i}", "worker", "start", "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1",
+                          CUDA_VISIBLE_DEVICES=str(i))
+        workers.start("cpu", "worker", "start", "--pool", "cpu", "--name", "cpu")
         say(f"up: http://127.0.0.1:{port} (logs in {home}); Ctrl-C stops it. In another terminal:")
         say(f"    export PREFECT_API_URL={address}")
         say("    prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch")
         try:
             while True:
                 time.sleep(1)
-                for name, process in processes.items():
-                    if process.poll() is not None:
-                        raise ConfigError(f"{name} ended with status {process.returncode}; read {home / name}.log")
+                servers.keep_up()
+                workers.keep_up()
         except KeyboardInterrupt:
             say("stopping")
 
@@ -70,35 +65,61 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@contextmanager
-def _process(log: Path, words: tuple[str, ...], env: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A `prefect` command, stopped with SIGTERM at the end; in its own session, so that Ctrl-C reaches us alone."""
-    with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, "-m", "prefect", *words], env=os.environ | env, stdout=out,
-                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+class _Processes:
+    """`prefect` commands that are kept up together; each in its own session, so that Ctrl-C reaches us alone."""
+
+    def __init__(self, logs: Path, say: Callable[[str], None]) -> None:
+        self._logs, self._say = logs, say
+        self._commands: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
+        self._running: dict[str, tuple[subprocess.Popen, float]] = {}
+
+    def start(self, name: str, *words: str, **environment: str) -> None:
+        """Start a command that logs to NAME.log."""
+        self._commands[name] = words, environment
+        with (self._logs / f"{name}.log").open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", *words], env=os.environ | environment, stdout=out,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            )
+        self._running[name] = process, time.monotonic()
+
+    def keep_up(self) -> None:
+        """Start again what has ended; raises `ConfigError` for what ends soon after its start."""
+        for name, (process, started) in list(self._running.items()):
+            if process.poll() is None:
+                continue
+            if time.monotonic() - started < _SOON_S:
+                raise ConfigError(f"{name} ended with status {process.returncode}; read {self._logs / name}.log")
+            self._say(f"{name} ended with status {process.returncode} and is started again")
+            words, environment = self._commands[name]
+            self.start(name, *words, **environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, _started in self._running.values():
+            process.terminate()
+        deadline = time.monotonic() + _STOP_S
+        for process, _started in self._running.values():
+            try:
+                process.wait(max(0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
-def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+def _wait_for(address: str, servers: _Processes) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise ConfigError(f"the Prefect server ended with status {server.returncode} as it started; read {log}")
+        servers.keep_up()
         try:
             if httpx.get(f"{address}/health", timeout=2).is_success:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise ConfigError(f"the Prefect server did not answer at {address} within {_START_S:.0f} s; read {log}")
+    raise ConfigError(f"the Prefect server did not answer at {address} within {_START_S:.0f} s; read its log")
 
 
 Rows = list[tuple[str, ...]]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
+from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.tasks import fantrans_flow, fantrans_task
+from flows.cluster import Cluster, cluster_workers
+from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline import refresh as stages
 from pipeline.config import PositiveInt, Profile
 from pipeline.job import RefreshJob, prepare_refresh
 from pipeline.refresh import StageSummary
 from pipeline.render import render_dataset
+from pipeline.summary import write_summary
 
 
 @fantrans_task()
@@ -27,9 +32,10 @@ def index_frames(job: RefreshJob) -> StageSummary:
 
 
 @fantrans_task()
-def detect_faces(job: RefreshJob) -> StageSummary:
+def detect_faces(job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
     """Frames to boxes."""
-    return stages.detect_faces(job)
+    with _workers(job, on_cluster=on_cluster) as executor:
+        return stages.detect_faces(job, executor)
 
 
 @fantrans_task()
@@ -39,9 +45,14 @@ def crop_faces(job: RefreshJob) -> StageSummary:
 
 
 @fantrans_task()
-def extract_features(job: RefreshJob) -> StageSummary:
+def extract_features(job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
     """Crops to cached features."""
-    return stages.extract_features(job)
+    with _workers(job, on_cluster=on_cluster) as executor:
+        return stages.extract_features(job, executor)
+
+
+def _workers(job: RefreshJob, *, on_cluster: bool) -> AbstractContextManager[Executor | None]:
+    return cluster_workers(job.device) if on_cluster else nullcontext()
 
 
 @fantrans_flow(name="refresh-cache")
@@ -54,9 +65,24 @@ def refresh_cache(
     limit: PositiveInt | None = None,
     device: str = "cpu",
     num_workers: PositiveInt = 1,
+    cluster: Cluster | None = None,
 ) -> list[StageSummary]:
-    """Compute what is missing, keep the rest; returns what each stage kept and did."""
+    """Compute what is missing, keep the rest; returns what each stage kept and did.
+
+    With a cluster, its workers detect and extract in place of `num_workers` processes here.
+    """
     render_faces(dataset)
     job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=num_views, limit=limit,
                           device=device, num_workers=num_workers)
-    return [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
+    if cluster is None:
+        done = [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
+    else:
+        with cluster.task_runner() as runner:
+            done = [index_frames(job)]
+            done.append(runner.submit(detect_faces, {"job": job, "on_cluster": True}).result())
+            done.append(crop_faces(job))
+            done.append(runner.submit(extract_features, {"job": job, "on_cluster": True}).result())
+    markdown, page = write_summary(job, done)
+    create_markdown_artifact(f"{markdown}\n[This page]({page.as_uri()})\n", key=artifact_key("refresh", dataset),
+                             description=f"What the refresh of {dataset} did")
+    return done

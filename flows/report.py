@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_markdown_artifact
+import json
+from pathlib import Path
 
-from flows.tasks import fantrans_flow, fantrans_task
+from prefect.artifacts import create_table_artifact
+
+from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.catalog import load_catalog
 from pipeline.report import Report, write_report
 from pipeline.report.tables import SetTable, write_set_report
@@ -12,18 +15,20 @@ from pipeline.runs import runs_of
 
 
 @fantrans_task()
-def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> Report | SetTable:
-    """Counts of every fold to one report beside them, or a set's finished runs to one table."""
+def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> tuple[Report | SetTable, Path]:
+    """Counts of every fold to one report beside them, or a set's finished runs to one table; and its page."""
     if len(load_catalog().experiments_of(dataset, config, base=base).experiments) == 1:
         (run,) = runs_of(config, dataset=dataset, base=base, init_from=init_from)
-        return write_report(run.folder)
-    table, _ = write_set_report(config, dataset=dataset, base=base, init_from=init_from)
-    return table
+        return write_report(run.folder), run.folder / "report.html"
+    table, path = write_set_report(config, dataset=dataset, base=base, init_from=init_from)
+    return table, path.with_suffix(".html")
 
 
 @fantrans_flow(name="report")
 def report(config: str, dataset: str, base: str | None = None, init_from: str | None = None) -> Report | SetTable:
-    """The F1 table as files below the runs root and as an artifact of the flow run."""
-    result = aggregate(config, dataset=dataset, base=base, init_from=init_from)
-    create_markdown_artifact(result.markdown(), key="f1-report", description=f"F1 of {config} on {dataset}")
+    """The F1 table as files below the runs root, and as an artifact with a history under one key."""
+    result, page = aggregate(config, dataset=dataset, base=base, init_from=init_from)
+    create_table_artifact(json.loads(result.table().to_json(orient="records")),
+                          key=artifact_key("f1", dataset, Path(config).stem),
+                          description=f"F1 of {config} on {dataset}; [the whole report]({page.as_uri()})")
     return result

@@ -5,13 +5,21 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from functools import partial
-from typing import Any
+import re
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar, cast
+from uuid import UUID
 
 import httpx
-from prefect import flow, task
+from prefect import Task, flow, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import exponential_backoff
+
+from pipeline.progress import heard_by
 
 logger = logging.getLogger("fantrans")
 
@@ -20,6 +28,9 @@ WEBHOOK = "FANTRANS_WEBHOOK"
 
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 _TIMEOUT_S = 10.0
+
+_P = ParamSpec("_P")
+_Out = TypeVar("_Out")
 
 
 def may_pass(_task: Any, _task_run: Any, state: Any) -> bool:
@@ -41,9 +52,52 @@ def say_so(flow: Any, flow_run: Any, state: Any) -> None:
         logger.warning("%s of %s was not told: %s", WEBHOOK, flow_run.name, error)
 
 
-fantrans_task = partial(task, cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(10),
-                        retry_jitter_factor=0.5, retry_condition_fn=may_pass)
-"""A task; what is done is known from the data's own fingerprints, so it may run again at any time."""
+def artifact_key(*words: str) -> str:
+    """A key as Prefect takes it, under which an artifact has its history: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+
+
+class ProgressArtifacts:
+    """A progress artifact for each stage that is tracked; what the server does not take is not missed."""
+
+    def __init__(self) -> None:
+        self._context = copy_context()
+        self._made: dict[str, UUID] = {}
+
+    def __call__(self, description: str, percent: float) -> None:
+        """Make or move the stage's artifact; from any thread, which then acts for the task that began all this."""
+        try:
+            self._context.copy().run(self._tell, description, percent)
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            logger.debug("progress of %s was not told: %s", description, error)
+
+    def _tell(self, description: str, percent: float) -> None:
+        if description in self._made:
+            update_progress_artifact(self._made[description], progress=percent)
+        else:
+            self._made[description] = cast(UUID, create_progress_artifact(percent, description=description))
+
+
+def fantrans_task(**settings: Any) -> Callable[[Callable[_P, _Out]], Task[_P, _Out]]:
+    """A task that shows its progress; what is done is known from the data's own fingerprints, so it may run again."""
+
+    def made(function: Callable[_P, _Out]) -> Task[_P, _Out]:
+        @wraps(function)
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> _Out:
+            if logger.level == logging.NOTSET:  # on a worker; Prefect sends a logger's lines on, but sets no level
+                logger.setLevel(logging.INFO)
+            with heard_by(ProgressArtifacts()):
+                return function(*args, **kwargs)
+
+        return task(run, **_TASK | settings)
+
+    return made
+
+
+_TASK: dict[str, Any] = {
+    "cache_policy": NO_CACHE, "retries": 3, "retry_delay_seconds": exponential_backoff(10), "retry_jitter_factor": 0.5,
+    "retry_condition_fn": may_pass,
+}
 
 fantrans_flow = partial(flow, on_failure=[say_so], on_crashed=[say_so])
 """A flow."""

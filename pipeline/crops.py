@@ -26,7 +26,7 @@ from pipeline.errors import DataError
 from pipeline.files import file_sha256
 from pipeline.fingerprint import canonical_json
 from pipeline.images import read_frames
-from pipeline.progress import Step
+from pipeline.progress import Step, no_step
 from pipeline.records import Status
 from pipeline.store.plan import Plan, Unit
 from pipeline.store.reader import StoreReader
@@ -109,7 +109,7 @@ def refresh_crops(
     settings: CropConfig,
     format: StoreFormat,
     provenance: Mapping[str, Any] = MappingProxyType({}),
-    step: Step = lambda _: None,
+    step: Step = no_step,
 ) -> CropReader:
     """Bring the crops of `frames` up to date and return a reader of the newest revision.
 

@@ -19,7 +19,7 @@ from pipeline.config import DetectorConfig
 from pipeline.device import map_batches
 from pipeline.errors import WeightsError
 from pipeline.images import read_frames
-from pipeline.progress import Step
+from pipeline.progress import Step, no_step
 from pipeline.records import BOX_COLUMNS, Status
 
 BACKBONES = {"retinaface-mobilenet": "mobilenet0.25", "retinaface-resnet50": "resnet50"}
@@ -59,7 +59,7 @@ def detect_frames(
     batch_size: int = 8,
     num_threads: int = 4,
     done: pd.DataFrame | None = None,
-    step: Step = lambda _: None,
+    step: Step = no_step,
 ) -> pd.DataFrame:
     """`BOX_COLUMNS`, a row a frame in the order of `frames`: the best-scoring face in full-frame px, score, points.
 

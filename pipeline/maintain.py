@@ -185,10 +185,12 @@ def recompute_sample(
     for group in dict.fromkeys((cache.groups[0], cache.groups[-1])):
         tasks = [UnitTask(Unit(int(row["row"]) // cache.block_rows, group), sample.loc[[i]], is_damaged=False)
                  for i, row in sample.iterrows()]
-        for task, arrays in source.computed(tasks):
+        for task, computed in source.computed(tasks):
+            if isinstance(computed, Exception):
+                raise computed
             stored = cache.read(task.rows["row"].to_numpy(), view=view_number(group))
             for name, values in stored.items():
-                gap = _relative_l2(values, arrays[name])
+                gap = _relative_l2(values, computed.arrays[name])
                 if gap > (0 if must_agree else _TOLERANCE):
                     names = tuple(task.rows["frame_id"])
                     what = f"{name} of {names[0]} in {group} is {gap:.2g} (relative L2) off its recomputation"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +16,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -23,7 +26,32 @@ logger = logging.getLogger("fantrans")
 
 LOG_EVERY_S = 10.0
 
-Step = Callable[[int], None]
+
+class Step(Protocol):
+    """What is told of work as it finishes."""
+
+    def __call__(self, num_done: int, piece: str = "") -> None:
+        """So many more items are done, and they end the piece of work of that name, if any."""
+
+
+def no_step(num_done: int, piece: str = "") -> None:
+    """A `Step` that nobody hears."""
+
+
+Listener = Callable[[str, float], None]
+"""Told, now and then, of a stage: its description, and the percentage that is done."""
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Have `listener` told of all that is tracked inside, from whichever thread does the work."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class _RateColumn(ProgressColumn):
@@ -34,41 +62,51 @@ class _RateColumn(ProgressColumn):
 
 @contextmanager
 def track(description: str, *, total: int, unit: str, num_before: int = 0) -> Iterator[Step]:
-    """Yield `step(num_done)`, to be called as units of work finish; `num_before` were done before.
+    """Yield a `Step`, to be called as work finishes; `num_before` of the `total` were done before.
 
-    On a terminal: a bar with count, rate and time left on stderr. Elsewhere: a log line every ten seconds and one
-    at the end.
+    On a terminal: a bar with count, rate and time left on stderr. Elsewhere: a log line for each piece of work that has
+    a name, every ten seconds otherwise, and one at the end.
     """
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(description, total=total, unit=unit, completed=num_before)
-            yield lambda num_done: progress.advance(task, num_done)
-    else:
-        yield from _track_in_log(description, total - num_before, unit)
-
-
-def _track_in_log(description: str, total: int, unit: str) -> Iterator[Step]:
-    started = said = time.monotonic()
+    listener, console = _listener.get(), Console(stderr=True)
+    started = said = heard = time.monotonic()
     done = 0
 
-    def step(num_done: int) -> None:
-        nonlocal done, said
+    def rate() -> float:
+        return done / max(time.monotonic() - started, 1e-9)
+
+    def step(num_done: int, piece: str = "") -> None:
+        nonlocal done, said, heard
         done += num_done
         now = time.monotonic()
-        if now - said >= LOG_EVERY_S:
+        if bar is not None:
+            bar.advance(task, num_done)
+        elif piece or now - said >= LOG_EVERY_S:
             said = now
-            rate = done / max(now - started, 1e-9)
-            left_s = (total - done) / rate if rate else float("inf")
-            logger.info("%s: %d of %d %s, %.1f/s, %.0f s left", description, done, total, unit, rate, left_s)
+            left_s = (total - num_before - done) / rate() if done else float("inf")
+            logger.info("%s: %s%d of %d %s, %.1f/s, %.0f s left", description, piece and f"{piece}; ",
+                        num_before + done, total, unit, rate(), left_s)
+        if listener is not None and now - heard >= LOG_EVERY_S:
+            heard = now
+            listener(description, 100 * (num_before + done) / max(total, 1))
 
-    yield step
-    took_s = time.monotonic() - started
-    logger.info("%s: %d %s in %.0f s, %.1f/s", description, done, unit, took_s, done / max(took_s, 1e-9))
+    if listener is not None:
+        listener(description, 100 * num_before / max(total, 1))
+    with ExitStack() as stack:
+        bar = stack.enter_context(_bar(console)) if console.is_terminal else None
+        task = TaskID(0) if bar is None else bar.add_task(description, total=total, unit=unit, completed=num_before)
+        yield step
+    if bar is None:
+        logger.info("%s: %d %s in %.0f s, %.1f/s", description, done, unit, time.monotonic() - started, rate())
+    if listener is not None:
+        listener(description, 100.0)
+
+
+def _bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial, wraps
+from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 import torch
@@ -29,14 +31,15 @@ from pipeline.job import (
     prepare_refresh,
     remember_rate,
 )
-from pipeline.progress import track
+from pipeline.progress import Step, no_step, track
 from pipeline.records import BOX_COLUMNS, Status, read_table, write_table
 from pipeline.store.lock import writer_lock
 from pipeline.views import check_context
+from pipeline.workers import outcomes, raise_failures, worker_processes
 
 logger = logging.getLogger("fantrans")
 
-DETECTION_CHUNK_FRAMES = 2048
+DETECTION_CHUNK_FRAMES = 512
 MAX_LISTED = 50
 
 
@@ -49,6 +52,7 @@ class StageSummary:
     num_done: int
     num_dropped: int = 0
     note: str = ""
+    seconds: float = 0.0
 
     def __str__(self) -> str:
         """One line for people."""
@@ -63,18 +67,23 @@ def refresh_cache(dataset: str, **settings: Any) -> list[StageSummary]:
     return [stage(job) for stage in (index_frames, detect_faces, crop_faces, extract_features)]
 
 
-def _said(stage: Callable[[RefreshJob], StageSummary]) -> Callable[[RefreshJob], StageSummary]:
+_P = ParamSpec("_P")
+_Stage = Callable[Concatenate[RefreshJob, _P], StageSummary]
+
+
+def _said(stage: _Stage[_P]) -> _Stage[_P]:
     """The stage, alone at work on its data set, and saying its summary in the log when it ends.
 
     Raises `CacheError` if another process is at work there.
     """
 
     @wraps(stage)
-    def run(job: RefreshJob) -> StageSummary:
+    def run(job: RefreshJob, *args: _P.args, **kwargs: _P.kwargs) -> StageSummary:
         with writer_lock(job.work):
             for left in (*job.work.glob(f"{TEMP_PREFIX}*"), *job.work.glob(f"*.parts/{TEMP_PREFIX}*")):
                 left.unlink()
-            summary = stage(job)
+            started = time.monotonic()
+            summary = replace(stage(job, *args, **kwargs), seconds=time.monotonic() - started)
         logger.info("%s", summary)
         return summary
 
@@ -112,21 +121,22 @@ def index_frames(job: RefreshJob) -> StageSummary:
 
 
 @_said
-def detect_faces(job: RefreshJob) -> StageSummary:
-    """Frames to boxes, a chunk at a time; a killed run keeps whole chunks, a changed image is looked at anew."""
+def detect_faces(job: RefreshJob, executor: Executor | None = None) -> StageSummary:
+    """Frames to boxes, a chunk at a time; a killed run keeps whole chunks, a changed image is looked at anew.
+
+    With an executor its workers detect, by default `num_workers` processes; the boxes are the same.
+    """
     table = frames.read_index(job.work, dataset=job.dataset)
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
     found, sources = known_boxes(job, table)
     left = table[~table["frame_id"].isin(found["frame_id"])]
     if len(left):
         started = time.monotonic()
-        detector = load_detector(job.catalog.weights_of(job.config.detector.weights), torch.device(job.device))
-        with track("detect faces", total=len(left), unit="frames") as step:
-            for start in range(0, len(left), DETECTION_CHUNK_FRAMES):
-                chunk = detect_frames(
-                    left.iloc[start : start + DETECTION_CHUNK_FRAMES], job.entry.root, detector,
-                    settings=job.config.detector, device=torch.device(job.device), step=step,
-                )
+        starts = range(0, len(left), DETECTION_CHUNK_FRAMES)
+        chunks = {f"frames from {left['frame_id'].iloc[i]}": left.iloc[i : i + DETECTION_CHUNK_FRAMES] for i in starts}
+        workers = _workers(job, executor, num_pieces=len(chunks))
+        with track("detect faces", total=len(left), unit="frames") as step, workers as pool:
+            for chunk in _detected(job, chunks, pool, step):
                 write_table(parts / f"{len(list(parts.glob('*.parquet'))):06d}.parquet", chunk.merge(sources))
                 found = pd.concat([found, chunk], ignore_index=True) if len(found) else chunk
         remember_rate(job, "detect", len(left) / (time.monotonic() - started))
@@ -136,6 +146,44 @@ def detect_faces(job: RefreshJob) -> StageSummary:
         write_table(path, boxes)
     shutil.rmtree(parts, ignore_errors=True)
     return StageSummary(stage="detect", num_kept=len(table) - len(left), num_done=len(left), note=missed_faces(boxes))
+
+
+def _workers(job: RefreshJob, executor: Executor | None, *, num_pieces: int) -> AbstractContextManager[Executor | None]:
+    return worker_processes(min(job.num_workers, num_pieces)) if executor is None else nullcontext(executor)
+
+
+_Chunks = dict[str, pd.DataFrame]
+
+
+def _detected(job: RefreshJob, chunks: _Chunks, executor: Executor | None, step: Step) -> Iterator[pd.DataFrame]:
+    """Boxes of chunks as they finish; raises `CacheError` at the end if some failed."""
+    if executor is None:
+        for name, chunk in chunks.items():
+            yield _detect_chunk(job, chunk, step=step)
+            step(0, name)
+        return
+    failed: dict[str, Exception] = {}
+    for (name, chunk), boxes in outcomes(partial(_detect_named, job), chunks.items(), executor):
+        if isinstance(boxes, Exception):
+            failed[name] = boxes
+            continue
+        yield boxes
+        step(len(chunk), name)
+    raise_failures(failed, num_all=len(chunks), what=f"pieces of {job.dataset}")
+
+
+def _detect_named(job: RefreshJob, named: tuple[str, pd.DataFrame]) -> pd.DataFrame:
+    return _detect_chunk(job, named[1])
+
+
+_detector = lru_cache(maxsize=1)(load_detector)
+"""A worker keeps its network from chunk to chunk."""
+
+
+def _detect_chunk(job: RefreshJob, chunk: pd.DataFrame, *, step: Step = no_step) -> pd.DataFrame:
+    device = torch.device(job.device)
+    detector = _detector(job.catalog.weights_of(job.config.detector.weights), device)
+    return detect_frames(chunk, job.entry.root, detector, settings=job.config.detector, device=device, step=step)
 
 
 def known_boxes(job: RefreshJob, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -203,8 +251,11 @@ def _provenance(job: RefreshJob) -> dict[str, Any]:
 
 
 @_said
-def extract_features(job: RefreshJob) -> StageSummary:
-    """Crops to cached features: the only stage that runs the FAN, and not for what an exact cache holds already."""
+def extract_features(job: RefreshJob, executor: Executor | None = None) -> StageSummary:
+    """Crops to cached features: the only stage that runs the FAN, and not for what an exact cache holds already.
+
+    With an executor its workers extract, by default `num_workers` processes; the bytes are the same.
+    """
     table, reader, cache = frames.read_index(job.work, dataset=job.dataset), crop_reader(job), features_of(job)
     check_context(job.config.crop, job.config.views)
     root, views = job.catalog.caches_of(job.dataset), job.config.views
@@ -213,11 +264,12 @@ def extract_features(job: RefreshJob) -> StageSummary:
         exact = exact_beside(job)
         num_images = sum(len(plan.rows_of(unit.block)) for unit in plan.units)
         started = time.monotonic()
-        with track("extract features", total=num_images, unit="views") as step:
+        workers = _workers(job, executor, num_pieces=max(1, len({unit.block for unit in plan.units})))
+        with track("extract features", total=num_images, unit="views") as step, workers as pool:
             refresh_features(
                 root, table, reader, partial(make_extractor, job), format=cache.format, codec=cache.codec,
                 basis=cache.basis, views=views, view_px=job.config.crop.size_px, exact=exact,
-                num_workers=job.num_workers, provenance=_provenance(job), step=step,
+                executor=pool, provenance=_provenance(job), step=step,
             )
         if num_images:
             stage = "extract" if exact is None else "encode"

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 
 from pipeline.cache.codecs import LOSS, Codec, encode_rows
 from pipeline.cache.format import CODEC_NAME, PARAMS, view_group, view_number
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.config import ViewConfig
 from pipeline.crops import CropReader
-from pipeline.errors import CacheError, DataError
+from pipeline.errors import DataError
 from pipeline.files import write_bytes_atomically
-from pipeline.progress import Step
+from pipeline.progress import Step, no_step
 from pipeline.store.plan import NO_ROW, Plan, Unit
 from pipeline.store.reader import readable_rows
 from pipeline.store.revisions import shard_path
 from pipeline.store.shards import ArraySpec, read_shard
 from pipeline.store.writer import StagedUnit, StoreFormat, StoreWriter, open_writer, plan_store, stage_unit
 from pipeline.views import render_view, view_params
+from pipeline.workers import outcome, outcomes, raise_failures
 
 Extractor = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Images RGB uint8 (n, S, S, 3) to what the codec stores of their maps, (n, *row_shape) by array name."""
@@ -40,7 +37,6 @@ Extractor = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 FIDELITY_FILE = Path(__file__).with_name("fidelity.json")
 
 _FIDELITY_ROWS = 256
-_ORPHAN_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,22 @@ class UnitTask:
     unit: Unit
     rows: pd.DataFrame
     is_damaged: bool
+
+
+class UnitValues(NamedTuple):
+    """A unit's rows, with those that a damaged shard still held, and their arrays by name."""
+
+    rows: pd.DataFrame
+    arrays: dict[str, np.ndarray]
+
+
+class _UnitInput(NamedTuple):
+    """The task, good rows of its damaged shards with their mask, and exact maps or images of the others."""
+
+    task: UnitTask
+    kept: tuple[np.ndarray, dict[str, np.ndarray]]
+    maps: dict[str, np.ndarray] | None
+    images: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +83,25 @@ class UnitSource:
     codec: Codec
     exact: Path | None
 
-    def computed(self, tasks: Iterable[UnitTask]) -> Iterator[tuple[UnitTask, dict[str, np.ndarray]]]:
-        """Each task's arrays; its inputs are read and rendered one task ahead. A block's tasks follow each other."""
+    def computed(self, tasks: Iterable[UnitTask]) -> Iterator[tuple[UnitTask, UnitValues | Exception]]:
+        """Each task's values or error; inputs are read and rendered one task ahead. A block's tasks lie together."""
         inputs = _UnitInputs(self)
-        extractor: Extractor | None = None
-        for task, kept, maps, images in _one_ahead(inputs.of, tasks):
-            arrays: Mapping[str, np.ndarray] = {}
-            if maps is not None:
-                arrays = encode_rows(self.codec, maps)
-            elif len(images):
-                extractor = extractor or self.make_extractor()
-                arrays = extractor(images)
-            yield task, self._merged(task, arrays, kept)
+        for task, read in _one_ahead(inputs.of, tasks):
+            yield task, outcome(partial(self._values, read))
+
+    def _values(self, read: Future[_UnitInput]) -> UnitValues:
+        task, kept, maps, images = read.result()
+        arrays: Mapping[str, np.ndarray] = {}
+        if maps is not None:
+            arrays = encode_rows(self.codec, maps)
+        elif len(images):
+            arrays = self.extractor(images)
+        return UnitValues(task.rows, self._merged(task, arrays, kept))
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """Made when it is first needed."""
+        return self.make_extractor()
 
     def _merged(
         self, task: UnitTask, computed: Mapping[str, np.ndarray], kept: tuple[np.ndarray, Mapping[str, np.ndarray]]
@@ -115,10 +134,8 @@ class _UnitInputs:
             self._exact_rows = self._exact.index.set_index(["frame_id", "key"])["row"]
         self._loaded: tuple[list[str], np.ndarray] | None = None
 
-    def of(
-        self, task: UnitTask
-    ) -> tuple[UnitTask, tuple[np.ndarray, dict[str, np.ndarray]], dict[str, np.ndarray] | None, np.ndarray]:
-        """The task, good rows of its damaged shards with their mask, and exact maps or images of the others."""
+    def of(self, task: UnitTask) -> _UnitInput:
+        """What the task needs."""
         is_kept = np.zeros(len(task.rows), bool)
         kept: dict[str, np.ndarray] = {}
         if task.is_damaged:
@@ -126,7 +143,7 @@ class _UnitInputs:
         todo = task.rows[~is_kept]
         maps = self._exact_maps(todo, view_number(task.unit.group))
         images = np.empty(0) if maps is not None or todo.empty else self._images(todo, view_number(task.unit.group))
-        return task, (is_kept, kept), maps, images
+        return _UnitInput(task, (is_kept, kept), maps, images)
 
     def _salvaged(self, task: UnitTask) -> tuple[UnitTask, np.ndarray, dict[str, np.ndarray]]:
         """A damaged unit's task with all rows that can be read, also dead ones, which stale revisions may name."""
@@ -180,16 +197,17 @@ def refresh(
     view_px: int,
     basis: bytes | None = None,
     exact: Path | None = None,
-    num_workers: int = 1,
+    executor: Executor | None = None,
     provenance: Mapping[str, Any] = MappingProxyType({}),
-    step: Step = lambda _: None,
+    step: Step = no_step,
 ) -> CacheReader:
     """Bring the cache of `format` below `root` up to date, and return a reader of its newest revision.
 
     frames: frame_id, part. A frame is computed if it is new, if its image or box changed, if its shard is damaged, or
     for views that it lacks. A killed refresh goes on where it was; one that finds nothing to do publishes nothing. With
-    several workers, processes compute and stage whole blocks and this one publishes them; the bytes are the same.
-    `step` is told of views of frames as they are done. Raises `CacheError` if another process writes this cache.
+    an executor, its workers compute and stage whole blocks and this process publishes them; the bytes are the same.
+    `step` is told of views of frames as they are done. Raises `CacheError` if another process writes this cache, and,
+    once all other blocks are done, for blocks that failed: then nothing is published, and what is done is kept.
     """
     folder = format.folder_in(root)
     with open_writer(folder, format) as writer:
@@ -197,16 +215,19 @@ def refresh(
             write_bytes_atomically(folder / CODEC_NAME, basis)
         plan = writer.plan(_wanted(frames, crops.listed), view_groups(views))
         rows_of = {block: plan.rows_of(block) for block in {unit.block for unit in plan.units}}
-        tasks = [UnitTask(unit, rows_of[unit.block], unit in writer.damaged) for unit in plan.units]
+        blocks: dict[int, list[UnitTask]] = {}
+        for unit in plan.units:
+            blocks.setdefault(unit.block, []).append(UnitTask(unit, rows_of[unit.block], unit in writer.damaged))
         source = UnitSource(
             folder=folder, arrays=format.arrays, block_rows=writer.block_rows, crops_folder=crops.folder,
             crops_revision=crops.revision, views=views, view_px=view_px, make_extractor=make_extractor, codec=codec,
             exact=exact,
         )
-        if tasks and num_workers > 1:
-            _write_by_workers(writer, source, tasks, num_workers, step)
-        elif tasks:
-            _write_here(writer, source, tasks, step)
+        if executor is None:
+            failed = _write_here(writer, source, blocks, step)
+        else:
+            failed = _write_by_workers(writer, source, blocks, executor, step)
+        raise_failures(failed, num_all=len(blocks), what=f"blocks of {folder}")
         used = {"folder": crops.folder.name, "revision": crops.revision}
         fidelity = stated_fidelity(folder, codec, plan, format.document)
         writer.publish(plan, provenance={**provenance, "crops": used, "fidelity": fidelity})
@@ -252,84 +273,75 @@ def _holds(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def _write_here(writer: StoreWriter, source: UnitSource, tasks: list[UnitTask], step: Step) -> None:
+_Blocks = Mapping[int, list[UnitTask]]
+
+
+def _write_here(writer: StoreWriter, source: UnitSource, blocks: _Blocks, step: Step) -> dict[str, Exception]:
+    """Returns the blocks that failed, by name."""
+    failed: dict[str, Exception] = {}
+    last_of = {tasks[-1].unit for tasks in blocks.values()}
     with ThreadPoolExecutor(1) as disk:  # writes one unit while the next is extracted
         writing: Future[None] | None = None
-        for task, arrays in source.computed(tasks):
+        for task, values in source.computed(task for tasks in blocks.values() for task in tasks):
             if writing is not None:
                 writing.result()
-            writing = disk.submit(writer.write_unit, task.unit, task.rows, arrays)
-            step(len(task.rows))
+            if isinstance(values, Exception):
+                failed[_name(task.unit.block)] = values
+                continue
+            writing = disk.submit(writer.write_unit, task.unit, values.rows, values.arrays)
+            step(len(task.rows), _name(task.unit.block) if task.unit in last_of else "")
         if writing is not None:
             writing.result()
+    return failed
 
 
 def _write_by_workers(
-    writer: StoreWriter, source: UnitSource, tasks: list[UnitTask], num_workers: int, step: Step
-) -> None:
-    """A block's tasks go to one process, which stages its shards; this process alone gives them their names."""
-    blocks: dict[int, list[UnitTask]] = {}
-    for task in tasks:
-        blocks.setdefault(task.unit.block, []).append(task)
-    num_threads = max(1, (os.cpu_count() or 1) // num_workers)
-    before = set(active_children())
-    pool = ProcessPoolExecutor(
-        min(num_workers, len(blocks)), mp_context=get_context("spawn"), initializer=_start_worker,
-        initargs=(source, num_threads, os.getpid()),
-    )
-    try:
-        for future in as_completed([pool.submit(_stage_block, block) for block in blocks.values()]):
-            for staged in future.result():
-                writer.commit_unit(staged)
-                step(len(staged.frame_ids))
-    except BrokenProcessPool:
-        for worker in set(active_children()) - before:  # one that started as another died would wait for ever
-            worker.kill()
-        raise CacheError(
-            f"a worker process of {source.folder} died, perhaps for lack of memory; what was finished is kept: "
-            "run this again, with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    writer: StoreWriter, source: UnitSource, blocks: _Blocks, executor: Executor, step: Step
+) -> dict[str, Exception]:
+    """A block's tasks go to one worker, which stages its shards; this process alone gives them their names."""
+    failed: dict[str, Exception] = {}
+    for tasks, staged in outcomes(partial(_stage_block, pickle.dumps(source)), blocks.values(), executor):
+        name = _name(tasks[0].unit.block)
+        if isinstance(staged, Exception):
+            failed[name] = staged
+            continue
+        for unit in staged:
+            writer.commit_unit(unit)
+        step(sum(len(task.rows) for task in tasks), name)
+    return failed
 
 
-_worker_source: UnitSource | None = None
+def _name(block: int) -> str:
+    return f"block {block}"
 
 
-def _start_worker(source: UnitSource, num_threads: int, parent: int) -> None:
-    global _worker_source  # noqa: PLW0603 - a worker process has one source for its whole life
-    _worker_source = source
-    torch.set_num_threads(num_threads)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+_unpickled = lru_cache(maxsize=1)(pickle.loads)
+"""A worker keeps the last source, and so its network, from block to block."""
 
 
-def _end_with_parent(parent: int) -> None:
-    """A coordinator that is killed takes its workers along; until then they can only stage, never publish."""
-    while os.getppid() == parent:
-        time.sleep(_ORPHAN_CHECK_S)
-    os._exit(1)
-
-
-def _stage_block(tasks: list[UnitTask]) -> list[StagedUnit]:
-    source = _worker_source
-    assert source is not None
-    return [
-        stage_unit(source.folder, source.arrays, task.unit, task.rows, arrays, block_rows=source.block_rows)
-        for task, arrays in source.computed(tasks)
-    ]
+def _stage_block(pickled_source: bytes, tasks: list[UnitTask]) -> list[StagedUnit]:
+    source: UnitSource = _unpickled(pickled_source)
+    staged = []
+    for task, values in source.computed(tasks):
+        if isinstance(values, Exception):
+            raise values
+        staged.append(stage_unit(source.folder, source.arrays, task.unit, values.rows, values.arrays,
+                                 block_rows=source.block_rows))
+    return staged
 
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def _one_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """`map`, a thread ahead by one item."""
+def _one_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[tuple[_In, Future[_Out]]]:
+    """Each item with the function's outcome, computed in a thread that is ahead by one."""
     with ThreadPoolExecutor(1) as pool:
-        coming: Future[_Out] | None = None
+        before: tuple[_In, Future[_Out]] | None = None
         for item in items:
-            ready, coming = coming, pool.submit(function, item)
-            if ready is not None:
-                yield ready.result()
-        if coming is not None:
-            yield coming.result()
+            coming = item, pool.submit(function, item)
+            if before is not None:
+                yield before
+            before = coming
+        if before is not None:
+            yield before

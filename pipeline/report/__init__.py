@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipeline.errors import DataError
 from pipeline.files import write_atomically, write_bytes_atomically
+from pipeline.html import write_html
 from pipeline.metrics import COUNT_COLUMNS, THRESHOLD, Scores, summarise
 from pipeline.records import read_table
 from pipeline.runs import done_folds
@@ -103,11 +104,12 @@ def read_report(folder: Path) -> Report:
 
 
 def write_report(folder: Path) -> Report:
-    """Aggregate a run and write report.json, report.csv and report.md into its folder."""
+    """Aggregate a run and write report.json, .csv, .md and .html into its folder."""
     report = read_report(folder)
     write_bytes_atomically(folder / "report.json", json.dumps(report.as_json(), indent=2).encode())
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
+    write_html(folder / "report.html", report.markdown())
     return report
 
 

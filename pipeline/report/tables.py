@@ -25,6 +25,7 @@ from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentSet, Variant
 from pipeline.errors import CacheError, ConfigError, DataError
 from pipeline.files import write_atomically, write_bytes_atomically
+from pipeline.html import write_html
 from pipeline.metrics import COUNT_COLUMNS, interval_percent, mean_of_defined, resampled_percent
 from pipeline.protocols import PARTS
 from pipeline.records import read_table
@@ -246,7 +247,7 @@ _COLUMNS = ["variant", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over firs
 def write_set_report(
     config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> tuple[SetTable, Path]:
-    """The table of a set's finished runs; writes .md, .csv and .json under the runs root, returns the .md.
+    """The table of a set's finished runs; writes .md, .html, .csv and .json under the runs root, returns the .md.
 
     The arguments are those of `train_folds`. A run counts when all its folds are done. Raises `DataError` if none is.
     """
@@ -277,6 +278,7 @@ def write_set_report(
     write_bytes_atomically(as_json, json.dumps(document, indent=2).encode())
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
+    write_html(md.with_suffix(".html"), table.markdown())
     return table, md
 
 

@@ -1,128 +1,99 @@
-"""A server, its deployments and a worker as an operator starts them, over a small rendered data set."""
+"""A day: the deployments as an operator runs them, and what is to be seen of them."""
 
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import httpx
 import pytest
-import yaml
 
 from pipeline.catalog import CATALOG_FILE
-from pipeline.config import CONFIG_FOLDER
+from tests.e2e.conftest import BIN, NUM_FRAMES
 
-BIN = Path(sys.executable).parent
-PATIENCE_S = 600
-
-
-def free_port():
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
-
-
-def small_catalog(folder):
-    content = yaml.safe_load(CATALOG_FILE.read_text())
-    content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
-    config = folder / "small.yaml"
-    config.write_text(f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: 2}}}}\n"
-                      "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n")
-    rendered = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}
-    content["datasets"] = {"bp4d-synthetic": {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d",
-                                              "experiment": str(config), "rendered": rendered}}
-    for entry in content["weights"].values():
-        for file in filter(None, (entry, entry.get("codec"))):
-            file["path"] = str(CATALOG_FILE.parent / file["path"])
-    path = folder / "data_catalog.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path, config
-
-
-class Trial:
-    """`fantrans ops up` with its environment."""
-
-    def __init__(self, folder):
-        catalog, self.config = small_catalog(folder)
-        self.runs = folder / "runs"
-        self.address = f"http://127.0.0.1:{free_port()}/api"
-        ours = ("PREFECT_", "FANTRANS_")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        self.environment = inherited | {"FANTRANS_CATALOG": str(catalog), "PREFECT_API_URL": self.address}
-        self.log = folder / "up.log"
-        port = self.address.split(":")[2].split("/")[0]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen([BIN / "fantrans", "ops", "up", "--port", port], env=self.environment,
-                                            stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + PATIENCE_S
-        while "Ctrl-C stops it" not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.2)
-
-    def run(self, deployment, **parameters):
-        """`prefect deployment run --watch`; returns the finished process."""
-        given = [word for name, value in parameters.items() for word in ("-p", f"{name}={json.dumps(value)}")]
-        return subprocess.run([BIN / "prefect", "--no-prompt", "deployment", "run", deployment, "--watch", *given],
-                              env=self.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-
-    def asked(self, path, **query):
-        return httpx.post(f"{self.address}/{path}", json=query, timeout=30).raise_for_status().json()
+REFRESH = "refresh-cache/bp4d-synthetic"
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory):
-    trial = Trial(tmp_path_factory.mktemp("ops"))
-    yield trial
-    trial.process.send_signal(signal.SIGTERM)
-    assert trial.process.wait(60) == 0
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{trial.address}/health")
+def refreshed(trial):
+    """The first refresh, and the shards that it wrote."""
+    done = trial.run(REFRESH)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shards = trial.shards()
+    assert shards
+    return shards
 
 
-def test_refresh_train_and_report_run_from_their_deployments_and_a_second_refresh_computes_nothing(trial):
-    first = trial.run("refresh-cache/bp4d-synthetic")
-    assert first.returncode == 0, first.stdout + first.stderr
+@pytest.fixture(scope="module")
+def zombie(trial, refreshed):
+    """A refresh whose process and worker were killed together, so that nobody is left to say so."""
+    run = trial.begin(REFRESH)
+    process = trial.process_of(run)
+    trial.until(lambda: trial.state(run)[0] == "Running")
+    os.kill(trial.worker(), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
+    return run
 
-    def shards():
-        return {path: path.stat().st_mtime_ns for path in trial.runs.parent.glob("cache/*/*/arrays.zarr/*/*/c*")}
 
-    before = shards()
-    assert before
-    for deployment in ("train-folds/bp4d-synthetic", "report/bp4d-synthetic"):
-        done = trial.run(deployment, config=str(trial.config))
+def test_a_refresh_says_what_it_did_in_its_log_and_in_an_artifact(trial, refreshed):
+    (artifact,) = trial.artifacts("refresh-bp4d-synthetic")
+    assert f"| extract | 0 | {NUM_FRAMES} | 0 |" in artifact["data"]
+    assert (trial.folder / "work/bp4d-synthetic/refresh.html").as_uri() in artifact["data"]
+    lines = trial.log_lines(artifact["flow_run_id"])
+    assert any(line.startswith("extract features: block 2; 192 of 192 views, ") for line in lines)
+    assert f"extract: {NUM_FRAMES} new, 0 kept" in lines
+    progress = trial.asked("artifacts/filter", artifacts={"type": {"any_": ["progress"]}})
+    assert {each["description"] for each in progress} >= {"detect faces", "cut crops", "extract features"}
+    assert all(each["data"] == 100 for each in progress)
+
+
+def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial, zombie):
+    for deployment in ("train-folds", "report", "report"):
+        done = trial.run(f"{deployment}/bp4d-synthetic", config=trial.small)
         assert done.returncode == 0, done.stdout + done.stderr
-    (report,) = trial.runs.glob("*/report.md")
-    (artifact,) = trial.asked("artifacts/filter", artifacts={"key": {"any_": ["f1-report"]}})
-    assert artifact["data"] == report.read_text()
-    second = trial.run("refresh-cache/bp4d-synthetic")
-    assert second.returncode == 0
-    assert shards() == before
+    (path,) = trial.folder.glob("runs/*/report.json")
+    newer, older = trial.artifacts("f1-bp4d-synthetic-small")
+    assert newer["data"] == older["data"]
+    mean = json.loads(newer["data"])[-1]
+    assert (mean["au"], mean["f1_percent"]) == ("mean", pytest.approx(json.loads(path.read_text())["mean_f1_percent"]))
+    assert path.with_suffix(".html").as_uri() in newer["description"]
 
 
 def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
     before = trial.asked("flow_runs/count")
-    refused = trial.run("refresh-cache/bp4d-synthetic", profile="tiny")
+    refused = trial.run(REFRESH, profile="tiny")
     assert refused.returncode == 1
     assert "'tiny' is not one of" in " ".join((refused.stdout + refused.stderr).split())
+    refused = trial.run(REFRESH, cluster={"num_workers": 0})
+    assert refused.returncode == 1
+    assert "0 is less than the minimum of 1" in " ".join((refused.stdout + refused.stderr).split())
     assert trial.asked("flow_runs/count") == before
 
 
 def test_bad_input_fails_the_run_with_its_sentence(trial):
-    failed = trial.run("train-folds/bp4d-synthetic", config="nothing")
-    assert failed.returncode == 1
-    runs = trial.asked("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["FAILED"]}}})
-    assert "there is no experiment 'nothing'" in runs[0]["state"]["message"]
+    state, message = trial.ended(trial.begin("train-folds/bp4d-synthetic", config="nothing"))
+    assert state == "Failed"
+    assert "there is no experiment 'nothing'" in message
 
 
-def test_status_shows_worker_runs_and_caches(trial):
-    shown = subprocess.run([BIN / "fantrans", "ops", "status"], env=trial.environment | {"COLUMNS": "120"},
-                           capture_output=True, text=True, check=True).stdout
+def test_status_shows_worker_runs_and_caches(trial, refreshed):
+    shown = trial.command(BIN / "fantrans", "ops", "status", COLUMNS="120").stdout
     lines = [line.split() for line in shown.splitlines()]
     assert any(line[:3] == ["cpu", "cpu", "online"] for line in lines)
-    assert any(line[:1] == ["refresh-cache/bp4d-synthetic"] and "Completed" in line for line in lines)
+    assert any(line[:1] == ["report/bp4d-synthetic"] and "Completed" in line for line in lines)
     assert any(line[:1] == ["bp4d-synthetic"] and "standard" in line for line in lines)
+
+
+def test_a_run_that_died_with_its_worker_is_found_and_the_next_one_computes_nothing(trial, zombie, refreshed):
+    following = trial.begin(REFRESH)
+    assert trial.ended(zombie) == ("Crashed", "no heartbeat: its process and worker are gone")
+    assert trial.ended(following)[0] == "Completed"
+    assert "extract: nothing to do, 96 kept" in trial.log_lines(following)
+    assert trial.shards() == refreshed
+
+
+def test_bootstrapping_a_server_again_changes_nothing(trial):
+    again = trial.command(sys.executable, "-m", "flows.bootstrap", cwd=CATALOG_FILE.parent)
+    assert again.returncode == 0, again.stderr
+    done = dict(line.split(": ") for line in again.stdout.splitlines() if not line.startswith("automation"))
+    assert set(done.values()) == {"was there", "deployed"}
+    assert "automation for dead runs: was there" in again.stdout

@@ -1,0 +1,166 @@
+"""A server, its deployments and a worker as an operator starts them, over a small rendered data set."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from pipeline.catalog import CATALOG_FILE
+from pipeline.config import CONFIG_FOLDER
+
+BIN = Path(sys.executable).parent
+PATIENCE_S = 240
+NUM_FRAMES = 12 * 8
+
+
+def free_port():
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
+def small_catalog(folder):
+    """A catalog of one small data set, an experiment on it, and one that takes some time to refresh."""
+    content = yaml.safe_load(CATALOG_FILE.read_text())
+    content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
+    for name, num_views in (("small", 2), ("slow", 8)):
+        (folder / f"{name}.yaml").write_text(
+            f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: {num_views}}}}}\n"
+            "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n")
+    rendered = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}
+    content["datasets"] = {"bp4d-synthetic": {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d",
+                                              "experiment": str(folder / "small.yaml"), "rendered": rendered}}
+    for entry in content["weights"].values():
+        for file in filter(None, (entry, entry.get("codec"))):
+            file["path"] = str(CATALOG_FILE.parent / file["path"])
+    path = folder / "data_catalog.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+class Trial:
+    """`fantrans ops up` with its environment."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.small, self.slow = str(folder / "small.yaml"), str(folder / "slow.yaml")
+        self.address = f"http://127.0.0.1:{free_port()}/api"
+        ours = ("PREFECT_", "FANTRANS_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self.environment = inherited | {
+            "FANTRANS_CATALOG": str(small_catalog(folder)), "PREFECT_API_URL": self.address,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        self.log = folder / "up.log"
+        port = self.address.split(":")[2].split("/")[0]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([BIN / "fantrans", "ops", "up", "--port", port], env=self.environment,
+                                            stdout=log, stderr=log, start_new_session=True)
+        self.until(lambda: "Ctrl-C stops it" in self.log.read_text())
+
+    def until(self, is_so):
+        """Wait until it is so, and return what makes it so."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (answer := is_so()):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+        return answer
+
+    def command(self, *words, cwd=None, **more):
+        return subprocess.run(words, env=self.environment | more, cwd=cwd, capture_output=True, text=True,
+                              timeout=PATIENCE_S, check=False)
+
+    def run(self, deployment, **parameters):
+        """`prefect deployment run --watch`; returns the finished process."""
+        given = [word for name, value in parameters.items() for word in ("-p", f"{name}={json.dumps(value)}")]
+        return self.command(BIN / "prefect", "--no-prompt", "deployment", "run", deployment, "--watch", *given)
+
+    def begin(self, deployment, **parameters):
+        """Start a run as a schedule does; returns its id."""
+        found = httpx.get(f"{self.address}/deployments/name/{deployment}", timeout=30).raise_for_status().json()
+        return self.asked(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"]
+
+    def asked(self, path, **query):
+        return httpx.post(f"{self.address}/{path}", json=query, timeout=30).raise_for_status().json()
+
+    def flow_run(self, run):
+        return httpx.get(f"{self.address}/flow_runs/{run}", timeout=30).raise_for_status().json()
+
+    def state(self, run):
+        """Name of the run's state, and its message."""
+        state = self.flow_run(run)["state"]
+        return state["name"], state["message"] or ""
+
+    def times(self, run):
+        """When it started and ended."""
+        found = self.flow_run(run)
+        return found["start_time"], found["end_time"]
+
+    def answers(self):
+        try:
+            return httpx.get(f"{self.address}/health", timeout=2).is_success
+        except httpx.HTTPError:
+            return False
+
+    def artifacts(self, key):
+        """All that were left under a key, the newest first."""
+        found = self.asked("artifacts/filter", artifacts={"key": {"any_": [key]}})
+        return sorted(found, key=lambda artifact: artifact["created"], reverse=True)
+
+    def log_lines(self, run):
+        """What the stages said in the log of a run; it arrives a little after the run has ended."""
+
+        def asked():
+            found = self.asked("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
+            lines = [each["message"] for each in found]
+            return any("Finished in state" in line for line in lines[-1:]) and lines
+
+        return self.until(asked)
+
+    def shards(self):
+        """Every shard of the small cache, with the time at which it was written."""
+        return {path: path.stat().st_mtime_ns for path in self.folder.glob("cache/*/*/arrays.zarr/*/*/c*")}
+
+    def ended(self, run):
+        """Wait for the run to end; returns its state's name and message."""
+        last = ("Completed", "Failed", "Crashed", "Cancelled")
+        return self.until(lambda: (state := self.state(run))[0] in last and state)
+
+    def process_of(self, run):
+        """Process that executes the run, once there is one."""
+        return self.until(lambda: next(
+            (pid for pid, words in processes(f"PREFECT__FLOW_RUN_ID={run}") if "prefect.engine" in words), None))
+
+    def worker(self):
+        """Process of the worker, once there is one."""
+        return self.until(lambda: next((pid for pid, words in processes(f"PREFECT_API_URL={self.address}")
+                                        if "worker start" in words), None))
+
+
+def processes(setting):
+    """Ids and commands of the processes with this setting in their environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if setting.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+
+
+@pytest.fixture(scope="session")
+def trial(tmp_path_factory):
+    trial = Trial(tmp_path_factory.mktemp("ops"))
+    yield trial
+    trial.process.send_signal(signal.SIGTERM)
+    assert trial.process.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{trial.address}/health")

@@ -1,0 +1,152 @@
+"""Nights on which things break: what Prefect shows, what the next scheduled run does, and that nothing is lost.
+
+What happens inside a store is in tests/integration/test_faults.py, for a refresh from the command line.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.e2e.conftest import BIN, NUM_FRAMES, processes
+
+REFRESH = "refresh-cache/bp4d-synthetic"
+
+
+def content_of(folder):
+    """Every byte of the arrays of a folder's one cache, and its index."""
+    (cache,) = folder.iterdir()
+    files = {path.relative_to(cache): path.read_bytes() for path in cache.glob("arrays.zarr/**/*") if path.is_file()}
+    (index,) = cache.glob("index-*.parquet")
+    return files, pd.read_parquet(index)
+
+
+def assert_same(found, true):
+    assert found[0] == true[0]
+    pd.testing.assert_frame_equal(found[1], true[1])
+
+
+@pytest.fixture(scope="module")
+def caches(trial):
+    """Folder of the data set's caches, emptied."""
+    folder = trial.folder / "cache/bp4d-synthetic"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trial, caches):
+    """What four processes of a Dask cluster write, when nothing happens."""
+    run = trial.begin(REFRESH, config=trial.slow, cluster={"num_workers": 4})
+    assert trial.ended(run)[0] == "Completed"
+    content = content_of(caches)
+    shutil.rmtree(caches)
+    return content
+
+
+class SmallDisk:
+    """A file system of its own for the caches, where this process may mount one."""
+
+    def __init__(self, folder, size_mb):
+        folder.mkdir()
+        self.folder = folder
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", folder]
+        self.is_there = subprocess.run(mount, check=False, capture_output=True).returncode == 0
+
+    def __enter__(self):
+        return self
+
+    def grow(self, size_mb):
+        subprocess.run(["mount", "-o", f"remount,size={size_mb}m", self.folder], check=True)
+
+    def __exit__(self, *_):
+        if self.is_there:
+            subprocess.run(["umount", self.folder], check=True)
+
+
+class Night:
+    """Refreshes of one cache, each of which goes on where the last one was stopped."""
+
+    def __init__(self, trial, caches):
+        self.trial, self.caches = trial, caches
+
+    def units(self):
+        """Finished units, published or not, with the time at which each was written."""
+        return {path: path.stat().st_mtime_ns for path in self.caches.glob("*/journal/*.json")}
+
+    def broken(self, fault):
+        """Start a refresh, have the fault happen once a further unit is done; returns the run's end."""
+        before = self.units()
+        run = self.trial.begin(REFRESH, config=self.trial.slow)
+        self.trial.until(lambda: len(self.units()) > len(before) or self.trial.state(run)[0] == "Failed")
+        fault(run)
+        end = self.trial.ended(run)
+        assert self.units().items() >= before.items(), "what was finished is computed once"
+        return end
+
+
+def test_a_refresh_comes_through_a_night_of_faults_with_every_byte(trial, caches, undisturbed):
+    night = Night(trial, caches)
+    with SmallDisk(caches, 64) as disk:
+        if disk.is_there:
+            state, message = night.broken(lambda run: None)
+            assert (state, "No space left on device" in message) == ("Failed", True), message
+            disk.grow(1024)
+
+        state, message = night.broken(lambda run: os.kill(trial.process_of(run), signal.SIGKILL))
+        assert (state, "SIGKILL" in message) == ("Crashed", True), message
+
+        state, message = night.broken(lambda run: os.kill(trial.worker(), signal.SIGKILL))
+        assert state == "Crashed", message
+
+        def cancel(run):
+            process, started = trial.process_of(run), time.monotonic()
+            assert trial.command(BIN / "prefect", "--no-prompt", "flow-run", "cancel", run).returncode == 0
+            trial.until(lambda: not Path(f"/proc/{process}").exists())
+            assert time.monotonic() - started < 30
+
+        assert night.broken(cancel)[0] == "Cancelled"
+
+        def kill_server(run):
+            (server,) = (pid for pid, words in processes(f"PREFECT_API_URL={trial.address}") if "server start" in words)
+            trial.process.send_signal(signal.SIGSTOP)  # who would start it again at once
+            os.kill(server, signal.SIGKILL)
+            time.sleep(20)
+            trial.process.send_signal(signal.SIGCONT)
+            trial.until(trial.answers)
+
+        assert night.broken(kill_server)[0] in ("Completed", "Crashed")
+        last = trial.begin(REFRESH, config=trial.slow)
+        assert trial.ended(last)[0] == "Completed"
+        assert_same(content_of(caches), undisturbed)
+
+
+def test_of_two_schedules_that_fire_together_one_waits_and_then_computes_nothing(trial, caches):
+    runs = [trial.begin(REFRESH) for _ in range(2)]
+    assert [trial.ended(run)[0] for run in runs] == ["Completed", "Completed"]
+    lines = [trial.log_lines(run) for run in runs]
+    assert sorted(f"extract: {NUM_FRAMES} new, 0 kept" in each for each in lines) == [False, True]
+    assert sorted(f"extract: nothing to do, {NUM_FRAMES} kept" in each for each in lines) == [False, True]
+    (_, first_end), (second_start, _) = sorted(trial.times(run) for run in runs)
+    assert first_end <= second_start
+
+
+def test_a_poisoned_frame_is_named_and_costs_no_other(trial, caches):
+    image = sorted((trial.folder / "raw").glob("BP4D-training/*/*/*.jpg"))[0]
+    before, content = trial.shards(), image.read_bytes()
+    image.write_bytes(content[:100] + b"\xff" * 50)
+    try:
+        run = trial.begin(REFRESH)
+        assert trial.ended(run)[0] == "Completed"
+    finally:
+        image.write_bytes(content)
+    summary = trial.artifacts("refresh-bp4d-synthetic")[0]["data"]
+    assert f"{NUM_FRAMES - 1} ok, 1 unreadable" in summary
+    frame_id = f"{image.parent.parent.name}/{image.parent.name}/{int(image.stem)}"
+    assert f"Without features: `{frame_id}` unreadable." in summary
+    assert trial.shards().items() >= before.items()
