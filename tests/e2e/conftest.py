@@ -128,7 +128,7 @@ class Trial:
 
     def shards(self):
         """Every shard of the small cache, with the time at which it was written."""
-        return {path: path.stat().st_mtime_ns for path in self.folder.glob("cache/*/*/arrays.zarr/*/*/c*")}
+        return {path: path.stat().st_mtime_ns for path in self.folder.glob("cache/*/*/arrays.zarr/*/*/c.*")}
 
     def ended(self, run):
         """Wait for the run to end; returns its state's name and message."""
