@@ -6,6 +6,7 @@ Everything real but the sizes; several tests and the processes that they kill sh
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -87,8 +88,12 @@ def extract(images):
 
 
 def make_cache(folder, frames, crops, *, extractor=extract, views=VIEWS, format=FORMAT, codec=CODEC, **more):
-    return refresh(folder / "cache", frames, crops, lambda: extractor, format=format, codec=codec, views=views,
+    return refresh(folder / "cache", frames, crops, partial(_same, extractor), format=format, codec=codec, views=views,
                    view_px=CROP.size_px, **more)
+
+
+def _same(it):
+    return it
 
 
 def make_world(folder, **sizes):

@@ -5,6 +5,8 @@ import signal
 import socket
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -258,6 +260,32 @@ def test_a_refresh_killed_at_a_step_reuses_what_was_finished(world, tmp_path, st
     finished = make_cache(tmp_path, frames, crops, extractor=extractor)
     assert num_units == (0 if is_published else 27 - num_finished)
     assert stored_bytes(finished.folder) == stored_bytes(undisturbed.folder)
+
+
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_a_block_that_fails_stops_no_other_and_is_tried_again_alone(world, tmp_path, num_threads):
+    frames, crops, undisturbed = world
+    calls = tmp_path / "calls"
+    with ThreadPoolExecutor(1) as pool:
+        executor = pool if num_threads else None
+        with pytest.raises(CacheError, match=r"1 of 9 blocks of .* failed \(block 1: out of memory\); the others"):
+            make_cache(tmp_path, frames, crops, extractor=partial(extract_with_a_fault, calls, 4), executor=executor)
+        with pytest.raises(CacheError):
+            open_cache(FORMAT.folder_in(tmp_path / "cache"))
+        calls.write_text("")
+        mended = partial(extract_with_a_fault, calls, 0)
+        cache = make_cache(tmp_path, frames, crops, extractor=mended, executor=executor)
+    assert calls.stat().st_size == (3 if num_threads else 1), "views of the block that failed"
+    assert stored_bytes(cache.folder) == stored_bytes(undisturbed.folder)
+
+
+def extract_with_a_fault(calls, at, images):
+    """`small_cache.extract`, which fails at the call of that number; calls are counted in a file."""
+    with calls.open("a") as file:
+        file.write(".")
+    if calls.stat().st_size == at:
+        raise RuntimeError("out of memory")
+    return small_cache.extract(images)
 
 
 def test_a_killed_second_refresh_leaves_the_first_revision_and_goes_on(world, tmp_path):

@@ -1,0 +1,54 @@
+"""Work on a Dask cluster's workers: which of them get it, and what is said when none can."""
+
+import sys
+
+import pytest
+from distributed import Client, LocalCluster, SpecCluster, get_worker
+from pydantic import ValidationError
+
+from flows.cluster import GPU, Cluster, cluster_workers
+from pipeline.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def client():
+    """One worker, in this process, without a GPU."""
+    settings = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**settings) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+def names_of_workers(device, num_pieces):
+    with cluster_workers(device) as executor:
+        return list(executor.map(name_of_worker, range(num_pieces)))
+
+
+def name_of_worker(_):
+    return get_worker().name
+
+
+def test_without_a_worker_that_offers_a_gpu_it_says_so_at_once(client):
+    with pytest.raises(ConfigError, match=r"none of the 1 workers of .* offers a GPU, which device cuda:0 needs; start "
+                                          r"one with `dask worker ADDRESS --nthreads 1 --resources GPU=1`"):
+        client.submit(names_of_workers, "cuda:0", 1, pure=False).result(60)
+    assert len(client.submit(names_of_workers, "cpu", 3, pure=False).result(60)) == 3
+
+
+def test_work_for_a_gpu_goes_to_a_worker_that_offers_one():
+    workers = {"plain": {"nthreads": 1}, "gpu": {"nthreads": 1, "resources": {GPU: 1}}}
+    spec = {name: {"cls": "distributed.Worker", "options": options} for name, options in workers.items()}
+    scheduler = {"cls": "distributed.Scheduler", "options": {"dashboard_address": ":0"}}
+    with SpecCluster(workers=spec, scheduler=scheduler) as cluster, Client(cluster, set_as_default=False) as client:
+        assert set(client.submit(names_of_workers, "cuda:0", 6, pure=False).result(60)) == {"gpu"}
+
+
+@pytest.mark.parametrize("given", [{}, {"num_workers": 2, "is_cuda": True}, {"address": "tcp://a:1", "num_workers": 2}])
+def test_a_cluster_is_one_thing(given):
+    with pytest.raises(ValidationError, match="give a cluster one of address, num_workers, is_cuda"):
+        Cluster(**given)
+
+
+def test_without_dask_cuda_it_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with pytest.raises(ConfigError, match="run `pip install dask-cuda`"):
+        Cluster(is_cuda=True).task_runner()
