@@ -1,6 +1,7 @@
 # Everything runs from here. Each goal does the set-up it needs, once.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+EXTRAS ?= synth,figures,onnx,dev
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -16,7 +17,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[synth,figures,onnx,dev]'
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
 	$(BIN)/pip install --quiet --no-deps 'retinaface-pytorch>=0.0.8'  # its pins are of torch 1.9; its network runs on ours
 	touch $@
 

@@ -9,9 +9,12 @@ import argparse
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
@@ -53,15 +56,29 @@ QUEUES = {
 def bootstrap(*, num_gpus: int, num_cpu_runs: int) -> list[tuple[str, str]]:
     """Make pools, queues, limits, automation and deployments; returns each with what was done to it.
 
-    Raises `ConfigError` without a server to talk to, or where a deployment is refused.
+    The server is that of PREFECT_API_URL. Raises `ConfigError` where a deployment is refused.
     """
-    if "PREFECT_API_URL" not in os.environ:
-        raise ConfigError("PREFECT_API_URL names no server; start one and set it, as in docs/operations.md")
     limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
     with get_client(sync_client=True) as client:
         done = [made for pool, queues in QUEUES.items() for made in _pool(client, pool, limits[pool], queues)]
         done.append(_zombie_automation(client))
     return done + [(name, "deployed") for name in _deploy()]
+
+
+def wait_for_server(address: str, *, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Return once the server answers; `meanwhile` is called now and then. Raises `ConfigError` after so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        meanwhile()
+        try:
+            if httpx.get(f"{address}/health", timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        if time.monotonic() > deadline:
+            raise ConfigError(f"no Prefect server answered at {address} within {seconds:.0f} s; start one as in "
+                              "docs/operations.md, or read its log")
+        time.sleep(0.5)
 
 
 def _template() -> dict[str, Any]:
@@ -144,8 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", type=int, default=1, help="devices, one run each")
     parser.add_argument("--cpu-runs", type=int, default=2, help="runs of the pool cpu at a time")
+    parser.add_argument("--wait-s", type=float, default=10, help="how long to wait for a server that is starting")
     arguments = parser.parse_args()
     try:
+        if "PREFECT_API_URL" not in os.environ:
+            raise ConfigError("PREFECT_API_URL names no server; start one and set it, as in docs/operations.md")
+        wait_for_server(os.environ["PREFECT_API_URL"], seconds=arguments.wait_s)
         made = bootstrap(num_gpus=arguments.gpus, num_cpu_runs=arguments.cpu_runs)
     except FantransError as error:
         sys.exit(f"error: {error}")

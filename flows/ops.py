@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.bootstrap import QUEUES, bootstrap
+from flows.bootstrap import QUEUES, bootstrap, wait_for_server
 from pipeline.catalog import load_catalog
 from pipeline.errors import ConfigError, FantransError
 from pipeline.maintain import list_caches
@@ -42,7 +42,7 @@ def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None
     signal.signal(signal.SIGTERM, _stop)
     with _Processes(home, say) as servers, _Processes(home, say) as workers:
         servers.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        _wait_for(address, servers)
+        wait_for_server(address, seconds=_START_S, meanwhile=servers.keep_up)
         for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
             say(f"{name}: {what}")
         for i in range(num_gpus):
@@ -107,19 +107,6 @@ class _Processes:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-def _wait_for(address: str, servers: _Processes) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        servers.keep_up()
-        try:
-            if httpx.get(f"{address}/health", timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise ConfigError(f"the Prefect server did not answer at {address} within {_START_S:.0f} s; read its log")
 
 
 Rows = list[tuple[str, ...]]
