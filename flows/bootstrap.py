@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import DeploymentSchedule, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -142,7 +144,9 @@ def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
 
 
 def _deploy() -> list[str]:
-    """Deploy prefect.yaml; returns the names of its deployments."""
+    """Deploy prefect.yaml, leaving on the schedules that were switched on; returns the names of its deployments."""
+    with get_client(sync_client=True) as client:
+        switched_on = {_key(of, each) for of in client.read_deployments() for each in of.schedules if each.active}
     environment = os.environ | {"FANTRANS_CHECKOUT": str(CHECKOUT)}
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=CHECKOUT, env=environment,
@@ -152,8 +156,16 @@ def _deploy() -> list[str]:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
         raise ConfigError(f"prefect.yaml was not deployed: {last}; mend it and run `python -m flows.bootstrap` again")
     with get_client(sync_client=True) as client:
-        flows = {flow.id: flow.name for flow in client.read_flows()}
-        return sorted(f"{flows[each.flow_id]}/{each.name}" for each in client.read_deployments())
+        flows, deployments = {flow.id: flow.name for flow in client.read_flows()}, client.read_deployments()
+        for deployment in deployments:
+            for schedule in deployment.schedules:
+                if _key(deployment, schedule) in switched_on and not schedule.active:
+                    client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+        return sorted(f"{flows[each.flow_id]}/{each.name}" for each in deployments)
+
+
+def _key(deployment: DeploymentResponse, schedule: DeploymentSchedule) -> tuple[UUID, str]:
+    return deployment.id, schedule.schedule.model_dump_json()
 
 
 def main() -> None:

@@ -86,8 +86,11 @@ class Trial:
 
     def begin(self, deployment, **parameters):
         """Start a run as a schedule does; returns its id."""
-        found = httpx.get(f"{self.address}/deployments/name/{deployment}", timeout=30).raise_for_status().json()
-        return self.asked(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"]
+        path = f"deployments/{self.deployment(deployment)['id']}/create_flow_run"
+        return self.asked(path, parameters=parameters)["id"]
+
+    def deployment(self, name):
+        return httpx.get(f"{self.address}/deployments/name/{name}", timeout=30).raise_for_status().json()
 
     def asked(self, path, **query):
         return httpx.post(f"{self.address}/{path}", json=query, timeout=30).raise_for_status().json()

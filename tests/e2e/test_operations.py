@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+import httpx
 import pytest
 
 from pipeline.catalog import CATALOG_FILE
@@ -92,8 +93,15 @@ def test_a_run_that_died_with_its_worker_is_found_and_the_next_one_computes_noth
 
 
 def test_bootstrapping_a_server_again_changes_nothing(trial):
+    nightly = trial.deployment("refresh-cache/bp4d")
+    (schedule,) = nightly["schedules"]
+    assert not schedule["active"]
+    place = f"{trial.address}/deployments/{nightly['id']}/schedules/{schedule['id']}"
+    httpx.patch(place, json={"active": True}).raise_for_status()
     again = trial.command(sys.executable, "-m", "flows.bootstrap", cwd=CATALOG_FILE.parent)
     assert again.returncode == 0, again.stderr
     done = dict(line.split(": ") for line in again.stdout.splitlines() if not line.startswith("automation"))
     assert set(done.values()) == {"was there", "deployed"}
     assert "automation for dead runs: was there" in again.stdout
+    (schedule,) = trial.deployment("refresh-cache/bp4d")["schedules"]
+    assert schedule["active"], "what an operator has switched on"
