@@ -90,6 +90,10 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
 
 def _train_together(heads: list[HeadTraining], device: str) -> float:
     run = heads[0].run
+    num_missing = int((~run.frames["frame_id"].isin(run.cache.index["frame_id"])).sum())
+    if num_missing:
+        logger.info("%d of %d frames are not in the cache (no face, unreadable): heads neither learn from them nor are "
+                    "scored on them", num_missing, len(run.frames))
     parts = {part for head in heads for part in train_parts(head.test_part)}
     pages = TrainingPages(run.cache, run.frames, parts=parts, num_views=run.experiment.cache.views.num_views,
                           device=device)
@@ -283,6 +287,9 @@ class HeadTraining:
         }
         write_bytes_atomically(folder / "result.json", json.dumps(result, indent=2).encode())
         self.checkpoint.unlink(missing_ok=True)
+        logger.info("%s, fold %s: %d epochs in %.0f s, loss %.3f, %d frames scored", folder.parent.name, self.test_part,
+                    len(self.history), sum(each["seconds"] for each in self.history), self.history[-1]["loss"],
+                    len(predictions))
 
 
 def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:

@@ -11,39 +11,17 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
-from pipeline.catalog import CATALOG_FILE
-from pipeline.config import CONFIG_FOLDER
+from tests.small_catalog import write_small_catalog
 
 BIN = Path(sys.executable).parent
 PATIENCE_S = 240
-NUM_FRAMES = 12 * 8
 
 
 def free_port():
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return asked.getsockname()[1]
-
-
-def small_catalog(folder):
-    """A catalog of one small data set, an experiment on it, and one that takes some time to refresh."""
-    content = yaml.safe_load(CATALOG_FILE.read_text())
-    content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
-    for name, num_views in (("small", 2), ("slow", 8)):
-        (folder / f"{name}.yaml").write_text(
-            f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: {num_views}}}}}\n"
-            "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n")
-    rendered = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}
-    content["datasets"] = {"bp4d-synthetic": {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d",
-                                              "experiment": str(folder / "small.yaml"), "rendered": rendered}}
-    for entry in content["weights"].values():
-        for file in filter(None, (entry, entry.get("codec"))):
-            file["path"] = str(CATALOG_FILE.parent / file["path"])
-    path = folder / "data_catalog.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 class Trial:
@@ -56,8 +34,8 @@ class Trial:
         ours = ("PREFECT_", "FANTRANS_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment = inherited | {
-            "FANTRANS_CATALOG": str(small_catalog(folder)), "PREFECT_API_URL": self.address,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "FANTRANS_CATALOG": str(write_small_catalog(folder, dataset="bp4d-synthetic", small=2, slow=8)),
+            "PREFECT_API_URL": self.address, "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
         self.log = folder / "up.log"
         port = self.address.split(":")[2].split("/")[0]

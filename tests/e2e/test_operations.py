@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from pipeline.catalog import CATALOG_FILE
-from tests.e2e.conftest import BIN, NUM_FRAMES
+from tests.e2e.conftest import BIN
+from tests.small_catalog import NUM_FRAMES
 
 REFRESH = "refresh-cache/bp4d-synthetic"
 

@@ -8,33 +8,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.catalog import CATALOG_FILE, load_catalog
-from pipeline.config import CONFIG_FOLDER
+from pipeline.catalog import load_catalog
 from pipeline.errors import CacheError, ConfigError
 from pipeline.frames import read_index
 from pipeline.runs import prepare_run
+from tests.small_catalog import NUM_FRAMES, write_small_catalog
 
 
 @pytest.fixture(scope="session")
 def small_catalog(tmp_path_factory):
-    """The shipped catalog with a rendered data set of a few frames, and roots of its own."""
     folder = tmp_path_factory.mktemp("catalog")
-    content = yaml.safe_load(CATALOG_FILE.read_text())
-    content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
-    rendered = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}
-    content["datasets"] = {
-        "small": {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d", "rendered": rendered}
-    }
-    for entry in content["weights"].values():
-        entry["path"] = str(CATALOG_FILE.parent / entry["path"])
-    path = folder / "data_catalog.yaml"
-    path.write_text(yaml.safe_dump(content))
-    config = folder / "small.yaml"
-    config.write_text(
-        f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: 2}}}}\n"
-        "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n"
-    )
-    return path, config
+    return write_small_catalog(folder, dataset="small", small=2), folder / "small.yaml"
 
 
 @pytest.fixture
@@ -52,7 +36,7 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     assert report.parts == ("P1", "P2")
     assert report.table()["au"].tolist()[-1] == "mean"
     frames = read_index(load_catalog().work_of("small"), dataset="small")
-    assert len(frames) == 12 * 8
+    assert len(frames) == NUM_FRAMES
     for name in ("report.json", "report.csv", "report.md"):
         assert (report.folder / name).is_file()
 
@@ -142,8 +126,8 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, mon
     pd.concat([table, row]).to_csv(codes, index=False)
 
     index, detect, crop, extract = refresh_cache("small", config=environment)
-    assert index.num_done == 12 * 8 + 1
-    assert (detect.num_kept, detect.num_done) == (12 * 8, 1)
+    assert index.num_done == NUM_FRAMES + 1
+    assert (detect.num_kept, detect.num_done) == (NUM_FRAMES, 1)
     assert crop.num_done == 1
     assert extract.num_done == 1
 

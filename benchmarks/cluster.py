@@ -1,0 +1,75 @@
+"""Extraction by 1, 2 and 4 processes of a Dask cluster, one thread each: frames a second, and whether the bytes agree.
+
+    fantrans demo && python benchmarks/cluster.py --dataset bp4d-synthetic --out var/cluster.json
+
+Cores: as many as this process may run on. A cluster's start and its workers' imports are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from distributed import Client, LocalCluster
+
+from pipeline.job import RefreshJob, make_extractor, prepare_refresh
+from pipeline.refresh import extract_features
+
+
+def main() -> None:
+    """Measure each number of workers, print and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="bp4d-synthetic")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("var/cluster.json"))
+    arguments = parser.parse_args()
+    num_cores = len(os.sched_getaffinity(0))
+    found = [measure(arguments.dataset, num_workers, arguments.views) for num_workers in arguments.workers]
+    one = found[0]
+    for each in found:
+        linear = min(int(each["workers"]), num_cores) / int(one["workers"])
+        each["of_linear"] = round(float(each["views_per_s"]) / float(one["views_per_s"]) / linear, 3)
+        each["has_same_bytes"] = each["sha256"] == one["sha256"]
+    document = {"cores": num_cores, "runs": found}
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(document, indent=2))
+
+
+def measure(dataset: str, num_workers: int, num_views: int) -> dict[str, object]:
+    """One cluster, one cache."""
+    with TemporaryDirectory(dir="var") as folder:
+        os.environ["FANTRANS_CACHE"] = str(Path(folder).resolve())
+        job = prepare_refresh(dataset, num_views=num_views)
+        settings = {"n_workers": num_workers, "threads_per_worker": 1, "dashboard_address": None}
+        with LocalCluster(**settings) as cluster, Client(cluster) as client:
+            client.run(warm_up, job)
+            started = time.monotonic()
+            summary = extract_features(job, client.get_executor(pure=False))
+            seconds = time.monotonic() - started
+        return {"workers": num_workers, "views": summary.num_done * num_views, "seconds": round(seconds, 1),
+                "views_per_s": round(summary.num_done * num_views / seconds, 2), "sha256": digest(Path(folder))}
+
+
+def warm_up(job: RefreshJob) -> None:
+    """Import and load in a worker what it needs."""
+    make_extractor(job)
+
+
+def digest(folder: Path) -> str:
+    """Of every byte below a cache's arrays."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.rglob("arrays.zarr/**/*")):
+        if path.is_file():
+            sha.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return sha.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What `ops/` and docs/operations.md say, as far as that can be checked without starting it."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.catalog import CATALOG_FILE
+
+ROOT = CATALOG_FILE.parent
+SITE = ROOT / "ops"
+
+RUN_BY = {
+    "fantrans ops up": ("tests/e2e/conftest.py", '"ops", "up"'),
+    "fantrans ops status": ("tests/e2e/test_operations.py", '"ops", "status"'),
+    "python -m flows.bootstrap": ("tests/e2e/test_operations.py", '"-m", "flows.bootstrap"'),
+    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic'":
+        ("tests/e2e/conftest.py", '"--no-prompt", "deployment", "run", deployment, "--watch"'),
+    "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic'":
+        ("tests/e2e/test_operations.py", '"train-folds"'),
+    "prefect --no-prompt deployment run 'report/bp4d-synthetic'": ("tests/e2e/test_operations.py", '"report"'),
+    "fantrans refresh bp4d --dry-run": ("tests/integration/test_faults.py", '"--dry-run"'),
+    "fantrans refresh bp4d --workers": ("tests/integration/test_faults.py", '"--workers", "4"'),
+    "fantrans cache verify bp4d --deep": ("tests/integration/test_faults.py", '"verify", "faces", "--deep"'),
+    "fantrans cache collect bp4d": ("tests/integration/test_faults.py", '"collect", "faces"'),
+}
+"""How a command of the operations page begins; the test file that runs it, on data of its own, and its words there."""
+
+
+def settings():
+    lines = (SITE / "fantrans.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_every_command_of_the_operations_page_is_run_by_a_test_or_marked():
+    page = (ROOT / "docs/operations.md").read_text()
+    commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
+    assert len(commands) > 10
+    unknown = [command for command in commands if "# not run by a test" not in command
+               and not any(command.startswith(known) for known in RUN_BY)]
+    assert unknown == []
+    assert [words for file, words in RUN_BY.values() if words not in (ROOT / file).read_text()] == []
+
+
+def test_places_of_the_settings_are_those_that_the_catalog_reads():
+    known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text())) | {"FANTRANS_WEBHOOK"}
+    ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
+    assert ours <= known
+    assert {"FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT", "DISFA_ROOT"} <= ours
+
+
+def test_units_are_accepted_by_systemd_but_for_programs_that_are_not_here(tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here")
+    units = [shutil.copy(path, tmp_path) for path in (SITE / "systemd").iterdir()]
+    assert len(units) == 4
+    found = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    complaints = [line for line in found.stderr.splitlines()
+                  if line and not re.search(r"Command /opt/fantrans/.*No such file or directory", line)]
+    assert complaints == []
+
+
+def test_the_compose_file_names_every_image_with_its_version_and_the_workers_of_both_pools():
+    services = yaml.safe_load((SITE / "compose.yaml").read_text())["services"]
+    assert all(re.search(r":\d+\.\d+", service["image"]) for service in services.values())
+    assert re.match(r"FROM python:\d+\.\d+\.\d+-", (SITE / "Dockerfile").read_text())
+    pools = {tuple(service["command"][3:5]) for service in services.values() if "worker" in service.get("command", [])}
+    assert pools == {("--pool", "gpu"), ("--pool", "cpu")}
+    text = "".join(Path(path).read_text() for path in (SITE / "systemd").iterdir())
+    assert {"--pool gpu", "--pool cpu"} <= set(re.findall(r"--pool \w+", text))

@@ -1,0 +1,30 @@
+"""The shipped catalog with one rendered data set of a few frames, roots of its own, and experiments on it."""
+
+import yaml
+
+from pipeline.catalog import CATALOG_FILE
+from pipeline.config import CONFIG_FOLDER
+
+NUM_FRAMES = 12 * 8
+RENDERED = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}
+
+
+def write_small_catalog(folder, *, dataset, **num_views):
+    """Write FOLDER/data_catalog.yaml and, for each experiment, FOLDER/NAME.yaml; the first is the data set's own.
+
+    num_views: the experiments, by name. Returns the catalog's path.
+    """
+    for name, views in num_views.items():
+        (folder / f"{name}.yaml").write_text(
+            f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: {views}}}}}\n"
+            "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n")
+    content = yaml.safe_load(CATALOG_FILE.read_text())
+    content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
+    content["datasets"] = {dataset: {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d",
+                                     "experiment": str(folder / f"{next(iter(num_views))}.yaml"), "rendered": RENDERED}}
+    for entry in content["weights"].values():
+        for file in filter(None, (entry, entry.get("codec"))):
+            file["path"] = str(CATALOG_FILE.parent / file["path"])
+    path = folder / "data_catalog.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
