@@ -6,26 +6,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import httpx
+import yaml
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import DeploymentSchedule, StateType
-from prefect.client.schemas.responses import DeploymentResponse
-from prefect.events.actions import ChangeFlowRunState
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from flows.tasks import WEBHOOK
 from pipeline.catalog import CATALOG_FILE
 from pipeline.errors import ConfigError, FantransError
 
@@ -39,6 +42,7 @@ RUN_ENVIRONMENT = {
 }
 """What the pools tell every flow run; the stages' log lines are to be read on the server."""
 ZOMBIE_NAME = "fantrans: a run without a heartbeat has crashed"
+_NO_HEARTBEAT = "no heartbeat: its process and worker are gone"
 
 
 class Queue(NamedTuple):
@@ -131,7 +135,7 @@ def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
             threshold=1,
             within=timedelta(seconds=3 * HEARTBEAT_S),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: its process and worker are gone")],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=_NO_HEARTBEAT), *_call_webhook()],
     )
     there = client.read_automations_by_name(ZOMBIE_NAME)
     if not there:
@@ -143,29 +147,41 @@ def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
     return ("automation for dead runs", "brought up to date")
 
 
+def _call_webhook() -> list[CallWebhook]:
+    """Word of a run whose own process can say nothing any more: the server tells it, if there is a webhook."""
+    address = os.environ.get(WEBHOOK)
+    if not address:
+        return []
+    settings = {"method": "POST", "url": address, "headers": {"Content-Type": "application/json"}}
+    block = Webhook.model_validate(settings)
+    text = "{{ flow.name }} {{ flow_run.name }} ({{ flow_run.id }}): Crashed. " + _NO_HEARTBEAT
+    return [CallWebhook(block_document_id=block.save("fantrans", overwrite=True), payload=json.dumps({"text": text}))]
+
+
 def _deploy() -> list[str]:
-    """Deploy prefect.yaml, leaving on the schedules that were switched on; returns the names of its deployments."""
+    """Deploy prefect.yaml, with schedules on or off as the server has them; returns the names of its deployments."""
+    content = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())
     with get_client(sync_client=True) as client:
-        switched_on = {_key(of, each) for of in client.read_deployments() for each in of.schedules if each.active}
+        are_on = {(each.entrypoint, each.name): [schedule.active for schedule in each.schedules]
+                  for each in client.read_deployments()}
+    for deployment in content["deployments"]:
+        there = are_on.get((deployment["entrypoint"], deployment["name"]), [])
+        for schedule, is_on in zip(deployment.get("schedules", []), there, strict=False):
+            schedule["active"] = is_on
     environment = os.environ | {"FANTRANS_CHECKOUT": str(CHECKOUT)}
-    result = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=CHECKOUT, env=environment,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )
+    with NamedTemporaryFile("w", prefix=".tmp-prefect-", suffix=".yaml", dir=CHECKOUT) as file:
+        yaml.safe_dump(content, file, sort_keys=False)
+        file.flush()
+        result = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name],
+            cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )
     if result.returncode:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
         raise ConfigError(f"prefect.yaml was not deployed: {last}; mend it and run `python -m flows.bootstrap` again")
     with get_client(sync_client=True) as client:
-        flows, deployments = {flow.id: flow.name for flow in client.read_flows()}, client.read_deployments()
-        for deployment in deployments:
-            for schedule in deployment.schedules:
-                if _key(deployment, schedule) in switched_on and not schedule.active:
-                    client.update_deployment_schedule(deployment.id, schedule.id, active=True)
-        return sorted(f"{flows[each.flow_id]}/{each.name}" for each in deployments)
-
-
-def _key(deployment: DeploymentResponse, schedule: DeploymentSchedule) -> tuple[UUID, str]:
-    return deployment.id, schedule.schedule.model_dump_json()
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        return sorted(f"{flows[each.flow_id]}/{each.name}" for each in client.read_deployments())
 
 
 def main() -> None:

@@ -27,6 +27,8 @@ from pipeline.maintain import list_caches
 _START_S = 180.0
 _STOP_S = 20.0
 _SOON_S = 10.0
+_MAX_EARLY = 5
+_WORKER = ("worker", "start", "--type", "process")
 
 
 def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None]) -> None:
@@ -46,9 +48,9 @@ def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None
         for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
             say(f"{name}: {what}")
         for i in range(num_gpus):
-            workers.start(f"gpu-{i}", "worker", "start", "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1",
+            workers.start(f"gpu-{i}", *_WORKER, "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1",
                           CUDA_VISIBLE_DEVICES=str(i))
-        workers.start("cpu", "worker", "start", "--pool", "cpu", "--name", "cpu")
+        workers.start("cpu", *_WORKER, "--pool", "cpu", "--name", "cpu")
         say(f"up: http://127.0.0.1:{port} (logs in {home}); Ctrl-C stops it. In another terminal:")
         say(f"    export PREFECT_API_URL={address}")
         say("    prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch")
@@ -72,6 +74,7 @@ class _Processes:
         self._logs, self._say = logs, say
         self._commands: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
         self._running: dict[str, tuple[subprocess.Popen, float]] = {}
+        self._num_early: dict[str, int] = {}
 
     def start(self, name: str, *words: str, **environment: str) -> None:
         """Start a command that logs to NAME.log."""
@@ -84,11 +87,12 @@ class _Processes:
         self._running[name] = process, time.monotonic()
 
     def keep_up(self) -> None:
-        """Start again what has ended; raises `ConfigError` for what ends soon after its start."""
+        """Start again what has ended; raises `ConfigError` for what has ended soon after its start too often."""
         for name, (process, started) in list(self._running.items()):
             if process.poll() is None:
                 continue
-            if time.monotonic() - started < _SOON_S:
+            self._num_early[name] = self._num_early.get(name, 0) + 1 if time.monotonic() - started < _SOON_S else 0
+            if self._num_early[name] > _MAX_EARLY:
                 raise ConfigError(f"{name} ended with status {process.returncode}; read {self._logs / name}.log")
             self._say(f"{name} ended with status {process.returncode} and is started again")
             words, environment = self._commands[name]

@@ -73,7 +73,7 @@ def refresh_cache(
     """
     render_faces(dataset)
     job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=num_views, limit=limit,
-                          device=device, num_workers=num_workers)
+                          device=device, is_device_here=cluster is None, num_workers=num_workers)
     if cluster is None:
         done = [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
     else:

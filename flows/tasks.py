@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import exponential_backoff
 
+from pipeline.errors import PlaceError
 from pipeline.progress import heard_by
 
 logger = logging.getLogger("fantrans")
@@ -36,7 +37,7 @@ _Out = TypeVar("_Out")
 def may_pass(_task: Any, _task_run: Any, state: Any) -> bool:
     """Whether trying again can help: input and output that failed in passing; never bad input, nor a full disk."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError) and error.errno not in _LASTING
+    return isinstance(error, (OSError, PlaceError)) and error.errno not in _LASTING
 
 
 def say_so(flow: Any, flow_run: Any, state: Any) -> None:
@@ -48,8 +49,9 @@ def say_so(flow: Any, flow_run: Any, state: Any) -> None:
     line = f"{flow.name} {flow_run.name} ({flow_run.id}): {state.name}. {message}"
     try:
         httpx.post(address, json={"text": line}, timeout=_TIMEOUT_S).raise_for_status()
-    except httpx.HTTPError as error:
-        logger.warning("%s of %s was not told: %s", WEBHOOK, flow_run.name, error)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:  # whose text may hold the address, which is a secret
+        status = f" {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else ""
+        logger.warning("%s of %s was not told: %s%s", WEBHOOK, flow_run.name, type(error).__name__, status)
 
 
 def artifact_key(*words: str) -> str:

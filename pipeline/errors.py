@@ -32,7 +32,14 @@ class TrainingError(FantransError):
 
 
 class PlaceError(FantransError):
-    """A file cannot be written where it belongs."""
+    """A file cannot be written where it belongs; `errno` is the system's word for why, if it had one."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message, errno)
+        self.errno = errno
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class WeightsError(FantransError):

@@ -44,7 +44,8 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
         _discard(temp)
         reason = error.strerror or str(error)
         raise PlaceError(
-            f"{path} cannot be written: {reason}; mend the place and run this again, what was finished is kept"
+            f"{path} cannot be written: {reason}; mend the place and run this again, what was finished is kept",
+            error.errno,
         ) from None
     except BaseException:
         _discard(temp)

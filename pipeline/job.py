@@ -67,11 +67,13 @@ def prepare_refresh(
     num_views: int | None = None,
     limit: int | None = None,
     device: str = "cpu",
+    is_device_here: bool = True,
     num_workers: int = 1,
 ) -> RefreshJob:
     """Settings of a refresh: those of the experiments (default: the data set's own), with what the caller overrides.
 
-    config, base: see `Catalog.experiments_of`; a set whose variants need several caches is refused.
+    config, base: see `Catalog.experiments_of`; a set whose variants need several caches is refused. `is_device_here`:
+    whether this machine must have the device; a cluster's workers may have it.
     """
     catalog = load_catalog()
     chosen = catalog.experiments_of(dataset, config, base=base)
@@ -80,7 +82,8 @@ def prepare_refresh(
         document["features"]["profile"] = profile
     if num_views is not None:
         document["views"]["num_views"] = num_views
-    checked_device(device)
+    if is_device_here:
+        checked_device(device)
     try:
         cache = CacheConfig.model_validate(document)
     except ValidationError as error:

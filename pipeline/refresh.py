@@ -136,9 +136,12 @@ def detect_faces(job: RefreshJob, executor: Executor | None = None) -> StageSumm
         chunks = {f"frames from {left['frame_id'].iloc[i]}": left.iloc[i : i + DETECTION_CHUNK_FRAMES] for i in starts}
         workers = _workers(job, executor, num_pieces=len(chunks))
         with track("detect faces", total=len(left), unit="frames") as step, workers as pool:
-            for chunk in _detected(job, chunks, pool, step):
-                write_table(parts / f"{len(list(parts.glob('*.parquet'))):06d}.parquet", chunk.merge(sources))
-                found = pd.concat([found, chunk], ignore_index=True) if len(found) else chunk
+            source_of, num_parts = sources.set_index("frame_id"), len(list(parts.glob("*.parquet")))
+            detected = []
+            for number, chunk in enumerate(_detected(job, chunks, pool, step), num_parts):
+                write_table(parts / f"{number:06d}.parquet", chunk.join(source_of, on="frame_id"))
+                detected.append(chunk)
+        found = pd.concat([found, *detected] if len(found) else detected, ignore_index=True)
         remember_rate(job, "detect", len(left) / (time.monotonic() - started))
     boxes = found.set_index("frame_id").loc[table["frame_id"]].reset_index().merge(sources)
     boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)

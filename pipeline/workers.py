@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.errors import CacheError, FantransError
+from pipeline.errors import CacheError, FantransError, PlaceError
 
 logger = logging.getLogger("fantrans")
 
@@ -75,16 +75,17 @@ def outcomes(
 def outcome(function: Callable[[], _Out]) -> _Out | Exception:
     """The function's result, or its error if that concerns this piece of work alone.
 
-    Input and output that fail, and workers that are gone, concern all that is left, and are raised.
+    Input and output that fail, workers that are gone and devices that are lost concern all that is left: raised.
     """
     try:
         return function()
-    except (OSError, BrokenExecutor):
+    except (OSError, PlaceError, BrokenExecutor, torch.AcceleratorError):
         raise
     except Exception as error:
         if not isinstance(error, FantransError):
             logger.exception("a defect, or a device that failed")
-        return error
+        error.__cause__ = error.__context__ = None  # with what their frames hold: a batch, its maps
+        return error.with_traceback(None)
 
 
 def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) -> None:

@@ -85,8 +85,7 @@ class UnitSource:
 
     def computed(self, tasks: Iterable[UnitTask]) -> Iterator[tuple[UnitTask, UnitValues | Exception]]:
         """Each task's values or error; inputs are read and rendered one task ahead. A block's tasks lie together."""
-        inputs = _UnitInputs(self)
-        for task, read in _one_ahead(inputs.of, tasks):
+        for task, read in _one_ahead(self.inputs.of, tasks):
             yield task, outcome(partial(self._values, read))
 
     def _values(self, read: Future[_UnitInput]) -> UnitValues:
@@ -102,6 +101,11 @@ class UnitSource:
     def extractor(self) -> Extractor:
         """Made when it is first needed."""
         return self.make_extractor()
+
+    @cached_property
+    def inputs(self) -> _UnitInputs:
+        """Opened when they are first needed: they hold the crops' index."""
+        return _UnitInputs(self)
 
     def _merged(
         self, task: UnitTask, computed: Mapping[str, np.ndarray], kept: tuple[np.ndarray, Mapping[str, np.ndarray]]
@@ -167,11 +171,12 @@ class _UnitInputs:
 
     def _images(self, todo: pd.DataFrame, view: int) -> np.ndarray:
         names = todo["frame_id"].tolist()
-        if self._loaded is None or self._loaded[0] != names:
-            self._loaded = names, self._crops.read_crops(self._crop_row.loc[names].to_numpy())
+        loaded = self._loaded  # once: several threads may work with the same inputs
+        if loaded is None or loaded[0] != names:
+            self._loaded = loaded = names, self._crops.read_crops(self._crop_row.loc[names].to_numpy())
         source = self._source
         params = [view_params(name, view, source.views) for name in names]
-        crops = zip(self._loaded[1], params, strict=True)
+        crops = zip(loaded[1], params, strict=True)
         return np.stack([render_view(crop, each, view_px=source.view_px) for crop, each in crops])
 
 
@@ -321,12 +326,17 @@ _unpickled = lru_cache(maxsize=1)(pickle.loads)
 
 def _stage_block(pickled_source: bytes, tasks: list[UnitTask]) -> list[StagedUnit]:
     source: UnitSource = _unpickled(pickled_source)
-    staged = []
-    for task, values in source.computed(tasks):
-        if isinstance(values, Exception):
-            raise values
-        staged.append(stage_unit(source.folder, source.arrays, task.unit, values.rows, values.arrays,
-                                 block_rows=source.block_rows))
+    staged: list[StagedUnit] = []
+    try:
+        for task, values in source.computed(tasks):
+            if isinstance(values, Exception):
+                raise values
+            staged.append(stage_unit(source.folder, source.arrays, task.unit, values.rows, values.arrays,
+                                     block_rows=source.block_rows))
+    except BaseException:
+        for unit in staged:  # on a full disk they would be in the way
+            unit.discard()
+        raise
     return staged
 
 

@@ -102,6 +102,11 @@ class StagedUnit:
     temps: dict[str, Path]
     files: dict[str, FileRecord]
 
+    def discard(self) -> None:
+        """Remove the shards, which were not committed."""
+        for temp in self.temps.values():
+            temp.unlink(missing_ok=True)
+
 
 def stage_unit(
     folder: Path,

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -27,7 +29,7 @@ def free_port():
 class Trial:
     """`fantrans ops up` with its environment."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, webhook=""):
         self.folder = folder
         self.small, self.slow = str(folder / "small.yaml"), str(folder / "slow.yaml")
         self.address = f"http://127.0.0.1:{free_port()}/api"
@@ -35,7 +37,7 @@ class Trial:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment = inherited | {
             "FANTRANS_CATALOG": str(write_small_catalog(folder, dataset="bp4d-synthetic", small=2, slow=8)),
-            "PREFECT_API_URL": self.address, "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_API_URL": self.address, "PREFECT_WORKER_QUERY_SECONDS": "1", "FANTRANS_WEBHOOK": webhook,
         }
         self.log = folder / "up.log"
         port = self.address.split(":")[2].split("/")[0]
@@ -138,8 +140,30 @@ def processes(setting):
 
 
 @pytest.fixture(scope="session")
-def trial(tmp_path_factory):
-    trial = Trial(tmp_path_factory.mktemp("ops"))
+def told():
+    """Lines that the webhook got, and its address."""
+    lines = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            lines.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield lines, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def trial(tmp_path_factory, told):
+    trial = Trial(tmp_path_factory.mktemp("ops"), told[1])
     yield trial
     trial.process.send_signal(signal.SIGTERM)
     assert trial.process.wait(60) == 0

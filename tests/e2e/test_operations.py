@@ -71,10 +71,12 @@ def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
     assert trial.asked("flow_runs/count") == before
 
 
-def test_bad_input_fails_the_run_with_its_sentence(trial):
-    state, message = trial.ended(trial.begin("train-folds/bp4d-synthetic", config="nothing"))
+def test_bad_input_fails_the_run_with_its_sentence_and_tells_the_webhook(trial, told):
+    run = trial.begin("train-folds/bp4d-synthetic", config="nothing")
+    state, message = trial.ended(run)
     assert state == "Failed"
     assert "there is no experiment 'nothing'" in message
+    trial.until(lambda: any(run in line and "there is no experiment 'nothing'" in line for line in told[0]))
 
 
 def test_status_shows_worker_runs_and_caches(trial, refreshed):
@@ -85,9 +87,12 @@ def test_status_shows_worker_runs_and_caches(trial, refreshed):
     assert any(line[:1] == ["bp4d-synthetic"] and "standard" in line for line in lines)
 
 
-def test_a_run_that_died_with_its_worker_is_found_and_the_next_one_computes_nothing(trial, zombie, refreshed):
+def test_a_run_that_died_with_its_worker_is_found_and_told_and_the_next_one_computes_nothing(
+    trial, told, zombie, refreshed
+):
     following = trial.begin(REFRESH)
     assert trial.ended(zombie) == ("Crashed", "no heartbeat: its process and worker are gone")
+    trial.until(lambda: any(zombie in line and "Crashed. no heartbeat" in line for line in told[0]))
     assert trial.ended(following)[0] == "Completed"
     assert "extract: nothing to do, 96 kept" in trial.log_lines(following)
     assert trial.shards() == refreshed

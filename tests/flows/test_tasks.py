@@ -10,7 +10,7 @@ import pytest
 from prefect import flow
 
 from flows.tasks import WEBHOOK, fantrans_flow, fantrans_task, may_pass, say_so
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PlaceError
 
 
 class State:
@@ -27,6 +27,8 @@ class State:
     (ConnectionResetError(errno.ECONNRESET, "peer"), True),
     (OSError(errno.ENOSPC, "full"), False),
     (FileNotFoundError(errno.ENOENT, "gone"), False),
+    (PlaceError("a hiccup", errno.EIO), True),
+    (PlaceError("full", errno.ENOSPC), False),
     (DataError("bad input"), False),
     (KeyError("a defect"), False),
 ])

@@ -46,7 +46,7 @@ def test_every_command_of_the_operations_page_is_run_by_a_test_or_marked():
 
 
 def test_places_of_the_settings_are_those_that_the_catalog_reads():
-    known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text())) | {"FANTRANS_WEBHOOK"}
+    known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text())) | {"FANTRANS_WEBHOOK", "FANTRANS_GPUS"}
     ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
     assert ours <= known
     assert {"FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT", "DISFA_ROOT"} <= ours
@@ -67,7 +67,7 @@ def test_the_compose_file_names_every_image_with_its_version_and_the_workers_of_
     services = yaml.safe_load((SITE / "compose.yaml").read_text())["services"]
     assert all(re.search(r":\d+\.\d+", service["image"]) for service in services.values())
     assert re.match(r"FROM python:\d+\.\d+\.\d+-", (SITE / "Dockerfile").read_text())
-    pools = {tuple(service["command"][3:5]) for service in services.values() if "worker" in service.get("command", [])}
+    pools = {tuple(service["command"][5:7]) for service in services.values() if "worker" in service.get("command", [])}
     assert pools == {("--pool", "gpu"), ("--pool", "cpu")}
     text = "".join(Path(path).read_text() for path in (SITE / "systemd").iterdir())
     assert {"--pool gpu", "--pool cpu"} <= set(re.findall(r"--pool \w+", text))

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import random
@@ -19,8 +20,10 @@ from pipeline.cache.format import view_group
 from pipeline.cache.reader import open_cache
 from pipeline.cache.writer import plan_refresh
 from pipeline.config import ViewConfig
-from pipeline.errors import CacheError, DataError
+from pipeline.errors import CacheError, DataError, PlaceError
+from pipeline.store import writer as store_writer
 from pipeline.store.copies import read_sealed_json, sealed_json
+from pipeline.store.shards import stage_shard
 from pipeline.store.writer import open_writer
 from pipeline.views import render_view, view_params
 from tests.unit import small_cache
@@ -277,6 +280,23 @@ def test_a_block_that_fails_stops_no_other_and_is_tried_again_alone(world, tmp_p
         cache = make_cache(tmp_path, frames, crops, extractor=mended, executor=executor)
     assert calls.stat().st_size == (3 if num_threads else 1), "views of the block that failed"
     assert stored_bytes(cache.folder) == stored_bytes(undisturbed.folder)
+
+
+def test_a_worker_on_a_full_disk_ends_the_refresh_and_leaves_no_half_of_a_block(world, tmp_path, monkeypatch):
+    frames, crops, _ = world
+    staged = []
+
+    def stage_until_full(path, *arguments, **more):
+        if len(staged) == 12:
+            raise PlaceError("the disk is full", errno.ENOSPC)
+        staged.append(path)
+        return stage_shard(path, *arguments, **more)
+
+    monkeypatch.setattr(store_writer, "stage_shard", stage_until_full)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(PlaceError, match="the disk is full"):
+        make_cache(tmp_path, frames, crops, executor=pool)
+    folder = FORMAT.folder_in(tmp_path / "cache")
+    assert len(list(folder.rglob("*.tmp-*"))) + len(list(folder.rglob(".tmp-*"))) <= 4, "of the unit that failed"
 
 
 def extract_with_a_fault(calls, at, images):
