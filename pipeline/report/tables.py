@@ -54,6 +54,8 @@ class Row:
     tested: frozenset[tuple[str, str, int, int, int]] = frozenset()
     percents: tuple[float, ...] = ()
     """F1 of each run."""
+    num_undefined: int = 0
+    """Pairs of fold and action unit, over the runs, without F1 (0/0)."""
 
     @property
     def subjects(self) -> set[tuple[str, str]]:
@@ -138,7 +140,7 @@ class SetTable:
             record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
             low, high = row.interval
             record |= {"f1_percent": row.values[0, -1], "deviation": row.deviation, "low_percent": low,
-                       "high_percent": high}
+                       "high_percent": high, "num_undefined": row.num_undefined}
             first = self.rows[0]
             if first.values is not None and row is not first:
                 gap = difference(row, first)
@@ -188,10 +190,12 @@ class SetTable:
 
     def _what_it_is(self) -> str:
         over_first = f" Over first: minus {self.rows[0].name}, paired." if len(self.rows) > 1 else ""
+        undefined = ", ".join(f"{row.name} {row.num_undefined}" for row in self.rows if row.num_undefined)
+        left_out = f" Undefined (0/0) and left out, pairs of fold and AU: {undefined}." if undefined else ""
         return (
             f"F1 in percent, mean over parts and action units, threshold 0.5, last epoch. Ours: on {self.what_data}, "
             f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. sd: of a "
-            f"run, over seeds. 95 %: from resampling subjects and runs.{over_first}"
+            f"run, over seeds. 95 %: from resampling subjects and runs.{over_first}{left_out}"
         )
 
     def rich_table(self) -> Table:
@@ -344,7 +348,9 @@ def row_of(name: str, folders: Sequence[Path], *, published: str | None, parts: 
                         "and labels")
     values_SRV = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
     aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values_SRV[:, 0, -1]))
-    return Row(name, published, tuple(folders), _over_runs(values_SRV), aus, tested[0], percents)
+    num_undefined = sum(int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum())
+                        for table in tables)
+    return Row(name, published, tuple(folders), _over_runs(values_SRV), aus, tested[0], percents, num_undefined)
 
 
 def _over_runs(values_SRV: np.ndarray) -> np.ndarray:

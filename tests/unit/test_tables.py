@@ -107,6 +107,19 @@ def test_a_resample_draws_one_run_fewer_than_there_are_so_that_its_spread_is_tha
     assert drawn[1:, 0].std() == pytest.approx(percents.std(ddof=1) / 3**0.5, rel=0.03)
 
 
+def test_pairs_of_fold_and_au_without_f1_are_counted_in_the_legend(runs):
+    (before,) = rows_of(runs, "good")
+    path = runs / "good-seed0/fold-P1/counts.parquet"
+    counts = pd.read_parquet(path)
+    counts.loc[counts["au"] == 4, ["tp", "fp", "fn"]] = 0
+    counts.to_parquet(path, index=False)
+    (row,) = rows_of(runs, "good")
+    assert (before.num_undefined, row.num_undefined) == (0, 1)
+    nothing_published = pd.DataFrame(columns=["method", "au", "f1_percent"])
+    legend = SetTable("set", "faces", "rendered faces", (row,), 1, nothing_published).legend()
+    assert "Undefined (0/0) and left out, pairs of fold and AU: good 1." in legend
+
+
 def test_runs_on_other_subjects_are_not_compared(runs):
     other = runs / "other-seed0/fold-P1"
     other.mkdir(parents=True)
