@@ -10,8 +10,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from models.retinaface import Faces, RetinaFace
 from pipeline.catalog import WeightsEntry
@@ -21,6 +19,7 @@ from pipeline.errors import WeightsError
 from pipeline.images import read_frames
 from pipeline.progress import Step, no_step
 from pipeline.records import BOX_COLUMNS, Status
+from pipeline.weights import load_weights
 
 BACKBONES = {"retinaface-mobilenet": "mobilenet0.25", "retinaface-resnet50": "resnet50"}
 VALUE_COLUMNS = list(BOX_COLUMNS[1:-2])
@@ -37,15 +36,8 @@ def load_detector(entry: WeightsEntry, device: torch.device) -> RetinaFace:
         raise WeightsError(
             f"weights {entry.path} are of the family {entry.family!r}; a detector needs one of {', '.join(BACKBONES)}"
         )
-    path = entry.checked_path()
     detector = RetinaFace(BACKBONES[entry.family])
-    try:
-        detector.load_state_dict(load_file(path))
-    except (RuntimeError, SafetensorError) as error:
-        fault = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"weights {path} are not those of {entry.family}: {fault}; mend `family` or `path` in the catalog"
-        ) from None
+    load_weights(detector, entry, whose=entry.family, mend="`family` or `path`")
     return detector.eval().to(device).to(memory_format=torch.channels_last)
 
 

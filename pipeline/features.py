@@ -15,8 +15,6 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.fan import FAN, INPUT_SIZE_PX
@@ -24,6 +22,7 @@ from models.resnet import ResNet18Features
 from pipeline.catalog import WeightsEntry
 from pipeline.device import map_batches
 from pipeline.errors import DataError, WeightsError
+from pipeline.weights import load_weights
 
 Encode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Maps fp16 (N, C, H, W) by name to what is kept of them, a row a crop; runs on the maps' device."""
@@ -49,16 +48,8 @@ def load_resnet18(entry: WeightsEntry, device: torch.device | str) -> ResNet18Fe
 
     Raises `WeightsError` as `load_fan` does.
     """
-    path, network = entry.checked_path(), ResNet18Features()
-    needed = network.net.state_dict()
-    try:
-        found = load_file(path)
-        network.net.load_state_dict({name: values for name, values in found.items() if name in needed})
-    except (RuntimeError, SafetensorError) as error:
-        fault = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"weights {path} are not those of timm's resnet18: {fault}; mend `path` in the catalog"
-        ) from None
+    network = ResNet18Features()
+    load_weights(network.net, entry, whose="timm's resnet18", mend="`path`", skips_others=True)
     return frozen(network, device)
 
 
@@ -72,16 +63,9 @@ def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
     assert entry.width is not None
     assert entry.num_stacks is not None
     assert entry.pooling is not None  # the entry sees to all three
-    path = entry.checked_path()
     fan = FAN(entry.width, entry.num_stacks, pooling=entry.pooling)
-    try:
-        fan.load_state_dict(load_file(path))
-    except (RuntimeError, SafetensorError) as error:
-        fault = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"weights {path} are not those of a FAN of width {entry.width} with {entry.num_stacks} stacks: {fault}; "
-            "mend `width`, `num_stacks` or `path` in the catalog"
-        ) from None
+    load_weights(fan, entry, whose=f"a FAN of width {entry.width} with {entry.num_stacks} stacks",
+                 mend="`width`, `num_stacks` or `path`")
     return frozen(fan, device)
 
 

@@ -1,0 +1,27 @@
+"""Weights of the catalog into networks."""
+
+from __future__ import annotations
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline.catalog import WeightsEntry
+from pipeline.errors import WeightsError
+
+
+def load_weights(network: nn.Module, entry: WeightsEntry, *, whose: str, mend: str, skips_others: bool = False) -> None:
+    """Load the entry's file into `network`, which needs all of its own keys; others only if told to skip them.
+
+    Raises `WeightsError` for weights that are missing, changed, or of another network: not those of `whose`, so
+    `mend` in the catalog.
+    """
+    path = entry.checked_path()
+    try:
+        found = load_file(path)
+        if skips_others:
+            found = {name: values for name, values in found.items() if name in network.state_dict()}
+        network.load_state_dict(found)
+    except (RuntimeError, SafetensorError) as error:
+        fault = " ".join(str(error).split())[:200]
+        raise WeightsError(f"weights {path} are not those of {whose}: {fault}; mend {mend} in the catalog") from None
