@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ class _UnitInputs:
     """Reads what a unit is computed from; a block's crops are read once for all its views."""
 
     def __init__(self, source: UnitSource) -> None:
-        self._source = source
+        self._source = weakref.proxy(source)  # which holds these inputs: a cycle would keep their files open
         self._crops = CropReader(source.crops_folder, revision=source.crops_revision)
         self._crop_row = self._crops.index.set_index("frame_id")["row"]
         self._exact = None if source.exact is None else open_cache(source.exact)

@@ -70,13 +70,22 @@ class Trial:
         return self.asked(path, parameters=parameters)["id"]
 
     def deployment(self, name):
-        return httpx.get(f"{self.address}/deployments/name/{name}", timeout=30).raise_for_status().json()
+        return self.request("GET", f"deployments/name/{name}").json()
+
+    def request(self, method, path, **more):
+        """Ask the server; as Prefect's own client does, again while it says that its database is busy."""
+
+        def answer():
+            response = httpx.request(method, f"{self.address}/{path}", timeout=30, **more)
+            return response if response.status_code != httpx.codes.SERVICE_UNAVAILABLE else None
+
+        return self.until(answer).raise_for_status()
 
     def asked(self, path, **query):
-        return httpx.post(f"{self.address}/{path}", json=query, timeout=30).raise_for_status().json()
+        return self.request("POST", path, json=query).json()
 
     def flow_run(self, run):
-        return httpx.get(f"{self.address}/flow_runs/{run}", timeout=30).raise_for_status().json()
+        return self.request("GET", f"flow_runs/{run}").json()
 
     def state(self, run):
         """Name of the run's state, and its message."""
