@@ -113,8 +113,8 @@ class Trial:
 
         def asked():
             found = self.asked("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
-            lines = [each["message"] for each in found]
-            return any("Finished in state" in line for line in lines[-1:]) and lines
+            is_whole = any(each["name"] == "prefect.flow_runs" and "Finished in state" in each["message"] for each in found)
+            return is_whole and [each["message"] for each in found]
 
         return self.until(asked)
 
