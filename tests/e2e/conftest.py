@@ -113,8 +113,9 @@ class Trial:
 
         def asked():
             found = self.asked("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
-            is_whole = any(each["name"] == "prefect.flow_runs" and "Finished in state" in each["message"] for each in found)
-            return is_whole and [each["message"] for each in found]
+            lines = [each["message"] for each in found]
+            of_flow = [each["message"] for each in found if each["name"] == "prefect.flow_runs"]
+            return any("Finished in state" in line for line in of_flow) and lines
 
         return self.until(asked)
 
