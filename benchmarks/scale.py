@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py --frames 10000 100000 --out var/scale.json
 
-Six arrays and two views, as `standard` has them, in blocks of 64 rows, on the disk of `--folder`.
+Six arrays (`standard` has seven) and two views, in blocks of 64 rows, on the disk of `--folder`.
 """
 
 from __future__ import annotations
