@@ -12,8 +12,8 @@ from pipeline.errors import ConfigError
 
 @pytest.fixture(scope="module")
 def client():
-    """One worker, in this process, without a GPU."""
-    settings = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    """One worker without a GPU; in this process it would leave its own client behind as the one that Dask uses."""
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**settings) as cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
@@ -36,7 +36,7 @@ def test_without_a_worker_that_offers_a_gpu_it_says_so_at_once(client):
 
 def test_work_for_a_gpu_goes_to_a_worker_that_offers_one():
     workers = {"plain": {"nthreads": 1}, "gpu": {"nthreads": 1, "resources": {GPU: 1}}}
-    spec = {name: {"cls": "distributed.Worker", "options": options} for name, options in workers.items()}
+    spec = {name: {"cls": "distributed.Nanny", "options": options} for name, options in workers.items()}
     scheduler = {"cls": "distributed.Scheduler", "options": {"dashboard_address": ":0"}}
     with SpecCluster(workers=spec, scheduler=scheduler) as cluster, Client(cluster, set_as_default=False) as client:
         assert set(client.submit(names_of_workers, "cuda:0", 6, pure=False).result(60)) == {"gpu"}
