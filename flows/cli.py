@@ -602,6 +602,9 @@ def _flow_or_function(name: str, *, flow_module: str, function_module: str):
 
     if "PREFECT_API_URL" in os.environ:
         _set_up_prefect()
+        from flows.ops import check_server
+
+        check_server()
         return getattr(import_module(flow_module), name)
     return getattr(import_module(function_module), name)
 

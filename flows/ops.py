@@ -113,6 +113,16 @@ class _Processes:
                 process.wait()
 
 
+def check_server() -> None:
+    """Raises `ConfigError` where no server answers."""
+    address = os.environ.get("PREFECT_API_URL", "")
+    try:
+        httpx.get(f"{address}/health", timeout=5).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL):
+        raise ConfigError(f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
+                          "start one with `fantrans ops up`, or set PREFECT_API_URL to yours") from None
+
+
 Rows = list[tuple[str, ...]]
 
 
@@ -121,12 +131,7 @@ def status() -> dict[str, Rows]:
 
     Raises `ConfigError` where no server answers.
     """
-    address = os.environ.get("PREFECT_API_URL", "")
-    try:
-        httpx.get(f"{address}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError:
-        raise ConfigError(f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
-                          "start one with `fantrans ops up`, or set PREFECT_API_URL to yours") from None
+    check_server()
     with get_client(sync_client=True) as client:
         return {"workers": _workers(client), "deployments": _deployments(client), "caches": _caches()}
 

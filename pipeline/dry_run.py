@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from pipeline import crops
 from pipeline.cache.writer import plan_refresh
 from pipeline.job import RefreshJob, crops_format_of, exact_beside, features_of, seconds_for
-from pipeline.records import BOX_COLUMNS, Status
+from pipeline.records import BOX_COLUMNS, Status, read_table_if_whole
 from pipeline.refresh import index_layout, known_boxes
 from pipeline.store.plan import Plan
 from pipeline.store.revisions import load_revision
@@ -45,8 +43,9 @@ def plan_job(job: RefreshJob) -> list[StagePlan]:
     plans.append(StagePlan(stage="detect", num_kept=len(table) - num_left, num_computed=num_left,
                            seconds=seconds_for(job, "detect", num_left)))
     boxes = table[["frame_id"]].merge(found, on="frame_id", how="left")
-    if job.boxes_path.is_file():  # gaps that were filled stay filled
-        filled = pd.read_parquet(job.boxes_path, columns=list(BOX_COLUMNS))
+    filled = read_table_if_whole(job.boxes_path)
+    if filled is not None:  # gaps that were filled stay filled
+        filled = filled[list(BOX_COLUMNS)]
         filled = filled[(filled["status"] == Status.INTERPOLATED) & filled["frame_id"].isin(found["frame_id"])]
         boxes = filled.set_index("frame_id").combine_first(boxes.set_index("frame_id")).reindex(boxes["frame_id"])
         boxes = boxes.reset_index()

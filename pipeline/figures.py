@@ -6,7 +6,6 @@ Each is drawn for paper: PNG and SVG, legible in grey (lines differ in dash, map
 # N frames, A action units, R branches, L transblocks, D channels
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from pipeline.loader import CachedFrames, evaluation_batches
 from pipeline.metrics import THRESHOLD
 from pipeline.progress import track
 from pipeline.records import au_column
-from pipeline.runs import DEPLOYED_NAME, done_folds
+from pipeline.runs import DEPLOYED_NAME, done_folds, read_history, read_predictions, read_run
 from pipeline.views import ViewParams, render_view
 
 logger = logging.getLogger("fantrans")
@@ -98,7 +97,7 @@ def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Pa
 
 
 def _opened(catalog: Catalog, folder: Path) -> tuple[dict, CacheReader]:
-    record = json.loads((folder / "run.json").read_bytes())
+    record = read_run(folder)
     return record, open_cache(catalog.caches_of(record["dataset"]) / record["cache"])
 
 
@@ -116,11 +115,11 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
     labels, probabilities, gates, masks, similarities = [], [], [], [], []
     histories, names = {}, []
     for part, fold in _folds(folder).items():
-        histories[part] = pd.DataFrame(json.loads((fold / "result.json").read_bytes())["history"])
+        histories[part] = read_history(fold)
         head = FanTransHead(load_deployed(fold / DEPLOYED_NAME).head.shape).eval()
         head.load_state_dict(load_file(fold / "head.safetensors"))
         names = _branch_names(head)
-        tested = pd.read_parquet(fold / "predictions.parquet")
+        tested = read_predictions(fold)
         found = CachedFrames(cache, tested.sample(min(len(tested), MAX_FRAMES), random_state=0), aus=aus)
         labels.append(found.labels_NA)
         with track(f"look at fold {part}", total=len(found.rows), unit="frames") as step:
@@ -313,7 +312,7 @@ def draw_score_cam(
 
 def telling_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, list[int]]]:
     """Frames with one to four active units that are all found, and these; of different subjects, most certain first."""
-    predictions = pd.read_parquet(fold / "predictions.parquet")
+    predictions = read_predictions(fold)
     labels = predictions[[au_column(au) for au in aus]].to_numpy(np.float32)
     found = predictions[[f"p_{au:02d}" for au in aus]].to_numpy()
     is_active = (labels == 1) & (found >= THRESHOLD)

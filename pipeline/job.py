@@ -145,7 +145,10 @@ _RATES_NAME = "rates.json"
 def _rates(job: RefreshJob) -> dict[str, float]:
     """Units of work a second of each stage, when it last ran: for the time that a plan states."""
     path = job.work / _RATES_NAME
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError:  # damaged: the next rates are written over it
+        return {}
 
 
 def remember_rate(job: RefreshJob, stage: str, per_second: float) -> None:

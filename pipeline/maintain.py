@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import time
@@ -27,11 +26,12 @@ from pipeline.cache.writer import Extractor, UnitSource, UnitTask
 from pipeline.catalog import Catalog, WeightsEntry
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.crops import CropReader, crops_format, stored_crops_format
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, DataError
 from pipeline.features import Precision, extract_features, load_network
 from pipeline.fingerprint import fingerprint, weights_in
 from pipeline.frames import read_index
 from pipeline.progress import track
+from pipeline.records import read_record
 from pipeline.store.collect import DEFAULT_GRACE_S, Collected, collect
 from pipeline.store.copies import MIRROR_NAME
 from pipeline.store.plan import Unit
@@ -115,9 +115,9 @@ def _runs_by_cache(root: Path) -> Counter[str]:
     runs: Counter[str] = Counter()
     for path in root.glob("*/run.json"):
         try:
-            runs[json.loads(path.read_bytes())["cache"]] += 1
-        except (ValueError, KeyError):
-            logger.warning("%s is damaged and does not count as a user of any cache", path)
+            runs[read_record(path, keys=("cache",), made_by="fantrans train")["cache"]] += 1
+        except DataError as error:
+            logger.warning("no user of any cache: %s", error)
     return runs
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pipeline.errors import DataError
 from pipeline.files import write_atomically
+
+logger = logging.getLogger("fantrans")
 
 UNKNOWN = -1
 """Label of an action unit that nobody coded."""
@@ -52,8 +57,43 @@ def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.Data
     """Read a Parquet table that must have `columns`; `made_by` is the command that makes it anew."""
     if not path.is_file():
         raise DataError(f"{path} is not there; run `{made_by}` to make it")
-    table = pd.read_parquet(path)
+    table = _parquet(path)
+    if table is None:
+        raise DataError(f"{path} is damaged; delete it, and run `{made_by}` to make it anew")
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `{made_by}` to make it anew")
     return table
+
+
+def read_table_if_whole(path: Path) -> pd.DataFrame | None:
+    """Read a Parquet table that is made anew if it is not there, or damaged, which is said."""
+    table = _parquet(path) if path.is_file() else None
+    if table is None and path.is_file():
+        logger.warning("%s is damaged and is made anew", path)
+    return table
+
+
+def _parquet(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(path)
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno is not None:  # the file system's word, not that of the file's own checks
+            raise
+        return None
+
+
+def read_record(path: Path, *, keys: tuple[str, ...], made_by: str) -> dict[str, Any]:
+    """Read a JSON file that must have `keys`; `made_by` is the command that makes it anew."""
+    if not path.is_file():
+        raise DataError(f"{path} is not there; run `{made_by}` to make it")
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not record.keys() >= set(keys):
+        raise DataError(f"{path} is damaged: expected JSON with {', '.join(keys)}; delete it, and run `{made_by}` "
+                        "to make it anew")
+    return record

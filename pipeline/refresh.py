@@ -32,7 +32,7 @@ from pipeline.job import (
     remember_rate,
 )
 from pipeline.progress import Step, no_step, track
-from pipeline.records import BOX_COLUMNS, Status, read_table, write_table
+from pipeline.records import BOX_COLUMNS, Status, read_table, read_table_if_whole, write_table
 from pipeline.store.lock import writer_lock
 from pipeline.views import check_context
 from pipeline.workers import outcomes, raise_failures, worker_processes
@@ -97,8 +97,7 @@ def index_layout(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     set at its next refresh, and a try must not do that.
     """
     table = frames.index_frames(job.entry, limit=job.limit)
-    path = job.work / frames.FILE_NAME
-    before = pd.read_parquet(path) if path.is_file() else None
+    before = read_table_if_whole(job.work / frames.FILE_NAME)
     if job.limit is not None and before is not None and len(before) > len(table):
         raise ConfigError(
             f"{job.dataset} has {len(before):,} frames indexed, and --limit {job.limit} would drop "
@@ -145,7 +144,8 @@ def detect_faces(job: RefreshJob, executor: Executor | None = None) -> StageSumm
         remember_rate(job, "detect", len(left) / (time.monotonic() - started))
     boxes = found.set_index("frame_id").loc[table["frame_id"]].reset_index().merge(sources)
     boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)
-    if not path.is_file() or not pd.read_parquet(path).equals(boxes):
+    before = read_table_if_whole(path)
+    if before is None or not before.equals(boxes):
         write_table(path, boxes)
     shutil.rmtree(parts, ignore_errors=True)
     return StageSummary(stage="detect", num_kept=len(table) - len(left), num_done=len(left), note=missed_faces(boxes))
@@ -192,7 +192,8 @@ def _detect_chunk(job: RefreshJob, chunk: pd.DataFrame, *, step: Step = no_step)
 def known_boxes(job: RefreshJob, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Boxes, finished or of a killed run, whose images are unchanged; and what each frame's image is now."""
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
-    known = [pd.read_parquet(p) for p in (path, *sorted(parts.glob("*.parquet"))) if p.is_file()]
+    read = (read_table_if_whole(file) for file in (path, *sorted(parts.glob("*.parquet"))))
+    known = [boxes for boxes in read if boxes is not None]
     columns = [*BOX_COLUMNS, *crops.SOURCE_COLUMNS]
     found = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=columns)
     found = found.reindex(columns=columns).drop_duplicates("frame_id", keep="last")

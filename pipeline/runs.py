@@ -31,9 +31,15 @@ from pipeline.fingerprint import cache_fingerprint, fingerprint
 from pipeline.folds import check_subject_exclusive
 from pipeline.frames import FILE_NAME, read_index
 from pipeline.loader import page_sizes
+from pipeline.metrics import COUNT_COLUMNS
 from pipeline.protocols import PARTS, Protocol
+from pipeline.records import read_record, read_table
 
 DEPLOYED_NAME = "deployed"
+RECORD_NAME = "run.json"
+RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
+
+_MADE_BY = "fantrans train"
 
 RUN_VERSION = 1
 """Raised when the same settings on the same cache train another head."""
@@ -60,7 +66,7 @@ class TrainingRun:
 
     def is_done(self, test_part: str) -> bool:
         """Whether a fold's result stands."""
-        return (self.fold_folder(test_part) / "result.json").is_file()
+        return _is_done(self.fold_folder(test_part))
 
     @property
     def is_whole(self) -> bool:
@@ -184,17 +190,44 @@ def head_shape(run: TrainingRun) -> HeadShape:
 
 def run_folder(catalog: Catalog, run: str) -> Path | None:
     """Folder of a run, given as such or by its name under the runs root; None if there is none."""
-    return next((folder for folder in (Path(run), catalog.roots.runs / run) if (folder / "run.json").is_file()), None)
+    return next((folder for folder in (Path(run), catalog.roots.runs / run) if (folder / RECORD_NAME).is_file()), None)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run.json` says; `DataError` if the folder is no run's, or the file is damaged."""
+    if not (folder / RECORD_NAME).is_file():
+        raise DataError(f"{folder} is no run: it has no {RECORD_NAME}; give a folder that `fantrans train` printed")
+    return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"),
+                       made_by=_MADE_BY)
 
 
 def done_folds(folder: Path) -> dict[str, Path]:
     """Folders of a run's finished folds, by the part that each tests."""
-    return {path.parent.name.removeprefix("fold-"): path.parent for path in sorted(folder.glob("fold-*/result.json"))}
+    return {path.name.removeprefix("fold-"): path for path in sorted(folder.glob("fold-*")) if _is_done(path)}
+
+
+def _is_done(fold: Path) -> bool:
+    return all((fold / name).is_file() for name in (RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME))
+
+
+def read_counts(fold: Path) -> pd.DataFrame:
+    """Outcomes (`metrics.COUNT_COLUMNS`) of a finished fold; `DataError` if the table is damaged."""
+    return read_table(fold / COUNTS_NAME, columns=tuple(COUNT_COLUMNS), made_by=_MADE_BY)
+
+
+def read_predictions(fold: Path) -> pd.DataFrame:
+    """Frames that a finished fold was tested on, see `evaluate.predict`; `DataError` if the table is damaged."""
+    return read_table(fold / PREDICTIONS_NAME, columns=("frame_id", "subject"), made_by=_MADE_BY)
+
+
+def read_history(fold: Path) -> pd.DataFrame:
+    """What each epoch of a finished fold cost, and its losses; `DataError` if the record is damaged."""
+    return pd.DataFrame(read_record(fold / RESULT_NAME, keys=("history",), made_by=_MADE_BY)["history"])
 
 
 def write_record(run: TrainingRun) -> None:
     """`run.json`, once: what the run's name stands for, and with which versions it started."""
-    path = run.folder / "run.json"
+    path = run.folder / RECORD_NAME
     if path.is_file():
         return
     record = {

@@ -36,7 +36,18 @@ from pipeline.loader import Batch, CachedFrames, HeadBatches, Page, TrainingPage
 from pipeline.progress import Step, track
 from pipeline.records import write_table
 from pipeline.relay import relay
-from pipeline.runs import DEPLOYED_NAME, TrainingRun, fold_parts, head_shape, runs_of, write_record
+from pipeline.runs import (
+    COUNTS_NAME,
+    DEPLOYED_NAME,
+    PREDICTIONS_NAME,
+    RESULT_NAME,
+    TrainingRun,
+    fold_parts,
+    head_shape,
+    read_run,
+    runs_of,
+    write_record,
+)
 
 # B frames, A action units
 
@@ -274,8 +285,8 @@ class HeadTraining:
                        averages_flip=self.settings.averages_flip)
         predictions = predict(deployed, run.cache, run.frames, aus=run.rules.aus, test_part=self.test_part,
                               device=self.device, averages_flip=self.settings.averages_flip)
-        write_table(folder / "predictions.parquet", predictions)
-        write_table(folder / "counts.parquet", count(predictions, aus=run.rules.aus, test_part=self.test_part))
+        write_table(folder / PREDICTIONS_NAME, predictions)
+        write_table(folder / COUNTS_NAME, count(predictions, aus=run.rules.aus, test_part=self.test_part))
         result = {
             "test_part": self.test_part,
             "device": torch.device(self.device).type,
@@ -285,7 +296,7 @@ class HeadTraining:
             "class_weights": self.weights_A.tolist(),
             "history": self.history,
         }
-        write_bytes_atomically(folder / "result.json", json.dumps(result, indent=2).encode())
+        write_bytes_atomically(folder / RESULT_NAME, json.dumps(result, indent=2).encode())
         self.checkpoint.unlink(missing_ok=True)
         logger.info("%s, fold %s: %d epochs in %.0f s, loss %.3f, %d frames scored", folder.parent.name, self.test_part,
                     len(self.history), sum(each["seconds"] for each in self.history), self.history[-1]["loss"],
@@ -294,18 +305,18 @@ class HeadTraining:
 
 def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
     """Copy what two protocols share from a head of the same settings that was trained for the same test part."""
-    path = weights.parent.parent / "run.json"
-    if not weights.is_file() or not path.is_file():
+    if not weights.is_file():
         raise DataError(f"{weights} is not there; train that fold first, or name another run with --init-from")
-    record = json.loads(path.read_bytes())
+    source = weights.parent.parent
+    record = read_run(source)
     wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.model_dump()}
     for name, value in wanted.items():
         if record[name] != value:
             raise ConfigError(
-                f"cannot start from {path.parent.name}: its {name} is {record[name]}, this run's is {value}; "
+                f"cannot start from {source.name}: its {name} is {record[name]}, this run's is {value}; "
                 "train a run of the same settings first"
             )
     try:
         carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
     except ValueError as error:
-        raise ConfigError(f"cannot start from {path.parent.name}: {error}") from None
+        raise ConfigError(f"cannot start from {source.name}: {error}") from None

@@ -15,9 +15,8 @@ from rich.table import Table
 from pipeline.errors import DataError
 from pipeline.files import write_atomically, write_bytes_atomically
 from pipeline.html import write_html
-from pipeline.metrics import COUNT_COLUMNS, THRESHOLD, Scores, summarise
-from pipeline.records import read_table
-from pipeline.runs import done_folds
+from pipeline.metrics import THRESHOLD, Scores, summarise
+from pipeline.runs import done_folds, read_counts, read_run
 
 AVERAGES = "mean over folds of each part's F1, then mean over action units"
 
@@ -91,16 +90,12 @@ class Report:
 
 def read_report(folder: Path) -> Report:
     """Scores of the folds in a run's folder that are done; `DataError` if there is none."""
-    record = folder / "run.json"
-    if not record.is_file():
-        raise DataError(f"{folder} is no run: it has no run.json; give a folder that `fantrans train` printed")
+    record = read_run(folder)
     done = done_folds(folder)
     if not done:
         raise DataError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
-    content = json.loads(record.read_bytes())
-    counts = [read_table(p / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
-              for p in done.values()]
-    return Report(folder, content["experiment"], content["dataset"], tuple(done), summarise(pd.concat(counts)))
+    counts = [read_counts(fold) for fold in done.values()]
+    return Report(folder, record["experiment"], record["dataset"], tuple(done), summarise(pd.concat(counts)))
 
 
 def write_report(folder: Path) -> Report:

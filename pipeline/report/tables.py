@@ -26,11 +26,10 @@ from pipeline.config import ExperimentSet, Variant
 from pipeline.errors import CacheError, ConfigError, DataError
 from pipeline.files import write_atomically, write_bytes_atomically
 from pipeline.html import write_html
-from pipeline.metrics import COUNT_COLUMNS, interval_percent, mean_of_defined, resampled_percent
+from pipeline.metrics import interval_percent, mean_of_defined, resampled_percent
 from pipeline.protocols import PARTS
-from pipeline.records import read_table
 from pipeline.report import markdown_table
-from pipeline.runs import Runs, done_folds, run_folder
+from pipeline.runs import Runs, done_folds, read_counts, run_folder
 
 logger = logging.getLogger("fantrans")
 
@@ -338,8 +337,8 @@ def _row_of_variant(variant: Variant, runs: Runs) -> Row:
 
 def row_of(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
     """The mean of runs over their finished folds of `parts`; `DataError` if they were tested on different frames."""
-    tables = [pd.concat([read_table(fold / "counts.parquet", columns=tuple(COUNT_COLUMNS), made_by="fantrans train")
-                         for part, fold in done_folds(folder).items() if part in parts]) for folder in folders]
+    tables = [pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])
+              for folder in folders]
     if not tables:
         return Row(name, published, (), None)
     tested = [_tested(table) for table in tables]

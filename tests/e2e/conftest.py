@@ -6,15 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.small_catalog import write_small_catalog
+from tests.webhook import webhook
 
 BIN = Path(sys.executable).parent
 PATIENCE_S = 240
@@ -152,23 +151,8 @@ def processes(setting):
 @pytest.fixture(scope="session")
 def told():
     """Lines that the webhook got, and its address."""
-    lines = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            lines.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield lines, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with webhook() as lines_and_address:
+        yield lines_and_address
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """When a task is tried again, and who is told of a failure."""
 
 import errno
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +8,7 @@ from prefect import flow
 
 from flows.tasks import WEBHOOK, fantrans_flow, fantrans_task, may_pass, say_so
 from pipeline.errors import DataError, PlaceError
+from tests.webhook import webhook
 
 
 class State:
@@ -62,39 +60,23 @@ def test_a_task_is_tried_again_until_it_works():
 
 
 @pytest.fixture
-def webhook(monkeypatch):
-    told = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{server.server_port}")
-    yield told
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def told(monkeypatch):
+    with webhook() as (lines, address):
+        monkeypatch.setenv(WEBHOOK, address)
+        yield lines
 
 
-def test_a_failed_run_tells_the_webhook_in_one_line(webhook):
+def test_a_failed_run_tells_the_webhook_in_one_line(told):
     @fantrans_flow(name="failing")
     def failing():
         raise DataError("the index\nis gone")
 
     with pytest.raises(DataError):
         failing()
-    (word,) = webhook
-    assert word["text"].startswith("failing ")
-    assert word["text"].endswith(": Failed. Flow run encountered an exception: DataError: the index is gone")
-    assert "\n" not in word["text"]
+    (line,) = told
+    assert line.startswith("failing ")
+    assert line.endswith(": Failed. Flow run encountered an exception: DataError: the index is gone")
+    assert "\n" not in line
 
 
 def test_a_webhook_that_is_not_there_fails_nothing_and_is_said(monkeypatch, caplog):

@@ -64,6 +64,13 @@ def test_a_training_that_cannot_start_renders_nothing(tmp_path):
     assert "'nowhere' does not exist" in failed.stderr
 
 
+def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
+    failed = run("train", "fan_trans", "--dataset", "bp4d", cwd=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert failed.returncode == 2
+    assert failed.stderr == ("error: no Prefect server answers at http://127.0.0.1:9/api; start one with `fantrans ops "
+                             "up`, or set PREFECT_API_URL to yours\n")
+
+
 def test_a_place_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     failed = run("synth", "--out", "file/x", "--subjects", "1", cwd=tmp_path)

@@ -213,6 +213,18 @@ def test_a_plan_says_what_a_refresh_would_do_and_does_nothing(world, undisturbed
     assert [line.split("│")[3].strip() for line in out.splitlines() if "│" in line] == ["0"] * 4
 
 
+def test_damaged_tables_are_made_anew_and_features_stay(world, undisturbed, state):
+    caches = {path: path.stat().st_mtime_ns for path in (state / "cache").rglob("c.*")}
+    assert caches
+    for path in (state / "work/faces").glob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:-9])
+    code, _, err = refresh(world, state, "early")
+    assert code == 0
+    assert [line for line in err.splitlines() if "is damaged and is made anew" in line]
+    assert "extract: nothing to do" in err
+    assert {path: path.stat().st_mtime_ns for path in (state / "cache").rglob("c.*")} == caches
+
+
 def test_a_limit_never_shrinks_a_data_set_that_is_there(world, state):
     before = kills.written(state)
     code, _, err = refresh(world, state, "early", "--limit", "4")

@@ -34,6 +34,7 @@ def runs(tmp_path, monkeypatch):
             folder = tmp_path / name / f"fold-{part}"
             folder.mkdir(parents=True)
             table.to_parquet(folder / "counts.parquet", index=False)
+            (folder / "predictions.parquet").touch()
             (folder / "result.json").write_text("{}")
         (tmp_path / name / "run.json").write_text("{}")
     monkeypatch.setenv("FANTRANS_RUNS", str(tmp_path))
@@ -127,6 +128,7 @@ def test_runs_on_other_subjects_are_not_compared(runs):
     make_counts(skill=0.6, num_subjects=10).query("part == 'P1'").to_parquet(other / "counts.parquet", index=False)
     with pytest.raises(DataError, match=r"no run of other-seed0 is done; train it first"):
         compare_runs("other-seed0", "good-seed0")
+    (other / "predictions.parquet").touch()
     (other / "result.json").write_text("{}")
     with pytest.raises(DataError, match=r"not tested on the same frames and labels \(5 and 30 subjects\)"):
         compare_runs("other-seed0", "good-seed0")
