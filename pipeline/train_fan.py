@@ -9,11 +9,11 @@ numbers.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 import multiprocessing
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import cache, partial
@@ -28,9 +28,10 @@ from pydantic import Field
 from torch import Tensor
 
 from models.fan import FAN, INPUT_SIZE_PX, NUM_LANDMARKS, decode_landmarks, widened
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import CropConfig, Fraction, PositiveFloat, PositiveInt, Settings
 from pipeline.errors import DataError, WeightsError
-from pipeline.files import file_sha256, write_atomically, write_bytes_atomically
+from pipeline.files import file_sha256, write_bytes_atomically
 from pipeline.progress import track
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ _MIRRORED_RUNS = ((0, 17), (17, 27), (31, 36), (48, 55), (60, 65))
 _MIRRORED_PAIRS = ((36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (55, 59), (56, 58), (65, 67))
 _CHUNK_FACES = 32
 FACE_SIZE_PX = 288
-_CHECKPOINT_EVERY_S = 60.0
 
 
 def mirrored_order() -> np.ndarray:
@@ -364,15 +364,18 @@ def _first_fan(settings: FanTraining, start: Path | None) -> FAN:
 class _Run:
     """What a training carries from step to step."""
 
-    def __init__(self, settings: FanTraining, device: torch.device, start: Path | None = None) -> None:
-        self.settings, self.device, self.step = settings, device, 0
+    def __init__(self, out: Path, settings: FanTraining, device: torch.device, start: Path | None = None) -> None:
+        self.settings, self.device = settings, device
         self.fan = _first_fan(settings, start)
         self.fan.to(device).to(memory_format=torch.channels_last)
-        self.average = {name: value.detach().clone() for name, value in self.fan.state_dict().items()}
+        self.average = copy.deepcopy(self.fan)
         self.optimiser = torch.optim.AdamW(self.fan.parameters(), lr=settings.max_lr, weight_decay=1e-4, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, settings.max_lr, total_steps=settings.num_steps + 1, pct_start=0.1, final_div_factor=100
         )
+        self.checkpoint = Checkpoint(out, settings.model_dump(), fan=self.fan, average=self.average,
+                                     optimiser=self.optimiser, schedule=self.schedule)
+        self.step = self.checkpoint.resume(device)
 
     def take_step(self, pool: FacePool) -> float:
         """One step; the loss."""
@@ -392,34 +395,12 @@ class _Run:
         self.schedule.step()
         self.step += 1
         decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
+        average = self.average.state_dict()
         with torch.no_grad():
             for name, value in self.fan.state_dict().items():
-                kept = self.average[name]
+                kept = average[name]
                 kept.lerp_(value, 1 - decay) if kept.is_floating_point() else kept.copy_(value)
         return float(loss.detach())
-
-    def save(self, path: Path) -> None:
-        """Write everything that a resumed run needs."""
-        content = {
-            "settings": self.settings.model_dump(),
-            "step": self.step,
-            "fan": self.fan.state_dict(),
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-        write_atomically(path, lambda temp: torch.save(content, temp))
-
-    def resume(self, path: Path) -> None:
-        """Go on from `path`. Raises `WeightsError` where it was written under other settings."""
-        content = torch.load(path, map_location=self.device, weights_only=True)
-        if content["settings"] != self.settings.model_dump():
-            changed = [k for k, v in self.settings.model_dump().items() if content["settings"].get(k) != v]
-            raise WeightsError(f"{path} has other settings ({', '.join(changed)}); delete it to start anew")
-        self.step, self.average = content["step"], content["average"]
-        self.fan.load_state_dict(content["fan"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.schedule.load_state_dict(content["schedule"])
 
 
 def train_fan(
@@ -435,7 +416,7 @@ def train_fan(
     """Train a FAN on rendered faces and write its averaged weights to `out` as fp16 safetensors; returns `out`.
 
     `start`: safetensors of a FAN of the same or half the width to go on from. The pool is rendered into `pool_path`
-    unless it is there. `out`.checkpoint is written each minute and resumed from, and is deleted at the end.
+    unless it is there. A killed training goes on from its `Checkpoint`.
     """
     pool = render_pool(
         pool_path,
@@ -446,20 +427,14 @@ def train_fan(
         num_workers=num_workers,
     )
     settings = settings.model_copy(update={"start_sha256": file_sha256(start) if start else None})
-    run = _Run(settings, torch.device(device), start)
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    if checkpoint.is_file():
-        run.resume(checkpoint)
-    saved_at = time.monotonic()
-    with track(f"train FAN-{settings.width}", total=settings.num_steps - run.step, unit="steps") as step:
+    run = _Run(out, settings, torch.device(device), start)
+    with track(f"train FAN-{settings.width}", total=settings.num_steps, unit="steps", num_before=run.step) as step:
         while run.step < settings.num_steps:
             run.take_step(pool)
             step(1)
-            if time.monotonic() - saved_at > _CHECKPOINT_EVERY_S:
-                run.save(checkpoint)
-                saved_at = time.monotonic()
-    write_weights(out, run.average)
-    checkpoint.unlink(missing_ok=True)
+            run.checkpoint.save_at_times(run.step)
+    write_weights(out, run.average.state_dict())
+    run.checkpoint.remove()
     return out
 
 

@@ -8,8 +8,6 @@ the second stage serves the training alone and is not kept.
 # B images, H W rows and columns
 from __future__ import annotations
 
-import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,16 +19,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.resnet import DEVIATION, MEAN
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import PositiveFloat, PositiveInt, Settings
-from pipeline.errors import WeightsError
-from pipeline.files import write_atomically, write_bytes_atomically
+from pipeline.files import write_bytes_atomically
 from pipeline.progress import track
 from pipeline.train_fan import AUGMENTATION, FacePool, augmented
 
 KEPT = ("conv1.", "bn1.", "layer1.")
 """What is written of timm's resnet18."""
 
-_CHECKPOINT_EVERY_S = 60.0
 _NEW_DRAWS = 2**31
 """Steps from which `exemplar_accuracy` counts: no training comes so far."""
 
@@ -59,25 +56,16 @@ def exemplar_batch(pool: FacePool, settings: ResNetTraining, step: int) -> tuple
 def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device: torch.device | str = "cpu") -> float:
     """Write the trained stem and second stage to `out` as fp16 safetensors; returns `exemplar_accuracy`.
 
-    `out`.checkpoint is written each minute and resumed from, and is deleted at the end. Raises `WeightsError` where it
-    was written under other settings.
+    A killed training goes on from its `Checkpoint`.
     """
     device = torch.device(device)
     torch.manual_seed(settings.seed)
     net = timm.create_model("resnet18", num_classes=len(pool)).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.max_lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.max_lr, total_steps=settings.num_steps + 1)
-    made_from = settings.model_dump() | {"num_faces": len(pool)}
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    first = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["settings"] != made_from:
-            raise WeightsError(f"{checkpoint} has other settings; delete it to start anew")
-        for part, name in ((net, "net"), (optimiser, "optimiser"), (schedule, "schedule")):
-            part.load_state_dict(state[name])
-        first = state["step"]
-    saved_at = time.monotonic()
+    checkpoint = Checkpoint(out, settings.model_dump() | {"num_faces": len(pool)}, net=net, optimiser=optimiser,
+                            schedule=schedule)
+    first = checkpoint.resume(device)
     net.train()
     with track("train ResNet-18", total=settings.num_steps, unit="steps", num_before=first) as step:
         for i in range(first, settings.num_steps):
@@ -90,15 +78,11 @@ def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device:
             optimiser.step()
             schedule.step()
             step(1)
-            if time.monotonic() - saved_at > _CHECKPOINT_EVERY_S:
-                state = {"settings": made_from, "step": i + 1, "net": net.state_dict(),
-                         "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-                write_atomically(checkpoint, partial(torch.save, state))
-                saved_at = time.monotonic()
+            checkpoint.save_at_times(i + 1)
     kept = {name: values.half() if values.is_floating_point() else values
             for name, values in net.state_dict().items() if name.startswith(KEPT)}
     write_bytes_atomically(out, safetensors.torch.save({name: v.contiguous().cpu() for name, v in kept.items()}))
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     return exemplar_accuracy(net, pool, settings)
 
 

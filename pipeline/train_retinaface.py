@@ -7,9 +7,7 @@ Batch k is a function of (seed, k), so a killed run that resumes sees what a who
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +19,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from models.retinaface import Faces, RawOutput, RetinaFace, anchors, decode_boxes, encode_boxes, encode_points
-from pipeline.errors import WeightsError
+from pipeline.checkpoint import Checkpoint
 from pipeline.files import file_sha256, write_atomically
 from pipeline.progress import track
 from pipeline.synthetic.render import SceneTruth
@@ -50,7 +48,6 @@ BOX_WEIGHT, POINTS_WEIGHT = 2.0, 0.25
 """Weights of the losses beside that of the class."""
 AS_RENDERED_FRAC = 0.4
 """Part of the training images that keep the renderer's own size, colours and blur."""
-CHECKPOINT_EVERY_S = 60.0
 EVALUATION_SEED_OFFSET = 1_000_003
 LOWEST_SCORE = 0.02
 
@@ -201,8 +198,7 @@ def train_retinaface(
 ) -> None:
     """Train the MobileNet RetinaFace, from scratch or from weights, and write its weights (safetensors, fp32) to `out`.
 
-    `work` holds the rendered scenes and the checkpoint (about once a minute); a killed run started again goes on where
-    it was and ends with the same weights. Raises `WeightsError` if the checkpoint is of other settings.
+    `work` holds the rendered scenes. A killed training goes on from its `Checkpoint`.
     """
     rendered = render_scenes(work / f"scenes_{scene_px}_{seed}", bank_path=bank_path, num_scenes=num_scenes, seed=seed,
                              size_px=scene_px, num_workers=num_workers)
@@ -216,23 +212,18 @@ def train_retinaface(
     if init_from:
         network.load_state_dict(load_file(init_from))
     first_batch = 1_000_000 if init_from else 0  # going on from weights, see other batches than those that made them
-    checkpoint = work / "checkpoint.pt"
-    first_step = _resume(checkpoint, network, optimiser, settings)
-    saved_s = time.monotonic()
-    with track("train RetinaFace", total=num_steps, unit="steps") as progress:
-        progress(first_step)
-        for step in range(first_step, num_steps):
+    checkpoint = Checkpoint(out, settings, network=network, optimiser=optimiser)
+    num_before = checkpoint.resume(device)
+    with track("train RetinaFace", total=num_steps, unit="steps", num_before=num_before) as progress:
+        for step in range(num_before, num_steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, num_steps=num_steps, max_lr=max_lr)
             _train_step(network, optimiser, augmented_batch(rendered, seed=seed, step=first_batch + step), device)
             progress(1)
-            if time.monotonic() - saved_s >= CHECKPOINT_EVERY_S or step == num_steps - 1:
-                state = {"step": step + 1, "settings": settings, "network": network.state_dict(),
-                         "optimiser": optimiser.state_dict()}
-                write_atomically(checkpoint, partial(torch.save, state))
-                saved_s = time.monotonic()
+            checkpoint.save_at_times(step + 1)
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomically(out, lambda temp: save_file(weights, temp))
+    checkpoint.remove()
 
 
 def learning_rate(step: int, *, num_steps: int, max_lr: float, warm_up_frac: float = 0.06) -> float:
@@ -255,24 +246,6 @@ def _train_step(
     (of_class + BOX_WEIGHT * of_box + POINTS_WEIGHT * of_points).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
     optimiser.step()
-
-
-def _resume(
-    checkpoint: Path, network: RetinaFace, optimiser: torch.optim.Optimizer, settings: dict[str, float | str]
-) -> int:
-    """Load the checkpoint, if there is one; returns the step to go on with."""
-    if not checkpoint.is_file():
-        return 0
-    state = torch.load(checkpoint, weights_only=True)
-    for name, value in settings.items():
-        if state["settings"].get(name) != value:
-            raise WeightsError(
-                f"{checkpoint} is of a run with {name} {state['settings'].get(name)}, this one has {value}; "
-                "remove it or go on with its settings"
-            )
-    network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
 
 
 @torch.inference_mode()

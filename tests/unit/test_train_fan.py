@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.fan import FAN
-from pipeline import train_fan
+from pipeline import checkpoint, train_fan
 from pipeline.errors import DataError, WeightsError
 from pipeline.train_fan import (
     FacePool,
@@ -200,7 +200,7 @@ def _train(tmp_path, name, start=None, **changed):
 
 def test_stopped_training_resumes_to_the_same_bytes(tmp_path, rendered, monkeypatch):
     whole = _train(tmp_path, "whole.safetensors").read_bytes()
-    monkeypatch.setattr(train_fan, "_CHECKPOINT_EVERY_S", -1.0)
+    monkeypatch.setattr(checkpoint, "EVERY_S", -1.0)
     take_step = train_fan._Run.take_step
 
     def stop_before_third(run, pool):
@@ -245,11 +245,11 @@ def test_training_goes_on_from_weights_of_the_same_or_half_the_width(tmp_path, r
         train_fan._first_fan(FanTraining(**{**TINY, "width": 48}), start)
 
 
-def test_training_learns_the_dots(monkeypatch):
+def test_training_learns_the_dots(tmp_path, monkeypatch):
     monkeypatch.setattr(train_fan, "_spoilt", lambda crop, rng: crop)
     monkeypatch.setattr(train_fan, "_occluded", lambda crop, pool, rng: crop)
     settings = FanTraining(**{**TINY, "num_steps": 14, "small_frac": 1.0})
-    run, pool = train_fan._Run(settings, torch.device("cpu")), make_pool()
+    run, pool = train_fan._Run(tmp_path / "fan.safetensors", settings, torch.device("cpu")), make_pool()
     losses = [run.take_step(pool) for _ in range(14)]
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
 

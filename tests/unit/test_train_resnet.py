@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import train_resnet
+from pipeline import checkpoint, train_resnet
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import WeightsError
 from pipeline.features import load_network
@@ -45,13 +45,13 @@ def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path, monkeypatch):
             raise StoppedError
         return exemplar_batch(pool, settings, step)
 
-    monkeypatch.setattr(train_resnet, "_CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "EVERY_S", -1.0)
     with monkeypatch.context() as stopped:
         stopped.setattr(train_resnet, "exemplar_batch", stop_before_third)
         with pytest.raises(StoppedError):
             train_resnet.train_resnet(resumed, settings, pool)
     assert not resumed.exists()
-    with pytest.raises(WeightsError, match="other settings; delete it to start anew"):
+    with pytest.raises(WeightsError, match=r"other settings \(num_steps 4, now \d+\); delete it to start anew"):
         train_resnet.train_resnet(resumed, SETTINGS, pool)
     train_resnet.train_resnet(resumed, settings, pool)
     assert resumed.read_bytes() == whole.read_bytes()
