@@ -44,6 +44,7 @@ def main() -> None:
 
 def measure(dataset: str, num_workers: int, num_views: int) -> dict[str, object]:
     """One cluster, one cache."""
+    Path("var").mkdir(exist_ok=True)
     with TemporaryDirectory(dir="var") as folder:
         os.environ["FANTRANS_CACHE"] = str(Path(folder).resolve())
         job = prepare_refresh(dataset, num_views=num_views)

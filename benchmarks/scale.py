@@ -37,6 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = []
     for num_frames in arguments.frames:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=arguments.folder) as folder:
             found.append(measure(Path(folder), num_frames))
         sys.stdout.write(json.dumps(found[-1]) + "\n")

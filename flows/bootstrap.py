@@ -1,6 +1,7 @@
 """Everything that a Prefect server must hold before `prefect.yaml` works: pools, queues, limits, an automation.
 
-`python -m flows.bootstrap` makes what is missing and leaves the rest as it is; running it again changes nothing.
+`python -m flows.bootstrap` makes what is missing and brings up to date what is of another version; what an operator
+sets, limits and schedules, stays. Running it again changes nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from tempfile import NamedTemporaryFile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from uuid import UUID
 
 import httpx
 import yaml
@@ -42,6 +45,7 @@ RUN_ENVIRONMENT = {
 }
 """What the pools tell every flow run; the stages' log lines are to be read on the server."""
 ZOMBIE_NAME = "fantrans: a run without a heartbeat has crashed"
+_WEBHOOK_BLOCK = "fantrans"
 _NO_HEARTBEAT = "no heartbeat: its process and worker are gone"
 
 
@@ -59,15 +63,22 @@ QUEUES = {
 """Pools of processes. `gpu` runs one flow a device, `cpu` one a core at most: reports, checks, rendered faces."""
 
 
-def bootstrap(*, num_gpus: int, num_cpu_runs: int) -> list[tuple[str, str]]:
+NUM_RUNS = {"gpu": 1, "cpu": 2}
+"""Runs that a pool has at a time where nobody says otherwise."""
+
+
+def bootstrap(*, num_gpus: int | None = None, num_cpu_runs: int | None = None) -> list[tuple[str, str]]:
     """Make pools, queues, limits, automation and deployments; returns each with what was done to it.
 
-    The server is that of PREFECT_API_URL. Raises `ConfigError` where a deployment is refused.
+    Without a number of runs at a time, a pool keeps its own. The server is that of PREFECT_API_URL when this process
+    started. Raises `ConfigError` where a deployment is refused.
     """
     limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
     with get_client(sync_client=True) as client:
         done = [made for pool, queues in QUEUES.items() for made in _pool(client, pool, limits[pool], queues)]
         done.append(_zombie_automation(client))
+        if not os.environ.get(WEBHOOK):
+            _forget_webhook(client)
     return done + [(name, "deployed") for name in _deploy()]
 
 
@@ -93,14 +104,16 @@ def _template() -> dict[str, Any]:
     return template
 
 
-def _pool(client: SyncPrefectClient, name: str, limit: int, queues: tuple[Queue, ...]) -> list[tuple[str, str]]:
+def _pool(client: SyncPrefectClient, name: str, limit: int | None, queues: tuple[Queue, ...]) -> list[tuple[str, str]]:
     try:
         pool = client.read_work_pool(name)
+        limit = pool.concurrency_limit if limit is None else limit
         is_same = pool.concurrency_limit == limit and pool.base_job_template == _template()
         if not is_same:
             client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit, base_job_template=_template()))
         done = [(f"pool {name}", "was there" if is_same else f"brought up to date, at most {limit} runs")]
     except ObjectNotFound:
+        limit = NUM_RUNS[name] if limit is None else limit
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=_template(),
                                                concurrency_limit=limit))
         done = [(f"pool {name}", f"made, at most {limit} runs")]
@@ -135,7 +148,8 @@ def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
             threshold=1,
             within=timedelta(seconds=3 * HEARTBEAT_S),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=_NO_HEARTBEAT), *_call_webhook()],
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message=_NO_HEARTBEAT, force=False),
+                 *_call_webhook()],
     )
     there = client.read_automations_by_name(ZOMBIE_NAME)
     if not there:
@@ -153,9 +167,16 @@ def _call_webhook() -> list[CallWebhook]:
     if not address:
         return []
     settings = {"method": "POST", "url": address, "headers": {"Content-Type": "application/json"}}
-    block = Webhook.model_validate(settings)
+    block = cast(UUID, Webhook.model_validate(settings).save(_WEBHOOK_BLOCK, overwrite=True))
     text = "{{ flow.name }} {{ flow_run.name }} ({{ flow_run.id }}): Crashed. " + _NO_HEARTBEAT
-    return [CallWebhook(block_document_id=block.save("fantrans", overwrite=True), payload=json.dumps({"text": text}))]
+    return [CallWebhook(block_document_id=block, payload=json.dumps({"text": text}))]
+
+
+def _forget_webhook(client: SyncPrefectClient) -> None:
+    """An address that is no longer told of anything is a secret that need not lie on the server."""
+    with suppress(ObjectNotFound):
+        block = client.read_block_document_by_name(_WEBHOOK_BLOCK, Webhook.get_block_type_slug())
+        client.delete_block_document(cast(UUID, block.id))
 
 
 def _deploy() -> list[str]:
@@ -169,7 +190,7 @@ def _deploy() -> list[str]:
         for schedule, is_on in zip(deployment.get("schedules", []), there, strict=False):
             schedule["active"] = is_on
     environment = os.environ | {"FANTRANS_CHECKOUT": str(CHECKOUT)}
-    with NamedTemporaryFile("w", prefix=".tmp-prefect-", suffix=".yaml", dir=CHECKOUT) as file:
+    with NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file, sort_keys=False)
         file.flush()
         result = subprocess.run(
@@ -179,16 +200,17 @@ def _deploy() -> list[str]:
     if result.returncode:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
         raise ConfigError(f"prefect.yaml was not deployed: {last}; mend it and run `python -m flows.bootstrap` again")
+    ours = {(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
     with get_client(sync_client=True) as client:
-        flows = {flow.id: flow.name for flow in client.read_flows()}
-        return sorted(f"{flows[each.flow_id]}/{each.name}" for each in client.read_deployments())
+        return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in client.read_deployments()
+                      if (each.entrypoint, each.name) in ours)
 
 
 def main() -> None:
     """Bootstrap the server that PREFECT_API_URL names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gpus", type=int, default=1, help="devices, one run each")
-    parser.add_argument("--cpu-runs", type=int, default=2, help="runs of the pool cpu at a time")
+    parser.add_argument("--gpus", type=int, help="devices, one run each; default: as it is, 1 at first")
+    parser.add_argument("--cpu-runs", type=int, help="runs of the pool cpu at a time; default: as it is, 2 at first")
     parser.add_argument("--wait-s", type=float, default=10, help="how long to wait for a server that is starting")
     arguments = parser.parse_args()
     try:

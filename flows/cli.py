@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE
@@ -17,6 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import DataError, FantransError
+
+if TYPE_CHECKING:
+    from pipeline.dry_run import StagePlan
+    from pipeline.store.reader import StoreReader
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Facial action units with FAN-Trans.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Where things are.")
@@ -96,6 +101,8 @@ def demo(
         result = write_report(run.folder)
     else:
         _set_up_prefect()
+        if "PREFECT_API_URL" in os.environ:
+            _check_server()
         from flows.main_job import main_job
 
         result = main_job(name, device=device)
@@ -196,7 +203,7 @@ def refresh(
         num_workers=workers)
 
 
-def _print_plan(plans) -> None:
+def _print_plan(plans: list[StagePlan]) -> None:
     table = Table("stage", "keep", "compute", "drop", "MB to write", "time (as last time)")
     for plan in plans:
         megabytes = "" if plan.num_bytes is None else f"{plan.num_bytes / 1e6:,.1f}"
@@ -306,7 +313,7 @@ def cache_export(
     assert format is ExportFormat.HDF5
     catalog = load_catalog()
     cache = open_cache(find_cache(catalog, dataset, fingerprint))
-    store = cache
+    store: StoreReader = cache
     if crops:
         store = CropReader(catalog.work_of(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
     for path in export_store(store, out):
@@ -436,7 +443,10 @@ def ops_up(
     cpu_runs: Annotated[int, typer.Option(min=1, help="Runs of the pool cpu at a time.")] = 2,
 ) -> None:
     """A Prefect server, its deployments and workers on this machine, for a trial; Ctrl-C stops them."""
-    _set_up_prefect()
+    from pipeline.catalog import load_catalog
+
+    home = str(load_catalog().roots.work / "prefect")
+    _set_up_prefect(PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_HOME=home, PREFECT_LOGGING_LEVEL="INFO")
     from flows.ops import up
 
     up(port=port, num_gpus=gpus, num_cpu_runs=cpu_runs, say=_say)
@@ -587,32 +597,41 @@ def _print_entry(path: Path, kind: str) -> None:
 
 
 def _has_nothing_new(name: str, device: str) -> bool:
-    """Whether a rendered data set's cache is up to date, found out without a Prefect server."""
+    """Whether a refresh of a data set would do nothing, found out without a Prefect server."""
     from pipeline.catalog import load_catalog
-    from pipeline.refresh import refresh_cache
+    from pipeline.dry_run import plan_job
+    from pipeline.job import prepare_refresh
 
     if load_catalog().dataset(name).missing_folders():
         return False
-    return all(summary.num_done == 0 for summary in refresh_cache(name, device=device))
+    return all(plan.num_computed == plan.num_dropped == 0 for plan in plan_job(prepare_refresh(name, device=device)))
 
 
-def _flow_or_function(name: str, *, flow_module: str, function_module: str):
+def _flow_or_function(name: str, *, flow_module: str, function_module: str) -> Callable[..., Any]:
     """The Prefect flow where a server is named (PREFECT_API_URL) to record it, else the same function without one."""
     from importlib import import_module
 
     if "PREFECT_API_URL" in os.environ:
         _set_up_prefect()
-        from flows.ops import check_server
-
-        check_server()
+        _check_server()
         return getattr(import_module(flow_module), name)
     return getattr(import_module(function_module), name)
 
 
-def _set_up_prefect() -> None:
-    """Prefect's settings where the user has none: patient start-up, no telemetry, state under the catalog's roots."""
+def _check_server() -> None:
+    from flows.ops import check_server
+
+    check_server()
+
+
+def _set_up_prefect(**chosen: str) -> None:
+    """Prefect's settings where the user has none: patient start-up, no telemetry, state under the catalog's roots.
+
+    Prefect reads them when it is first imported, so this comes before. `chosen` goes before what the user has.
+    """
     from pipeline.catalog import load_catalog
 
+    os.environ |= chosen
     home = load_catalog().roots.work / "prefect"
     home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only, and its server dies without it
     for name, value in {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,13 +35,17 @@ _WORKER = ("worker", "start", "--type", "process")
 def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None]) -> None:
     """Server, pools, deployments and workers, until this process is told to stop; one that dies is started again.
 
-    Logs lie in `prefect/` below the work root, with the server's database. Raises `ConfigError` when the server does
-    not start, or a process ends again and again.
+    In this process's PREFECT_HOME lie the server's database, and the logs. Raises `ConfigError` when the port is taken,
+    the server does not start, or a process ends again and again.
     """
-    home = load_catalog().roots.work / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
-    address = f"http://127.0.0.1:{port}/api"
-    os.environ |= {"PREFECT_API_URL": address, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "INFO"}
+    home, address = Path(os.environ["PREFECT_HOME"]), os.environ["PREFECT_API_URL"]
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: one that just ended is gone
+        try:
+            asked.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(f"port {port} is taken, perhaps by a server that runs already (`fantrans ops status`); "
+                              "give another --port") from None
     signal.signal(signal.SIGTERM, _stop)
     with _Processes(home, say) as servers, _Processes(home, say) as workers:
         servers.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -137,8 +142,12 @@ def status() -> dict[str, Rows]:
 
 
 def _workers(client: SyncPrefectClient) -> Rows:
-    rows = [("pool", "worker", "state", "last heartbeat")]
+    rows: Rows = [("pool", "worker", "state", "last heartbeat")]
+    there = {pool.name for pool in client.read_work_pools()}
     for pool in QUEUES:
+        if pool not in there:
+            rows.append((pool, "no such pool; run `python -m flows.bootstrap`", "", ""))
+            continue
         workers = client.read_workers_for_work_pool(pool)
         rows += [(pool, worker.name, worker.status.value.lower(), _when(worker.last_heartbeat_time))
                  for worker in workers] or [(pool, "none", "", "")]
@@ -146,8 +155,7 @@ def _workers(client: SyncPrefectClient) -> Rows:
 
 
 def _deployments(client: SyncPrefectClient) -> Rows:
-    names = {flow.id: flow.name for flow in client.read_flows()}
-    rows = [("deployment", "last run", "ended as", "next run")]
+    rows: Rows = [("deployment", "last run", "ended as", "next run")]
     for deployment in client.read_deployments():
         of = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
         begun = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(not_any_=[StateType.SCHEDULED])))
@@ -157,7 +165,7 @@ def _deployments(client: SyncPrefectClient) -> Rows:
         coming = client.read_flow_runs(flow_run_filter=planned, deployment_filter=of, limit=1,
                                        sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
         rows.append((
-            f"{names[deployment.flow_id]}/{deployment.name}",
+            f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
             _when(last[0].start_time) if last else "never", last[0].state_name or "" if last else "",
             _when(coming[0].next_scheduled_start_time) if coming else "not scheduled",
         ))
@@ -166,7 +174,7 @@ def _deployments(client: SyncPrefectClient) -> Rows:
 
 def _caches() -> Rows:
     catalog = load_catalog()
-    rows = [("data set", "cache", "revision", "frames", "made with", "age")]
+    rows: Rows = [("data set", "cache", "revision", "frames", "made with", "age")]
     for dataset in catalog.datasets:
         try:
             caches = list_caches(catalog, dataset)

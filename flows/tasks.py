@@ -8,12 +8,12 @@ import os
 import re
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import httpx
-from prefect import Task, flow, task
+from prefect import Flow, Task, flow, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
@@ -101,5 +101,7 @@ _TASK: dict[str, Any] = {
     "retry_condition_fn": may_pass,
 }
 
-fantrans_flow = partial(flow, on_failure=[say_so], on_crashed=[say_so])
-"""A flow."""
+
+def fantrans_flow(name: str) -> Callable[[Callable[_P, _Out]], Flow[_P, _Out]]:
+    """A flow whose failure is told."""
+    return flow(name=name, on_failure=[say_so], on_crashed=[say_so])

@@ -140,6 +140,7 @@ def exact_beside(job: RefreshJob) -> Path | None:
 
 
 _RATES_NAME = "rates.json"
+_TELLING_S = 10.0
 
 
 def _rates(job: RefreshJob) -> dict[str, float]:
@@ -151,9 +152,10 @@ def _rates(job: RefreshJob) -> dict[str, float]:
         return {}
 
 
-def remember_rate(job: RefreshJob, stage: str, per_second: float) -> None:
-    """Note how fast a stage was, for the next plan."""
-    write_bytes_atomically(job.work / _RATES_NAME, json.dumps({**_rates(job), stage: per_second}).encode())
+def remember_rate(job: RefreshJob, stage: str, num: int, *, seconds: float) -> None:
+    """Note how fast a stage was, for the next plan; a short one, mostly start-up, would tell a wrong rate."""
+    if seconds >= _TELLING_S:
+        write_bytes_atomically(job.work / _RATES_NAME, json.dumps({**_rates(job), stage: num / seconds}).encode())
 
 
 def seconds_for(job: RefreshJob, stage: str, num: int) -> float | None:

@@ -141,7 +141,7 @@ def detect_faces(job: RefreshJob, executor: Executor | None = None) -> StageSumm
                 write_table(parts / f"{number:06d}.parquet", chunk.join(source_of, on="frame_id"))
                 detected.append(chunk)
         found = pd.concat([found, *detected] if len(found) else detected, ignore_index=True)
-        remember_rate(job, "detect", len(left) / (time.monotonic() - started))
+        remember_rate(job, "detect", len(left), seconds=time.monotonic() - started)
     boxes = found.set_index("frame_id").loc[table["frame_id"]].reset_index().merge(sources)
     boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)
     before = read_table_if_whole(path)
@@ -238,8 +238,7 @@ def crop_faces(job: RefreshJob) -> StageSummary:
                 job.work / "crops", table, boxes, images_root=job.entry.root, settings=job.config.crop, format=format,
                 provenance=_provenance(job), step=step,
             )
-        if plan.num_computed:
-            remember_rate(job, "crop", plan.num_computed / (time.monotonic() - started))
+        remember_rate(job, "crop", plan.num_computed, seconds=time.monotonic() - started)
     return StageSummary(stage="crop", num_kept=plan.num_kept, num_done=plan.num_computed, num_dropped=plan.num_dropped)
 
 
@@ -275,8 +274,6 @@ def extract_features(job: RefreshJob, executor: Executor | None = None) -> Stage
                 basis=cache.basis, views=views, view_px=job.config.crop.size_px, exact=exact,
                 executor=pool, provenance=_provenance(job), step=step,
             )
-        if num_images:
-            stage = "extract" if exact is None else "encode"
-            remember_rate(job, stage, num_images / (time.monotonic() - started))
+        remember_rate(job, "extract" if exact is None else "encode", num_images, seconds=time.monotonic() - started)
     return StageSummary(stage="extract", num_kept=plan.num_kept, num_done=plan.num_computed,
                         num_dropped=plan.num_dropped)

@@ -75,7 +75,8 @@ def outcomes(
 def outcome(function: Callable[[], _Out]) -> _Out | Exception:
     """The function's result, or its error if that concerns this piece of work alone.
 
-    Input and output that fail, workers that are gone and devices that are lost concern all that is left: raised.
+    Input and output that fail, processes here that are gone and devices that are lost concern all that is left: raised.
+    A piece that Dask gives up, after several of its workers died of it, has failed alone.
     """
     try:
         return function()

@@ -7,14 +7,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def webhook():
-    """Lines that it was told, as they come, and its address."""
+def webhook(*, status=200):
+    """Lines that it was told, as they come, and its address; it answers with this status."""
     told = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-            self.send_response(200)
+            self.send_response(status)
             self.end_headers()
 
         def log_message(self, *_):

@@ -38,12 +38,22 @@ class Trial:
             "FANTRANS_CATALOG": str(write_small_catalog(folder, dataset="bp4d-synthetic", small=2, slow=8)),
             "PREFECT_API_URL": self.address, "PREFECT_WORKER_QUERY_SECONDS": "1", "FANTRANS_WEBHOOK": webhook,
         }
+        elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(folder / "elsewhere")}
         self.log = folder / "up.log"
         port = self.address.split(":")[2].split("/")[0]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([BIN / "fantrans", "ops", "up", "--port", port], env=self.environment,
-                                            stdout=log, stderr=log, start_new_session=True)
-        self.until(lambda: "Ctrl-C stops it" in self.log.read_text())
+            self.process = subprocess.Popen([BIN / "fantrans", "ops", "up", "--port", port], stdout=log, stderr=log,
+                                            env=self.environment | elsewhere, start_new_session=True)
+        try:
+            self.until(lambda: "Ctrl-C stops it" in self.log.read_text())
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self):
+        """As a service manager stops it; returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
 
     def until(self, is_so):
         """Wait until it is so, and return what makes it so."""
@@ -159,7 +169,6 @@ def told():
 def trial(tmp_path_factory, told):
     trial = Trial(tmp_path_factory.mktemp("ops"), told[1])
     yield trial
-    trial.process.send_signal(signal.SIGTERM)
-    assert trial.process.wait(60) == 0
+    assert trial.stop() == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{trial.address}/health")

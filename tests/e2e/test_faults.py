@@ -43,8 +43,8 @@ def caches(trial):
 @pytest.fixture(scope="module")
 def undisturbed(trial, caches):
     """What four processes of a Dask cluster write, when nothing happens."""
-    run = trial.begin(REFRESH, config=trial.slow, cluster={"num_workers": 4})
-    assert trial.ended(run)[0] == "Completed"
+    done = trial.run(REFRESH, config=trial.slow, cluster={"num_workers": 4})
+    assert done.returncode == 0, done.stdout + done.stderr
     content = content_of(caches)
     shutil.rmtree(caches)
     return content
@@ -125,11 +125,14 @@ def test_a_refresh_comes_through_a_night_of_faults_with_every_byte(trial, caches
 
         assert trial.ended(trial.begin(REFRESH, config=trial.slow))[0] == "Completed"
         assert_same(content_of(caches), undisturbed)
+    if not disk.is_there:
+        pytest.skip("no right to mount a file system: all but the full disk was done")
 
 
 def test_a_refresh_outlives_a_server_that_is_gone_for_twenty_seconds(trial, caches):
-    run = trial.begin(REFRESH, profile="compact")
-    trial.until(lambda: list(caches.glob("*/journal/*.json")) or trial.state(run)[0] == "Completed")
+    run = trial.begin(REFRESH, config=trial.slow, profile="compact")
+    trial.until(lambda: list(caches.glob("*/journal/*.json")))
+    assert trial.state(run)[0] == "Running"
     (server,) = (pid for pid, words in processes(f"PREFECT_API_URL={trial.address}") if "server start" in words)
     trial.process.send_signal(signal.SIGSTOP)  # who would start it again at once
     os.kill(server, signal.SIGKILL)
@@ -137,7 +140,7 @@ def test_a_refresh_outlives_a_server_that_is_gone_for_twenty_seconds(trial, cach
     trial.process.send_signal(signal.SIGCONT)
     trial.until(trial.answers)
     assert trial.ended(run)[0] == "Completed"
-    following = trial.begin(REFRESH, profile="compact")
+    following = trial.begin(REFRESH, config=trial.slow, profile="compact")
     assert trial.ended(following)[0] == "Completed"
     assert f"extract: nothing to do, {NUM_FRAMES} kept" in trial.log_lines(following)
     verified = trial.command(BIN / "fantrans", "cache", "verify", "--deep", "bp4d-synthetic")

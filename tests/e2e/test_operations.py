@@ -84,7 +84,7 @@ def test_status_shows_worker_runs_and_caches(trial, refreshed):
     shown = trial.command(BIN / "fantrans", "ops", "status", COLUMNS="120").stdout
     lines = [line.split() for line in shown.splitlines()]
     assert any(line[:3] == ["cpu", "cpu", "online"] for line in lines)
-    assert any(line[:1] == ["report/bp4d-synthetic"] and "Completed" in line for line in lines)
+    assert any(line[:1] == [REFRESH] and "never" not in line for line in lines)
     assert any(line[:1] == ["bp4d-synthetic"] and "standard" in line for line in lines)
 
 
@@ -99,15 +99,26 @@ def test_a_run_that_died_with_its_worker_is_found_and_told_and_the_next_one_comp
     assert trial.shards() == refreshed
 
 
+def test_a_second_server_on_the_same_port_is_refused(trial):
+    port = trial.address.split(":")[2].split("/")[0]
+    refused = trial.command(BIN / "fantrans", "ops", "up", "--port", port)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: port {port} is taken, perhaps by a server that runs already")
+
+
 def test_bootstrapping_a_server_again_changes_nothing(trial):
     nightly = trial.deployment("refresh-cache/bp4d")
     (schedule,) = nightly["schedules"]
     assert not schedule["active"]
     trial.request("PATCH", f"deployments/{nightly['id']}/schedules/{schedule['id']}", json={"active": True})
+    first = trial.command(sys.executable, "-m", "flows.bootstrap", "--gpus", "2", cwd=CATALOG_FILE.parent)
+    assert "pool gpu: brought up to date, at most 2 runs" in first.stdout, first.stderr
     again = trial.command(sys.executable, "-m", "flows.bootstrap", cwd=CATALOG_FILE.parent)
     assert again.returncode == 0, again.stderr
     done = dict(line.split(": ") for line in again.stdout.splitlines() if not line.startswith("automation"))
     assert set(done.values()) == {"was there", "deployed"}
+    assert "report/bp4d" in done
     assert "automation for dead runs: was there" in again.stdout
+    assert trial.request("GET", "work_pools/gpu").json()["concurrency_limit"] == 2
     (schedule,) = trial.deployment("refresh-cache/bp4d")["schedules"]
     assert schedule["active"], "what an operator has switched on"

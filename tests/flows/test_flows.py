@@ -28,6 +28,14 @@ def environment(small_catalog, monkeypatch):
     return str(config)
 
 
+@pytest.fixture
+def refreshed(environment):
+    from pipeline.refresh import refresh_cache
+
+    refresh_cache("small", config=environment)
+    return environment
+
+
 def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(environment):
     from flows.main_job import main_job
     from flows.refresh import refresh_cache
@@ -54,21 +62,21 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
 
-def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment(environment):
+def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment(refreshed):
     from flows.train import train_folds
 
-    (source,) = train_folds(environment, dataset="small")
-    (started,) = train_folds(environment, dataset="small", init_from="small")
+    (source,) = train_folds(refreshed, dataset="small")
+    (started,) = train_folds(refreshed, dataset="small", init_from="small")
     assert json.loads((started / "run.json").read_bytes())["init_from"] == source.name
     assert started != source
 
 
-def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tmp_path):
+def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(refreshed, tmp_path):
     from flows.train import train_folds
     from pipeline.figures import write_figures
     from pipeline.report.tables import compare_runs, write_set_report
 
-    path = Path(environment).with_name("pair.yaml")
+    environment, path = refreshed, Path(refreshed).with_name("pair.yaml")
     path.write_text("published_table: table1\nseeds: [0, 1]\nvariants:\n"
                     "  baseline: {published: Baseline, head: {variant: baseline}}\n"
                     "  shallow: {head: {num_blocks: 1}}\n")
@@ -105,10 +113,11 @@ def test_tasks_never_use_prefects_cache():
     assert all(each.cache_policy == NO_CACHE for each in tasks)
 
 
-def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, monkeypatch):
+def test_a_new_frame_adds_one_and_keeps_the_rest(refreshed, small_catalog, monkeypatch):
     from flows.refresh import refresh_cache
+    from pipeline import refresh as stages
 
-    content = yaml.safe_load(small_catalog[0].read_text())
+    environment, content = refreshed, yaml.safe_load(small_catalog[0].read_text())
     del content["datasets"]["small"]["rendered"]  # a data set that grows by hand, which rendering would put right
     grown = small_catalog[0].with_name("grown.yaml")
     grown.write_text(yaml.safe_dump(content))
@@ -135,15 +144,20 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, mon
     _, detect, crop, _ = refresh_cache("small", config=environment)
     assert (detect.num_done, crop.num_done) == (1, 1), "another picture under the old name"
 
+    image.write_bytes(image.read_bytes()[:200])
+    for num_dropped in (1, 0):
+        _, detect, crop, extract = stages.refresh_cache("small", config=environment)
+        assert detect.num_done == 1, "what cannot be read is looked at each time"
+        assert (extract.num_done, extract.num_dropped) == (0, num_dropped)
 
-def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(environment):
+
+def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(refreshed):
     from pipeline.maintain import list_caches
     from pipeline.refresh import refresh_cache
     from pipeline.report.tables import compare_runs
     from pipeline.train import train_folds
 
-    refresh_cache("small", config=environment)
-    path = Path(environment).with_name("own.yaml")
+    environment, path = refreshed, Path(refreshed).with_name("own.yaml")
     path.write_text("variants:\n  plain: {head: {variant: baseline}}\n"
                     "  r18: {head: {variant: baseline, input_features: lf_only},\n"
                     "        cache: {features: {weights: resnet18-rendered}}}\n")

@@ -79,6 +79,17 @@ def test_a_failed_run_tells_the_webhook_in_one_line(told):
     assert "\n" not in line
 
 
+def test_the_address_of_a_webhook_that_refuses_is_not_in_the_log(monkeypatch, caplog):
+    with webhook(status=500) as (lines, address):
+        monkeypatch.setenv(WEBHOOK, f"{address}/secret")
+        run = SimpleNamespace(name="a", id="b")
+        say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
+    assert len(lines) == 1
+    assert [f"{WEBHOOK} of a was not told: HTTPStatusError 500"] == [
+        line for line in caplog.messages if line.startswith(WEBHOOK)]
+    assert not any("secret" in record.getMessage() for record in caplog.records if record.name == "fantrans")
+
+
 def test_a_webhook_that_is_not_there_fails_nothing_and_is_said(monkeypatch, caplog):
     run = SimpleNamespace(name="a", id="b")
     monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9")

@@ -16,18 +16,20 @@ SITE = ROOT / "ops"
 RUN_BY = {
     "fantrans ops up": ("tests/e2e/conftest.py", '"ops", "up"'),
     "fantrans ops status": ("tests/e2e/test_operations.py", '"ops", "status"'),
-    "python -m flows.bootstrap": ("tests/e2e/test_operations.py", '"-m", "flows.bootstrap"'),
-    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic'":
+    "python -m flows.bootstrap --gpus 2": ("tests/e2e/test_operations.py", '"-m", "flows.bootstrap", "--gpus", "2"'),
+    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch":
         ("tests/e2e/conftest.py", '"--no-prompt", "deployment", "run", deployment, "--watch"'),
-    "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic'":
+    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch -p 'cluster={\"num_workers\": 4}'":
+        ("tests/e2e/test_faults.py", 'trial.run(REFRESH, config=trial.slow, cluster={"num_workers": 4})'),
+    "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic' --watch":
         ("tests/e2e/test_operations.py", '"train-folds"'),
-    "prefect --no-prompt deployment run 'report/bp4d-synthetic'": ("tests/e2e/test_operations.py", '"report"'),
-    "fantrans refresh bp4d --dry-run": ("tests/integration/test_faults.py", '"--dry-run"'),
-    "fantrans refresh bp4d --workers": ("tests/integration/test_faults.py", '"--workers", "4"'),
+    "prefect --no-prompt deployment run 'report/bp4d-synthetic' --watch": ("tests/e2e/test_operations.py", '"report"'),
+    "fantrans refresh bp4d --dry-run --config fan_trans": ("tests/integration/test_faults.py", '"--dry-run"'),
+    "fantrans refresh bp4d --workers 4": ("tests/integration/test_faults.py", '"--workers", "4"'),
     "fantrans cache verify bp4d --deep": ("tests/integration/test_faults.py", '"verify", "faces", "--deep"'),
     "fantrans cache collect bp4d": ("tests/integration/test_faults.py", '"collect", "faces"'),
 }
-"""How a command of the operations page begins; the test file that runs it, on data of its own, and its words there."""
+"""Commands of the operations page, up to data set and place; the test that runs each, and its words there."""
 
 
 def settings():
@@ -35,18 +37,18 @@ def settings():
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_every_command_of_the_operations_page_is_run_by_a_test_or_marked():
+def test_every_command_of_the_operations_page_is_named_with_the_test_that_runs_it_or_marked():
     page = (ROOT / "docs/operations.md").read_text()
     commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
     assert len(commands) > 10
-    unknown = [command for command in commands if "# not run by a test" not in command
-               and not any(command.startswith(known) for known in RUN_BY)]
-    assert unknown == []
+    named = [re.split(r"\s+# ", command)[0] for command in commands if "# not run by a test" not in command]
+    assert [command for command in named if command not in RUN_BY] == []
     assert [words for file, words in RUN_BY.values() if words not in (ROOT / file).read_text()] == []
 
 
 def test_places_of_the_settings_are_those_that_the_catalog_reads():
-    known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text())) | {"FANTRANS_WEBHOOK", "FANTRANS_GPUS"}
+    known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text()))
+    known |= {"FANTRANS_WEBHOOK", "FANTRANS_GPUS", "NUMBA_CACHE_DIR"}
     ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
     assert ours <= known
     assert {"FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT", "DISFA_ROOT"} <= ours
