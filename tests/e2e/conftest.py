@@ -158,14 +158,14 @@ def processes(setting):
             continue
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def told():
     """Lines that the webhook got, and its address."""
     with webhook() as lines_and_address:
         yield lines_and_address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trial(tmp_path_factory, told):
     trial = Trial(tmp_path_factory.mktemp("ops"), told[1])
     yield trial

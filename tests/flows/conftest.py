@@ -1,11 +1,11 @@
-"""One Prefect server for all flow tests, with its state in a folder of its own."""
+"""One Prefect server for all flow tests, with its state in a folder of its own; it ends with them."""
 
 import os
 
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def prefect_server(tmp_path_factory):
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
         os.environ.pop(name, None)
