@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
 
-from models.retinaface import Faces, RetinaFace
 from pipeline.catalog import WeightsEntry
 from pipeline.config import DetectorConfig
 from pipeline.device import map_batches
@@ -20,6 +20,9 @@ from pipeline.images import read_frames
 from pipeline.progress import Step, no_step
 from pipeline.records import BOX_COLUMNS, Status
 from pipeline.weights import load_weights
+
+if TYPE_CHECKING:
+    from models.retinaface import Faces, RetinaFace
 
 BACKBONES = {"retinaface-mobilenet": "mobilenet0.25", "retinaface-resnet50": "resnet50"}
 VALUE_COLUMNS = list(BOX_COLUMNS[1:-2])
@@ -32,6 +35,8 @@ def load_detector(entry: WeightsEntry, device: torch.device) -> RetinaFace:
 
     Raises `WeightsError` for weights that are missing, changed, or of another network.
     """
+    from models.retinaface import RetinaFace  # noqa: PLC0415 - brings torchvision: over a second, often for nothing
+
     if entry.family not in BACKBONES:
         raise WeightsError(
             f"weights {entry.path} are of the family {entry.family!r}; a detector needs one of {', '.join(BACKBONES)}"
@@ -124,7 +129,7 @@ def faces_in(
     batch_B3HW = batch_BHW3.to(device, non_blocking=True).permute(0, 3, 1, 2)
     found = detector(batch_B3HW, score_threshold=settings.score_threshold, nms_iou=settings.nms_iou)
     px = np.array([width / small_width, height / small_height], np.float32)
-    return [_in_full_frame(Faces(*(values.cpu() for values in faces)), px) for faces in found]
+    return [_in_full_frame(faces, px) for faces in found]
 
 
 def _in_full_frame(faces: Faces, px: np.ndarray) -> _FacesOfFrame:
@@ -133,8 +138,8 @@ def _in_full_frame(faces: Faces, px: np.ndarray) -> _FacesOfFrame:
     def enlarge(xy: np.ndarray) -> np.ndarray:
         return (xy + 0.5) * px - 0.5
 
-    boxes = enlarge(faces.boxes.numpy().reshape(-1, 2, 2)).reshape(-1, 4)
-    return boxes, faces.scores.numpy(), enlarge(faces.points.numpy())
+    boxes, scores, points = (values.cpu().numpy() for values in faces)
+    return enlarge(boxes.reshape(-1, 2, 2)).reshape(-1, 4), scores, enlarge(points)
 
 
 def fill_gaps(frames: pd.DataFrame, boxes: pd.DataFrame, *, max_gap_frames: int) -> pd.DataFrame:
