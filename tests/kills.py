@@ -18,7 +18,7 @@ from pipeline.store.revisions import load_revision
 from pipeline.store.verify import verify_store
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh"])
+PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh", "models.retinaface"])
 
 CONFIG = """base: demo
 cache: {views: {num_views: 3}, features: {weights: tiny}}

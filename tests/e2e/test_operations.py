@@ -88,17 +88,6 @@ def test_status_shows_worker_runs_and_caches(trial, refreshed):
     assert any(line[:1] == ["bp4d-synthetic"] and "standard" in line for line in lines)
 
 
-def test_a_run_that_died_with_its_worker_is_found_and_told_and_the_next_one_computes_nothing(
-    trial, told, zombie, refreshed
-):
-    following = trial.begin(REFRESH)
-    assert trial.ended(zombie) == ("Crashed", "no heartbeat: its process and worker are gone")
-    trial.until(lambda: any(zombie in line and "Crashed. no heartbeat" in line for line in told[0]))
-    assert trial.ended(following)[0] == "Completed"
-    assert "extract: nothing to do, 96 kept" in trial.log_lines(following)
-    assert trial.shards() == refreshed
-
-
 def test_a_second_server_on_the_same_port_is_refused(trial):
     port = trial.address.split(":")[2].split("/")[0]
     refused = trial.command(BIN / "fantrans", "ops", "up", "--port", port)
@@ -122,3 +111,14 @@ def test_bootstrapping_a_server_again_changes_nothing(trial):
     assert trial.request("GET", "work_pools/gpu").json()["concurrency_limit"] == 2
     (schedule,) = trial.deployment("refresh-cache/bp4d")["schedules"]
     assert schedule["active"], "what an operator has switched on"
+
+
+def test_a_run_that_died_with_its_worker_is_found_and_told_and_the_next_one_computes_nothing(
+    trial, told, zombie, refreshed
+):
+    following = trial.begin(REFRESH)
+    assert trial.ended(zombie) == ("Crashed", "no heartbeat: its process and worker are gone")
+    trial.until(lambda: any(zombie in line and "Crashed. no heartbeat" in line for line in told[0]))
+    assert trial.ended(following)[0] == "Completed"
+    assert "extract: nothing to do, 96 kept" in trial.log_lines(following)
+    assert trial.shards() == refreshed
