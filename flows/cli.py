@@ -102,7 +102,9 @@ def demo(
     else:
         _set_up_prefect()
         if "PREFECT_API_URL" in os.environ:
-            _check_server()
+            from flows.ops import check_server
+
+            check_server()
         from flows.main_job import main_job
 
         result = main_job(name, device=device)
@@ -443,10 +445,8 @@ def ops_up(
     cpu_runs: Annotated[int, typer.Option(min=1, help="Runs of the pool cpu at a time.")] = 2,
 ) -> None:
     """A Prefect server, its deployments and workers on this machine, for a trial; Ctrl-C stops them."""
-    from pipeline.catalog import load_catalog
-
-    home = str(load_catalog().roots.work / "prefect")
-    _set_up_prefect(PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_HOME=home, PREFECT_LOGGING_LEVEL="INFO")
+    _set_up_prefect(PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_HOME=str(_prefect_home()),
+                    PREFECT_LOGGING_LEVEL="INFO")
     from flows.ops import up
 
     up(port=port, num_gpus=gpus, num_cpu_runs=cpu_runs, say=_say)
@@ -613,15 +613,17 @@ def _flow_or_function(name: str, *, flow_module: str, function_module: str) -> C
 
     if "PREFECT_API_URL" in os.environ:
         _set_up_prefect()
-        _check_server()
+        from flows.ops import check_server
+
+        check_server()
         return getattr(import_module(flow_module), name)
     return getattr(import_module(function_module), name)
 
 
-def _check_server() -> None:
-    from flows.ops import check_server
+def _prefect_home() -> Path:
+    from pipeline.catalog import load_catalog
 
-    check_server()
+    return load_catalog().roots.work / "prefect"
 
 
 def _set_up_prefect(**chosen: str) -> None:
@@ -629,10 +631,8 @@ def _set_up_prefect(**chosen: str) -> None:
 
     Prefect reads them when it is first imported, so this comes before. `chosen` goes before what the user has.
     """
-    from pipeline.catalog import load_catalog
-
     os.environ |= chosen
-    home = load_catalog().roots.work / "prefect"
+    home = _prefect_home()
     home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only, and its server dies without it
     for name, value in {
         "PREFECT_HOME": str(home),

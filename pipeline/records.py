@@ -68,8 +68,10 @@ def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.Data
 
 def read_table_if_whole(path: Path) -> pd.DataFrame | None:
     """Read a Parquet table that is made anew if it is not there, or damaged, which is said."""
-    table = _parquet(path) if path.is_file() else None
-    if table is None and path.is_file():
+    if not path.is_file():
+        return None
+    table = _parquet(path)
+    if table is None:
         logger.warning("%s is damaged and is made anew", path)
     return table
 

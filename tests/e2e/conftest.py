@@ -31,7 +31,8 @@ class Trial:
     def __init__(self, folder, webhook=""):
         self.folder = folder
         self.small, self.slow = str(folder / "small.yaml"), str(folder / "slow.yaml")
-        self.address = f"http://127.0.0.1:{free_port()}/api"
+        self.port = str(free_port())
+        self.address = f"http://127.0.0.1:{self.port}/api"
         ours = ("PREFECT_", "FANTRANS_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment = inherited | {
@@ -40,10 +41,10 @@ class Trial:
         }
         elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(folder / "elsewhere")}
         self.log = folder / "up.log"
-        port = self.address.split(":")[2].split("/")[0]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([BIN / "fantrans", "ops", "up", "--port", port], stdout=log, stderr=log,
-                                            env=self.environment | elsewhere, start_new_session=True)
+            self.process = subprocess.Popen([BIN / "fantrans", "ops", "up", "--port", self.port],
+                                            env=self.environment | elsewhere, stdout=log, stderr=log,
+                                            start_new_session=True)
         try:
             self.until(lambda: "Ctrl-C stops it" in self.log.read_text())
         except BaseException:

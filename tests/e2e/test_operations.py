@@ -89,10 +89,9 @@ def test_status_shows_worker_runs_and_caches(trial, refreshed):
 
 
 def test_a_second_server_on_the_same_port_is_refused(trial):
-    port = trial.address.split(":")[2].split("/")[0]
-    refused = trial.command(BIN / "fantrans", "ops", "up", "--port", port)
+    refused = trial.command(BIN / "fantrans", "ops", "up", "--port", trial.port)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: port {port} is taken, perhaps by a server that runs already")
+    assert refused.stderr.startswith(f"error: port {trial.port} is taken, perhaps by a server that runs already")
 
 
 def test_bootstrapping_a_server_again_changes_nothing(trial):

@@ -33,7 +33,6 @@ def refreshed(environment):
     from pipeline.refresh import refresh_cache
 
     refresh_cache("small", config=environment)
-    return environment
 
 
 def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(environment):
@@ -62,21 +61,23 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
 
-def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment(refreshed):
+@pytest.mark.usefixtures("refreshed")
+def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment(environment):
     from flows.train import train_folds
 
-    (source,) = train_folds(refreshed, dataset="small")
-    (started,) = train_folds(refreshed, dataset="small", init_from="small")
+    (source,) = train_folds(environment, dataset="small")
+    (started,) = train_folds(environment, dataset="small", init_from="small")
     assert json.loads((started / "run.json").read_bytes())["init_from"] == source.name
     assert started != source
 
 
-def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(refreshed, tmp_path):
+@pytest.mark.usefixtures("refreshed")
+def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tmp_path):
     from flows.train import train_folds
     from pipeline.figures import write_figures
     from pipeline.report.tables import compare_runs, write_set_report
 
-    environment, path = refreshed, Path(refreshed).with_name("pair.yaml")
+    path = Path(environment).with_name("pair.yaml")
     path.write_text("published_table: table1\nseeds: [0, 1]\nvariants:\n"
                     "  baseline: {published: Baseline, head: {variant: baseline}}\n"
                     "  shallow: {head: {num_blocks: 1}}\n")
@@ -113,11 +114,12 @@ def test_tasks_never_use_prefects_cache():
     assert all(each.cache_policy == NO_CACHE for each in tasks)
 
 
-def test_a_new_frame_adds_one_and_keeps_the_rest(refreshed, small_catalog, monkeypatch):
+@pytest.mark.usefixtures("refreshed")
+def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, monkeypatch):
     from flows.refresh import refresh_cache
     from pipeline import refresh as stages
 
-    environment, content = refreshed, yaml.safe_load(small_catalog[0].read_text())
+    content = yaml.safe_load(small_catalog[0].read_text())
     del content["datasets"]["small"]["rendered"]  # a data set that grows by hand, which rendering would put right
     grown = small_catalog[0].with_name("grown.yaml")
     grown.write_text(yaml.safe_dump(content))
@@ -151,13 +153,14 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(refreshed, small_catalog, monke
         assert (extract.num_done, extract.num_dropped) == (0, num_dropped)
 
 
-def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(refreshed):
+@pytest.mark.usefixtures("refreshed")
+def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(environment):
     from pipeline.maintain import list_caches
     from pipeline.refresh import refresh_cache
     from pipeline.report.tables import compare_runs
     from pipeline.train import train_folds
 
-    environment, path = refreshed, Path(refreshed).with_name("own.yaml")
+    path = Path(environment).with_name("own.yaml")
     path.write_text("variants:\n  plain: {head: {variant: baseline}}\n"
                     "  r18: {head: {variant: baseline, input_features: lf_only},\n"
                     "        cache: {features: {weights: resnet18-rendered}}}\n")

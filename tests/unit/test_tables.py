@@ -9,6 +9,7 @@ from pipeline.errors import DataError
 from pipeline.metrics import interval_percent, resampled_percent, summarise
 from pipeline.report import tables
 from pipeline.report.tables import SetTable, compare_runs, difference, row_of
+from pipeline.runs import done_folds
 
 AUS = (1, 4)
 
@@ -39,6 +40,13 @@ def runs(tmp_path, monkeypatch):
         (tmp_path / name / "run.json").write_text("{}")
     monkeypatch.setenv("FANTRANS_RUNS", str(tmp_path))
     return tmp_path
+
+
+@pytest.mark.parametrize("name", ["result.json", "counts.parquet", "predictions.parquet"])
+def test_a_fold_that_lacks_a_file_is_not_done(runs, name):
+    assert list(done_folds(runs / "good-seed0")) == ["P1", "P2"]
+    (runs / "good-seed0/fold-P1" / name).unlink()
+    assert list(done_folds(runs / "good-seed0")) == ["P2"]
 
 
 def test_a_row_is_the_mean_over_seeds():
