@@ -54,7 +54,6 @@ def detect_frames(
     settings: DetectorConfig,
     device: torch.device,
     batch_size: int = 8,
-    num_threads: int = 4,
     done: pd.DataFrame | None = None,
     step: Step = no_step,
 ) -> pd.DataFrame:
@@ -66,7 +65,7 @@ def detect_frames(
     if done is not None:
         left = frames[~frames["frame_id"].isin(done["frame_id"])]
         new = detect_frames(left, root, detector, settings=settings, device=device, batch_size=batch_size,
-                            num_threads=num_threads, step=step)
+                            step=step)
         return pd.concat([done, new]).set_index("frame_id").loc[frames["frame_id"]].reset_index()
 
     values = np.full((len(frames), len(VALUE_COLUMNS)), np.nan, np.float32)
@@ -76,7 +75,7 @@ def detect_frames(
     def detect(batch: _Batch) -> tuple[list[int], list[_FacesOfFrame]]:
         return batch[0], faces_in(batch[1], detector, settings=settings, device=device)
 
-    for positions, found in map_batches(detect, _batches(root, frames, batch_size, num_threads, step), device):
+    for positions, found in map_batches(detect, _batches(root, frames, batch_size, step), device):
         for position, (boxes, scores, points) in zip(positions, found, strict=True):
             num_faces[position] = len(scores)
             statuses[position] = (Status.OK if len(scores) else Status.NO_FACE).value
@@ -94,10 +93,10 @@ _Batch = tuple[list[int], list[np.ndarray]]
 _FacesOfFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _batches(root: Path, frames: pd.DataFrame, batch_size: int, num_threads: int, step: Step) -> Iterator[_Batch]:
+def _batches(root: Path, frames: pd.DataFrame, batch_size: int, step: Step) -> Iterator[_Batch]:
     """The readable images of a table in batches of one size; `step` is told of those that are not."""
     waiting: dict[tuple[int, ...], _Batch] = {}
-    for position, image in read_frames(root, frames, num_threads=num_threads):
+    for position, image in read_frames(root, frames):
         if image is None:
             step(1)
             continue

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
+from pipeline.ahead import ahead
 from pipeline.errors import ConfigError
 
 _In = TypeVar("_In")
@@ -29,14 +28,8 @@ def map_batches(
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(num_threads) as pool:
-            coming: deque[Future[_Out]] = deque()
-            for batch in batches:
-                coming.append(pool.submit(forward, batch))
-                if len(coming) > num_threads:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+        for _, future in ahead(forward, batches, num_threads=num_threads):
+            yield future.result()
     finally:
         torch.set_num_threads(num_threads)
 

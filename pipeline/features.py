@@ -101,9 +101,13 @@ def extract_features(
             if not found:
                 raise DataError(f"feature {name} exceeds half precision; a cache of fp16 needs other weights")
         for name, values in kept.items():
+            here = values[: rows.stop - rows.start].numpy()
+            if len(here) == len(crops):
+                out[name] = here
+                continue
             if name not in out:
-                out[name] = np.empty((len(crops), *values.shape[1:]), values.numpy().dtype)
-            out[name][rows] = values[: rows.stop - rows.start].numpy()
+                out[name] = np.empty((len(crops), *here.shape[1:]), here.dtype)
+            out[name][rows] = here
     return out
 
 

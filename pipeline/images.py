@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from pipeline.ahead import ahead
+
+_NUM_THREADS = max(4, os.cpu_count() or 1)
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _MAX_TRAILER_BYTES = 1024
 
 
-def read_frames(
-    root: Path, frames: pd.DataFrame, *, num_threads: int = 4
-) -> Iterator[tuple[int, np.ndarray | None]]:
+def read_frames(root: Path, frames: pd.DataFrame) -> Iterator[tuple[int, np.ndarray | None]]:
     """Each row's 0-based position in `frames` with its image, RGB uint8 (H, W, 3), or None if it cannot be read.
 
     Image files come in the table's order, decoded in threads a few ahead; then video by video, each decoded once from
@@ -28,7 +29,9 @@ def read_frames(
     files = frames["source_file"].to_numpy()
     numbers = frames["source_frame"].to_numpy()
     is_image = numbers < 0
-    yield from _read_images(root, files, np.flatnonzero(is_image), num_threads)
+    paths = ((position, root / files[position]) for position in np.flatnonzero(is_image).tolist())
+    for (position, _), image in ahead(lambda item: read_image(item[1]), paths, num_threads=_NUM_THREADS):
+        yield position, image.result()
     for file in pd.unique(files[~is_image]):
         positions = np.flatnonzero(~is_image & (files == file))
         yield from _read_video(root / file, positions, numbers[positions])
@@ -44,20 +47,6 @@ def read_image(path: Path) -> np.ndarray | None:
         return None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _read_images(
-    root: Path, files: np.ndarray, positions: np.ndarray, num_threads: int
-) -> Iterator[tuple[int, np.ndarray | None]]:
-    ahead: deque[tuple[int, Future[np.ndarray | None]]] = deque()
-    with ThreadPoolExecutor(num_threads) as pool:
-        for position in positions:
-            ahead.append((int(position), pool.submit(read_image, root / files[position])))
-            if len(ahead) > 2 * num_threads:
-                done_position, image = ahead.popleft()
-                yield done_position, image.result()
-        for done_position, image in ahead:
-            yield done_position, image.result()
 
 
 def _read_video(path: Path, positions: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:

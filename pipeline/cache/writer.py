@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from pipeline.ahead import ahead
 from pipeline.cache.codecs import LOSS, Codec, encode_rows
 from pipeline.cache.format import CODEC_NAME, PARAMS, view_group, view_number
 from pipeline.cache.reader import CacheReader, open_cache
@@ -38,6 +41,9 @@ Extractor = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 FIDELITY_FILE = Path(__file__).with_name("fidelity.json")
 
 _FIDELITY_ROWS = 256
+_MAX_BYTES_AHEAD = 2**30
+_MAX_LOADED = 2
+"""Blocks whose crops are in memory."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,30 @@ class UnitSource:
     exact: Path | None
 
     def computed(self, tasks: Iterable[UnitTask]) -> Iterator[tuple[UnitTask, UnitValues | Exception]]:
-        """Each task's values or error; inputs are read and rendered one task ahead. A block's tasks lie together."""
-        for task, read in _one_ahead(self.inputs.of, tasks):
+        """Each task's values or error, in order; inputs are read and rendered ahead. A block's tasks lie together."""
+        for task, read in ahead(self.inputs.of, tasks, num_threads=self._num_threads):
             yield task, outcome(partial(self._values, read))
+
+    def staged(self, tasks: Iterable[UnitTask]) -> Iterator[tuple[UnitTask, StagedUnit | Exception]]:
+        """Each task's shards under temporary names, or its error, in order.
+
+        Written behind what is computed, so that a GPU waits neither for its inputs nor for the disk.
+        """
+        computed = self.computed(tasks)
+        for (task, _), shards in ahead(self._shards, computed, num_threads=self._num_threads, drop=StagedUnit.discard):
+            yield task, outcome(shards.result)
+
+    def _shards(self, computed: tuple[UnitTask, UnitValues | Exception]) -> StagedUnit:
+        task, values = computed
+        if isinstance(values, Exception):
+            raise values
+        return stage_unit(self.folder, self.arrays, task.unit, values.rows, values.arrays, block_rows=self.block_rows)
+
+    @property
+    def _num_threads(self) -> int:
+        """Units that are read ahead, and as many that are written behind."""
+        unit_bytes = self.block_rows * sum(spec.row_bytes for spec in self.arrays)
+        return max(1, min(os.cpu_count() or 1, _MAX_BYTES_AHEAD // unit_bytes))
 
     def _values(self, read: Future[_UnitInput]) -> UnitValues:
         task, kept, maps, images = read.result()
@@ -113,16 +140,17 @@ class UnitSource:
     ) -> dict[str, np.ndarray]:
         """A unit's arrays from the rows that are kept, where the mask says so, and the computed others."""
         is_kept, old = kept
+        if is_kept.all():
+            return dict(old)
+        view, names = view_number(task.unit.group), task.rows.loc[~is_kept, "frame_id"]
+        new = {**computed, PARAMS: np.stack([view_params(name, view, self.views).as_row() for name in names])}
+        if not is_kept.any():
+            return new
         merged = {}
         for spec in self.arrays:
             merged[spec.name] = np.empty((len(is_kept), *spec.row_shape), spec.dtype)
-            if is_kept.any():
-                merged[spec.name][is_kept] = old[spec.name][is_kept]
-            if spec.name != PARAMS and not is_kept.all():
-                merged[spec.name][~is_kept] = computed[spec.name]
-        view = view_number(task.unit.group)
-        for i in np.flatnonzero(~is_kept):
-            merged[PARAMS][i] = view_params(task.rows["frame_id"].iloc[i], view, self.views).as_row()
+            merged[spec.name][is_kept] = old[spec.name][is_kept]
+            merged[spec.name][~is_kept] = new[spec.name]
         return merged
 
 
@@ -137,7 +165,8 @@ class _UnitInputs:
         self._exact_rows = None
         if self._exact is not None:
             self._exact_rows = self._exact.index.set_index(["frame_id", "key"])["row"]
-        self._loaded: tuple[list[str], np.ndarray] | None = None
+        self._loading = Lock()
+        self._loaded: dict[tuple[str, ...], np.ndarray] = {}
 
     def of(self, task: UnitTask) -> _UnitInput:
         """What the task needs."""
@@ -171,14 +200,18 @@ class _UnitInputs:
         return None if rows.isna().any() else self._exact.read(rows.to_numpy(np.int64), view=view)
 
     def _images(self, todo: pd.DataFrame, view: int) -> np.ndarray:
-        names = todo["frame_id"].tolist()
-        loaded = self._loaded  # once: several threads may work with the same inputs
-        if loaded is None or loaded[0] != names:
-            self._loaded = loaded = names, self._crops.read_crops(self._crop_row.loc[names].to_numpy())
-        source = self._source
-        params = [view_params(name, view, source.views) for name in names]
-        crops = zip(loaded[1], params, strict=True)
-        return np.stack([render_view(crop, each, view_px=source.view_px) for crop, each in crops])
+        names = tuple(todo["frame_id"])
+        params = [view_params(name, view, self._source.views) for name in names]
+        crops = zip(self._crops_of(names), params, strict=True)
+        return np.stack([render_view(crop, each, view_px=self._source.view_px) for crop, each in crops])
+
+    def _crops_of(self, names: tuple[str, ...]) -> np.ndarray:
+        with self._loading:  # threads work on the views of a block, the last ones of the block before
+            if names not in self._loaded:
+                if len(self._loaded) == _MAX_LOADED:
+                    del self._loaded[next(iter(self._loaded))]
+                self._loaded[names] = self._crops.read_crops(self._crop_row.loc[list(names)].to_numpy())
+            return self._loaded[names]
 
 
 def plan_refresh(
@@ -286,19 +319,19 @@ def _write_here(writer: StoreWriter, source: UnitSource, blocks: _Blocks, step: 
     """Returns the blocks that failed, by name."""
     failed: dict[str, Exception] = {}
     last_of = {tasks[-1].unit for tasks in blocks.values()}
-    with ThreadPoolExecutor(1) as disk:  # writes one unit while the next is extracted
-        writing: Future[None] | None = None
-        for task, values in source.computed(task for tasks in blocks.values() for task in tasks):
-            if writing is not None:
-                writing.result()
-            if isinstance(values, Exception):
-                failed[_name(task.unit.block)] = values
-                continue
-            writing = disk.submit(writer.write_unit, task.unit, values.rows, values.arrays)
-            step(len(task.rows), _name(task.unit.block) if task.unit in last_of else "")
-        if writing is not None:
-            writing.result()
+    tasks = (task for tasks in blocks.values() for task in tasks)
+    for (task, unit), committed in ahead(partial(_commit, writer), source.staged(tasks), num_threads=1):
+        committed.result()
+        if isinstance(unit, Exception):
+            failed[_name(task.unit.block)] = unit
+            continue
+        step(len(task.rows), _name(task.unit.block) if task.unit in last_of else "")
     return failed
+
+
+def _commit(writer: StoreWriter, staged: tuple[UnitTask, StagedUnit | Exception]) -> None:
+    if isinstance(staged[1], StagedUnit):
+        writer.commit_unit(staged[1])
 
 
 def _write_by_workers(
@@ -329,30 +362,12 @@ def _stage_block(pickled_source: bytes, tasks: list[UnitTask]) -> list[StagedUni
     source: UnitSource = _unpickled(pickled_source)
     staged: list[StagedUnit] = []
     try:
-        for task, values in source.computed(tasks):
-            if isinstance(values, Exception):
-                raise values
-            staged.append(stage_unit(source.folder, source.arrays, task.unit, values.rows, values.arrays,
-                                     block_rows=source.block_rows))
+        for _, unit in source.staged(tasks):
+            if isinstance(unit, Exception):
+                raise unit
+            staged.append(unit)
     except BaseException:
         for unit in staged:  # on a full disk they would be in the way
             unit.discard()
         raise
     return staged
-
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
-def _one_ahead(function: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[tuple[_In, Future[_Out]]]:
-    """Each item with the function's outcome, computed in a thread that is ahead by one."""
-    with ThreadPoolExecutor(1) as pool:
-        before: tuple[_In, Future[_Out]] | None = None
-        for item in items:
-            coming = item, pool.submit(function, item)
-            if before is not None:
-                yield before
-            before = coming
-        if before is not None:
-            yield before

@@ -91,7 +91,7 @@ def test_images_come_in_rgb_and_in_order(tmp_path):
         image = np.zeros((8, 8, 3), np.uint8)
         image[..., 0] = 8 * number
         write_jpeg(tmp_path / f"{number:02}.jpg", image)
-    read = list(read_frames(tmp_path, frame_rows([(f"{number:02}.jpg", -1) for number in range(30)]), num_threads=3))
+    read = list(read_frames(tmp_path, frame_rows([(f"{number:02}.jpg", -1) for number in range(30)])))
     assert [position for position, _ in read] == list(range(30))
     for number, (_, image) in enumerate(read):
         assert image.shape == (8, 8, 3)
@@ -137,7 +137,7 @@ def test_best_face_in_full_frame_px(tmp_path):
     assert boxes["status"].tolist() == ["ok", "no_face", "ok", "unreadable"]
     assert boxes["num_faces"].tolist() == [2, 0, 2, 0]
     assert sum(seen) == 4
-    assert network.batch_shapes == [(2, 3, 48, 64), (1, 3, 48, 64)]
+    assert sorted(network.batch_shapes) == [(1, 3, 48, 64), (2, 3, 48, 64)]
     first, third = boxes.iloc[0], boxes.iloc[2]
     assert first[["x1", "y1", "x2", "y2", "score"]].tolist() == pytest.approx([10, 20, 30, 40, 0.9])
     assert first[["p0x", "p0y", "p4x", "p4y"]].tolist() == pytest.approx([20, 30, 20, 30])

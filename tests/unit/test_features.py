@@ -14,6 +14,7 @@ from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError
 from pipeline.features import extract_features, frozen, load_fan, load_network
 from pipeline.files import file_sha256
+from tests.devices import DEVICES
 from tests.unit.test_codecs import random_basis
 
 WIDTH = 16
@@ -24,9 +25,9 @@ def _fan(seed: int = 0) -> FAN:
     return FAN(WIDTH)
 
 
-@pytest.fixture(scope="module")
-def fan() -> FAN:
-    return frozen(_fan(), "cpu")
+@pytest.fixture(scope="module", params=DEVICES)
+def fan(request) -> FAN:
+    return frozen(_fan(), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,12 @@ def _entry(folder: Path, fan: FAN, **changed: object) -> WeightsEntry:
 def test_features_are_the_taps_of_the_normalised_rgb_crop(fan, crops, features):
     images = torch.from_numpy(crops[:2].astype(np.float32) / 255).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        taps = fan.taps(images)
+        taps = fan.taps(images.to(next(fan.parameters()).device))
     assert list(features) == ["lf", "h1", "h2", "hm"]
     for name, values in features.items():
         assert values.dtype == np.float16
         assert values.shape == (11, *map_shapes(WIDTH)[name])
-        np.testing.assert_allclose(values[:2], taps[name].numpy(), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(values[:2], taps[name].cpu().numpy(), rtol=2e-3, atol=2e-3)
 
 
 def test_bytes_do_not_depend_on_the_batch(fan, crops, features):
@@ -75,10 +76,13 @@ def test_bytes_do_not_depend_on_the_batch(fan, crops, features):
 
 
 def test_float_crops_are_taken_as_they_are(fan, crops, features):
-    as_floats = extract_features(fan, crops[:8].astype(np.float32) / 255)
+    device = next(fan.parameters()).device
+    floats = torch.from_numpy(crops[:8]).to(device).float().div(255)  # a GPU divides with other last bits
+    as_floats = extract_features(fan, floats.cpu().numpy())
     assert all(np.array_equal(as_floats[name], features[name][:8]) for name in features)
 
 
+@pytest.mark.parametrize("fan", ["cpu"], indirect=True)  # rows are encoded there, and last bits go by the device
 @pytest.mark.parametrize("profile", ["exact", "standard", "compact"])
 def test_a_codec_encodes_on_the_way_what_it_would_encode_from_the_maps(fan, crops, features, profile):
     codec = make_codec(profile, map_shapes(WIDTH), basis=random_basis(WIDTH) if profile == "compact" else None)

@@ -21,6 +21,7 @@ from pipeline.protocols import Protocol
 from pipeline.report import read_report, write_report
 from pipeline.runs import TrainingRun, fold_parts, head_shape, write_record
 from pipeline.train import HeadTraining, learning_rate, train_heads
+from tests.devices import DEVICES
 from tests.unit import small_cache
 
 RULES = Protocol(name="small", aus=(1, 2), subject_parts={}, assigns_by_number=True, bad_frames={})
@@ -38,8 +39,8 @@ def make_run(folder: Path, **changes) -> TrainingRun:
                        cache=reader, folder=folder / "runs" / changes.pop("name", "a"), init_from=None, record=record)
 
 
-def train_fold(run: TrainingRun, part: str) -> Path:
-    train_heads([(run, part)])
+def train_fold(run: TrainingRun, part: str, *, device: str = "cpu") -> Path:
+    train_heads([(run, part)], device=device)
     return run.fold_folder(part)
 
 
@@ -99,7 +100,7 @@ def test_the_deployed_weights_give_the_stored_predictions(folder):
     assert not np.allclose(flipped["p_01"], again["p_01"])
 
 
-def _train_and_die(folder: Path) -> None:
+def _train_and_die(folder: Path, device: str) -> None:
     make_pages_small()
     run = make_run(Path(folder), name="killed")
     see = HeadTraining.see
@@ -110,20 +111,21 @@ def _train_and_die(folder: Path) -> None:
         see(self, page, step=step)
 
     HeadTraining.see = dying
-    train_fold(run, "P1")
+    train_fold(run, "P1", device=device)
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder):
-    whole = train_fold(make_run(folder), "P1")
-    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(folder,))
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, device):
+    whole = train_fold(make_run(folder), "P1", device=device)
+    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(folder, device))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     run = make_run(folder, name="killed")
     assert (run.fold_folder("P1") / "checkpoint.pt").is_file()
     assert not run.is_done("P1")
-    resumed = train_fold(run, "P1")
+    resumed = train_fold(run, "P1", device=device)
     for name, tensor in load_file(whole / "head.safetensors").items():
         assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
 
@@ -133,16 +135,17 @@ def weights_of(folds):
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_heads_that_read_together_learn_what_each_learns_alone(folder):
+@pytest.mark.parametrize("device", DEVICES)
+def test_heads_that_read_together_learn_what_each_learns_alone(folder, device):
     settings = [TRAIN, TrainConfig(num_epochs=2, batch_size=3, lr=1e-2, seed=5), TRAIN]
     heads = [HEAD, HEAD, HeadConfig(dim=8, num_blocks=1, variant="baseline")]
     alone = [make_run(folder, name=f"alone-{i}", train=settings[i], head=heads[i]) for i in range(3)]
     for run in alone:
         for part in ("P1", "P2", "P3"):
-            train_fold(run, part)
+            train_fold(run, part, device=device)
     together = [make_run(folder, name=f"together-{i}", train=settings[i], head=heads[i]) for i in range(3)]
-    train_fold(together[0], "P2")
-    share = train_heads([(run, part) for run in together for part in ("P1", "P2", "P3")])
+    train_fold(together[0], "P2", device=device)
+    share = train_heads([(run, part) for run in together for part in ("P1", "P2", "P3")], device=device)
     assert 0 <= share <= 1
     for one, other in zip(alone, together, strict=True):
         for part in ("P1", "P2", "P3"):
@@ -153,10 +156,11 @@ def test_heads_that_read_together_learn_what_each_learns_alone(folder):
                                             for run in (one, other)))
 
 
-def test_bf16_learns_in_a_lower_precision_and_keeps_weights_in_fp32(folder):
+@pytest.mark.parametrize("device", DEVICES)
+def test_bf16_learns_in_a_lower_precision_and_keeps_weights_in_fp32(folder, device):
     fp32, bf16 = (make_run(folder, name=name, train=TRAIN.model_copy(update={"precision": name}))
                   for name in ("fp32", "bf16"))
-    folds = [train_fold(run, "P1") for run in (fp32, bf16)]
+    folds = [train_fold(run, "P1", device=device) for run in (fp32, bf16)]
     one, other = weights_of(folds)
     assert all(tensor.dtype != torch.bfloat16 for tensor in other.values())
     assert any(not torch.equal(one[name], other[name]) for name in one)

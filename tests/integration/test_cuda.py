@@ -1,0 +1,145 @@
+"""A GPU gives what a CPU gives, nearly; and itself the same bytes, however the work is shared out."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from distributed import Client, LocalCluster
+from skimage.data import astronaut
+
+from flows.cluster import GPU, Cluster
+from pipeline import refresh
+from pipeline.cache.reader import open_cache
+from pipeline.catalog import load_catalog
+from pipeline.deployed import load_deployed
+from pipeline.detect import VALUE_COLUMNS
+from pipeline.evaluate import predict
+from pipeline.features import extract_features, load_fan
+from pipeline.job import features_of, prepare_refresh
+from pipeline.maintain import verify_caches
+from pipeline.render import render_dataset
+from pipeline.runs import prepare_run, read_history
+from pipeline.train import train_heads
+from tests.devices import needs_cuda
+from tests.small_catalog import write_small_catalog
+
+pytestmark = needs_cuda
+
+PROFILES = ("exact", "standard", "compact")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Rendered faces, refreshed on the CPU in each profile."""
+    folder = tmp_path_factory.mktemp("cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        catalog = write_small_catalog(folder, dataset="faces", small=3)
+        places = yaml.safe_load(catalog.read_text())
+        places["roots"] |= {"work": "${FANTRANS_WORK:-work}", "cache": "${FANTRANS_CACHE:-cache}"}
+        catalog.write_text(yaml.safe_dump(places))
+        patch.setenv("FANTRANS_CATALOG", str(catalog))
+        render_dataset("faces")
+        job = prepare_refresh("faces")
+        refresh.index_frames(job)
+        refresh.detect_faces(job)
+        refresh.crop_faces(job)
+        for profile in PROFILES[::-1]:  # the exact one last: the others would be encoded from it
+            refresh.extract_features(prepare_refresh("faces", profile=profile))
+        yield folder
+
+
+def cache_of(job):
+    return open_cache(features_of(job).format.folder_in(job.catalog.caches_of(job.dataset)))
+
+
+def array_bytes(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("c.*"))}
+
+
+def relative_l2(found, true):
+    return (found.double() - true.double()).norm() / true.double().norm()
+
+
+@pytest.mark.parametrize("weights", ["fan-64", "fan-128"])
+def test_in_fp32_a_fan_gives_what_it_gives_on_a_cpu(weights):
+    crops = cv2.resize(astronaut(), (256, 256))[None].repeat(3, 0)
+    entry = load_catalog().weights_of(weights)
+    on_cpu, on_gpu = (extract_features(load_fan(entry, device), crops) for device in ("cpu", "cuda"))
+    for name, values in on_cpu.items():
+        assert relative_l2(torch.from_numpy(on_gpu[name]), torch.from_numpy(values)) < 1e-3, name
+
+
+def test_it_finds_the_same_boxes(place, tmp_path, monkeypatch):
+    on_cpu = pd.read_parquet(prepare_refresh("faces").boxes_path)
+    monkeypatch.setenv("FANTRANS_WORK", str(tmp_path))
+    job = prepare_refresh("faces", device="cuda")
+    refresh.index_frames(job)
+    refresh.detect_faces(job)
+    on_gpu = pd.read_parquet(job.boxes_path)
+    pd.testing.assert_series_equal(on_gpu["status"], on_cpu["status"])
+    np.testing.assert_allclose(on_gpu[VALUE_COLUMNS], on_cpu[VALUE_COLUMNS], atol=0.01)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_it_extracts_the_same_features(place, monkeypatch, tmp_path, profile):
+    on_cpu = cache_of(prepare_refresh("faces", profile=profile))
+    monkeypatch.setenv("FANTRANS_CACHE", str(tmp_path))
+    job = prepare_refresh("faces", profile=profile, device="cuda")
+    assert refresh.extract_features(job).num_done == len(on_cpu.index)
+    on_gpu = cache_of(job)
+    assert (on_gpu.index["frame_id"] == on_cpu.index["frame_id"]).all()
+    for view in range(on_cpu.num_views):
+        ours, theirs = (cache.codec.decode({name: torch.from_numpy(values) for name, values in
+                                            cache.read(cache.rows(), view=view).items()}) for cache in (on_gpu, on_cpu))
+        for name, values in theirs.items():
+            assert relative_l2(ours[name], values) < 0.02, (name, view)  # bf16
+    assert not any(verify_caches(load_catalog(), "faces", is_deep=True, device="cuda").values())
+    assert not any(verify_caches(load_catalog(), "faces", is_deep=True, device="cpu").values())
+    again = refresh.extract_features(prepare_refresh("faces", profile=profile))
+    assert again.num_done == 0
+
+
+def test_bytes_do_not_depend_on_who_works_on_it(place, tmp_path, monkeypatch):
+    found = {}
+    for name in ("one process", "two processes", "two Dask workers"):
+        monkeypatch.setenv("FANTRANS_CACHE", str(tmp_path / name))
+        job = prepare_refresh("faces", device="cuda", num_workers=2 if name == "two processes" else 1)
+        if name == "two Dask workers":
+            settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "resources": {GPU: 1}}
+            with LocalCluster(**settings) as cluster, Client(cluster, set_as_default=False) as client:
+                refresh.extract_features(job, client.get_executor(pure=False, resources={GPU: 1}))
+        else:
+            refresh.extract_features(job)
+        found[name] = array_bytes(tmp_path / name)
+    assert len(found["one process"]) == 3 * 3 * 7  # blocks, views, arrays
+    assert found["one process"] == found["two processes"] == found["two Dask workers"]
+
+
+def test_a_process_a_gpu_through_dask_cuda_offers_one_each(place):
+    pytest.importorskip("dask_cuda")
+    runner = Cluster(is_cuda=True).task_runner()
+    made = runner.resolved_cluster_class(**runner.cluster_kwargs)
+    with made as cluster, Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(torch.cuda.device_count(), timeout=60)
+        offered = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+        assert offered == [{GPU: 1}] * torch.cuda.device_count()
+        names = client.submit(lambda: torch.cuda.get_device_name("cuda:0"), resources={GPU: 1}).result(60)
+        assert names == torch.cuda.get_device_name(0)
+
+
+def test_a_head_scores_there_as_here(place):
+    run = prepare_run(str(place / "small.yaml"), dataset="faces")
+    train_heads([(run, "P1")], device="cuda")
+    head = load_deployed(run.fold_folder("P1") / "deployed").head
+    here = predict(head, run.cache, run.frames, aus=run.rules.aus, test_part="P1", device="cpu")
+    there = pd.read_parquet(run.fold_folder("P1") / "predictions.parquet")
+    numbers = here.select_dtypes("number").columns
+    np.testing.assert_allclose(there[numbers], here[numbers], atol=1e-4)
+    on_cpu = replace(run, folder=run.folder.with_name("on-cpu"))
+    train_heads([(on_cpu, "P1")])
+    ours, theirs = (read_history(each.fold_folder("P1"))["loss"].item() for each in (run, on_cpu))
+    assert ours == pytest.approx(theirs, rel=0.01)

@@ -1,0 +1,51 @@
+import threading
+
+import pytest
+
+from pipeline.ahead import ahead
+
+
+def test_results_come_in_order_and_the_next_are_under_way_meanwhile():
+    started = []
+    both = threading.Barrier(2, timeout=10)
+
+    def double(number):
+        started.append(number)
+        if number < 2:
+            both.wait()  # passes only if two are worked on at once
+        return 2 * number
+
+    results = ahead(double, range(5), num_threads=2)
+    item, first = next(results)
+    assert (item, first.result()) == (0, 0)
+    assert [(item, future.result()) for item, future in results] == [(1, 2), (2, 4), (3, 6), (4, 8)]
+    assert sorted(started) == [0, 1, 2, 3, 4]
+
+
+def test_an_error_is_its_items_own():
+    futures = [future for _, future in ahead(lambda number: 1 // number, [1, 0, 1], num_threads=1)]
+    assert [type(future.exception()) for future in futures] == [type(None), ZeroDivisionError, type(None)]
+
+
+def test_what_nobody_takes_after_an_error_is_dropped():
+    def items():
+        yield from range(4)
+        raise OSError("the disk is full")
+
+    dropped, taken = [], []
+    with pytest.raises(OSError, match="full"):
+        for _, future in ahead(str, items(), num_threads=3, drop=dropped.append):
+            taken.append(future.result())
+    assert (taken, dropped) == (["0"], ["1", "2", "3"])
+
+
+def test_what_nobody_takes_after_the_takers_error_is_dropped():
+    dropped = []
+
+    def take_one():
+        for _, future in ahead(str, range(9), num_threads=3, drop=dropped.append):
+            raise RuntimeError(future.result())
+
+    with pytest.raises(RuntimeError, match="0"):
+        take_one()
+    assert dropped == ["1", "2", "3"]
