@@ -42,12 +42,12 @@ def main() -> None:
     arguments.out.write_text(json.dumps(document, indent=2))
 
 
-def measure(dataset: str, num_workers: int, num_views: int, *, device: str = "cpu") -> dict[str, object]:
-    """One cluster, one cache; on a GPU all processes share it."""
+def measure(dataset: str, num_workers: int, num_views: int) -> dict[str, object]:
+    """One cluster, one cache."""
     Path("var").mkdir(exist_ok=True)
     with TemporaryDirectory(dir="var") as folder:
         os.environ["FANTRANS_CACHE"] = str(Path(folder).resolve())
-        job = prepare_refresh(dataset, num_views=num_views, device=device)
+        job = prepare_refresh(dataset, num_views=num_views)
         settings = {"n_workers": num_workers, "threads_per_worker": 1, "dashboard_address": None}
         with LocalCluster(**settings) as cluster, Client(cluster) as client:
             client.run(warm_up, job)

@@ -35,7 +35,6 @@ def main() -> None:
     parser.add_argument("--set", default="table1")
     parser.add_argument("--dataset", default="bp4d-synthetic")
     parser.add_argument("--variants", type=int, default=10)
-    parser.add_argument("--device", default="cpu", help="on a GPU a single thread feeds it, in all three ways")
     parser.add_argument("--out", type=Path, default=Path("var/heads_together.json"))
     arguments = parser.parse_args()
     catalog = load_catalog()
@@ -44,26 +43,24 @@ def main() -> None:
     with TemporaryDirectory() as place:
         runs = [replace(prepared.of(variant.experiments[0]), folder=Path(place) / variant.name)
                 for variant in variants[: arguments.variants]]
-        result = measured(runs, arguments.device)
+        result = measured(runs)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2))
     print(json.dumps(result, indent=2))
 
 
-def measured(runs: list[TrainingRun], device: str) -> dict[str, float]:
+def measured(runs: list[TrainingRun]) -> dict[str, float]:
     """Seconds and rates of each way, and the share of the time that passed waiting for data."""
     keep_freed_memory()
-    num_threads = torch.get_num_threads() if device == "cpu" else 1
-    folds = [(run, part) for run in runs for part in parts_of(run)]
-    seconds = {"together": timed(partial(together, runs, num_threads, device))}
+    num_threads = torch.get_num_threads()
+    seconds = {"together": timed(partial(together, runs, num_threads))}
     share = seconds["together"][1]
-    seconds["alone"] = timed(lambda: [together([run], 1, device, parts=(part,)) for run, part in folds])
+    seconds["alone"] = timed(lambda: [together([run], 1, parts=(part,)) for run in runs for part in parts_of(run)])
     torch.set_num_threads(num_threads)
-    seconds["alone_all_threads"] = timed(lambda: [alone(run, part, device) for run, part in folds])
-    heads = heads_of(runs, device)
-    frames = sum(head.batches.num_batches * head.settings.batch_size for head in heads)
+    seconds["alone_all_threads"] = timed(lambda: [alone(run, part) for run in runs for part in parts_of(run)])
+    frames = sum(head.batches.num_batches * head.settings.batch_size for head in heads_of(runs))
     return {
-        "num_heads": len(heads), "num_threads": num_threads, "head_frames": frames,
+        "num_heads": len(heads_of(runs)), "num_threads": num_threads, "head_frames": frames,
         **{f"{name}_s": took for name, (took, _) in seconds.items()},
         **{f"{name}_head_frames_a_second": frames / took for name, (took, _) in seconds.items()},
         "together_of_alone": seconds["together"][0] / seconds["alone"][0],
@@ -77,38 +74,34 @@ def parts_of(run: TrainingRun) -> tuple[str, ...]:
     return run.experiment.parts
 
 
-def heads_of(
-    runs: Iterable[TrainingRun], device: str, parts: tuple[str, ...] | None = None
-) -> list[HeadTraining]:
+def heads_of(runs: Iterable[TrainingRun], parts: tuple[str, ...] | None = None) -> list[HeadTraining]:
     """A new head for every run and fold."""
     for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)  # what an earlier measurement saved
-    return [HeadTraining.start(run, part, device) for run in runs for part in parts or parts_of(run)]
+    return [HeadTraining.start(run, part, "cpu") for run in runs for part in parts or parts_of(run)]
 
 
-def pages_of(run: TrainingRun, parts: Iterable[str], device: str) -> Iterable[Page]:
+def pages_of(run: TrainingRun, parts: Iterable[str]) -> Iterable[Page]:
     """One epoch."""
-    return TrainingPages(run.cache, run.frames, parts=set(parts), device=device).epochs(0, 1)
+    return TrainingPages(run.cache, run.frames, parts=set(parts)).epochs(0, 1)
 
 
 def ignore(_: int) -> None:
     """Progress is not shown."""
 
 
-def together(
-    runs: list[TrainingRun], num_threads: int, device: str, parts: tuple[str, ...] | None = None
-) -> float:
+def together(runs: list[TrainingRun], num_threads: int, parts: tuple[str, ...] | None = None) -> float:
     """One reading for all."""
-    heads = heads_of(runs, device, parts)
+    heads = heads_of(runs, parts)
     needed = {part for head in heads for part in train_parts(head.test_part)}
-    return relay(pages_of(runs[0], needed, device), [partial(head.see, step=ignore) for head in heads],
+    return relay(pages_of(runs[0], needed), [partial(head.see, step=ignore) for head in heads],
                  num_threads=num_threads)
 
 
-def alone(run: TrainingRun, part: str, device: str) -> None:
+def alone(run: TrainingRun, part: str) -> None:
     """One head whose kernels use all threads."""
-    (head,) = heads_of([run], device, (part,))
-    for page in pages_of(run, train_parts(part), device):
+    (head,) = heads_of([run], (part,))
+    for page in pages_of(run, train_parts(part)):
         head.see(page, step=ignore)
 
 

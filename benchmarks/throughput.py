@@ -105,13 +105,13 @@ def loading(run: TrainingRun) -> dict[str, float]:
             "zarr_python": frames_per_s(theirs)}
 
 
-def training(run: TrainingRun, *, device: str = "cpu") -> dict[str, float]:
+def training(run: TrainingRun) -> dict[str, float]:
     """The whole two-branch head on one batch that is at hand."""
     keep_freed_memory()
     frames = CachedFrames(run.cache, run.frames, aus=run.rules.aus)
-    batch = next(evaluation_batches(run.cache, frames, batch_size=32, device=device))
-    head = FanTransHead(head_shape(run)).train().to(device)
-    weights_A = class_weights(torch.from_numpy(frames.labels_NA)).to(device)
+    batch = next(evaluation_batches(run.cache, frames, batch_size=32))
+    head = FanTransHead(head_shape(run)).train()
+    weights_A = class_weights(torch.from_numpy(frames.labels_NA))
     optimiser = torch.optim.AdamW(head.parameters(), lr=1e-4, fused=True)
 
     def step() -> int:
@@ -119,7 +119,6 @@ def training(run: TrainingRun, *, device: str = "cpu") -> dict[str, float]:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        loss.item()  # a GPU has then ended
         return len(batch.labels_BA)
 
     return {"ours": frames_per_s(step)}

@@ -50,8 +50,11 @@ logger = logging.getLogger("fantrans")
 
 NUM_RECOMPUTED = 8
 """Frames that a deep verification computes again from their crops, in the first and the last view."""
-_TOLERANCE = 0.02
-"""Relative L2 that other hardware than the writer's may differ by; on the same kind of device bytes must agree."""
+_TOLERANCE = 0.1
+"""Relative L2 that other hardware than the writer's may differ by; on the same kind of device bytes must agree.
+
+An H200 and a CPU are at most 0.03 apart (bf16, profile compact); two rendered frames of one task at least 0.3, in LF.
+"""
 
 
 class CacheSummary(NamedTuple):

@@ -96,7 +96,7 @@ def test_it_extracts_the_same_features(place, monkeypatch, tmp_path, profile):
         ours, theirs = (cache.codec.decode({name: torch.from_numpy(values) for name, values in
                                             cache.read(cache.rows(), view=view).items()}) for cache in (on_gpu, on_cpu))
         for name, values in theirs.items():
-            assert relative_l2(ours[name], values) < 0.02, (name, view)  # bf16
+            assert relative_l2(ours[name], values) < 0.05, (name, view)  # bf16
     assert not any(verify_caches(load_catalog(), "faces", is_deep=True, device="cuda").values())
     assert not any(verify_caches(load_catalog(), "faces", is_deep=True, device="cpu").values())
     again = refresh.extract_features(prepare_refresh("faces", profile=profile))

@@ -32,11 +32,12 @@ def test_what_nobody_takes_after_an_error_is_dropped():
         yield from range(4)
         raise OSError("the disk is full")
 
-    dropped, taken = [], []
+    dropped = []
+    results = ahead(str, items(), num_threads=3, drop=dropped.append)
+    assert next(results)[1].result() == "0"
     with pytest.raises(OSError, match="full"):
-        for _, future in ahead(str, items(), num_threads=3, drop=dropped.append):
-            taken.append(future.result())
-    assert (taken, dropped) == (["0"], ["1", "2", "3"])
+        next(results)
+    assert dropped == ["1", "2", "3"]
 
 
 def test_what_nobody_takes_after_the_takers_error_is_dropped():
