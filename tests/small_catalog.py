@@ -12,7 +12,8 @@ RENDERED = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256,
 def write_small_catalog(folder, *, dataset, **num_views):
     """Write FOLDER/data_catalog.yaml and, for each experiment, FOLDER/NAME.yaml; the first is the data set's own.
 
-    num_views: the experiments, by name. Returns the catalog's path.
+    num_views: the experiments, by name. The same frames are there as the data set `undisturbed`, too. Returns the
+    catalog's path.
     """
     for name, views in num_views.items():
         (folder / f"{name}.yaml").write_text(
@@ -20,8 +21,9 @@ def write_small_catalog(folder, *, dataset, **num_views):
             "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n")
     content = yaml.safe_load(CATALOG_FILE.read_text())
     content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
-    content["datasets"] = {dataset: {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d",
-                                     "experiment": str(folder / f"{next(iter(num_views))}.yaml"), "rendered": RENDERED}}
+    entry = {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d",
+             "experiment": str(folder / f"{next(iter(num_views))}.yaml"), "rendered": RENDERED}
+    content["datasets"] = {dataset: entry, "undisturbed": entry}
     for entry in content["weights"].values():
         for file in filter(None, (entry, entry.get("codec"))):
             file["path"] = str(CATALOG_FILE.parent / file["path"])

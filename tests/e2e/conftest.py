@@ -30,13 +30,14 @@ class Trial:
 
     def __init__(self, folder, webhook=""):
         self.folder = folder
+        self.caches = folder / "cache/bp4d-synthetic"
         self.small, self.slow = str(folder / "small.yaml"), str(folder / "slow.yaml")
         self.port = str(free_port())
         self.address = f"http://127.0.0.1:{self.port}/api"
         ours = ("PREFECT_", "FANTRANS_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment = inherited | {
-            "FANTRANS_CATALOG": str(write_small_catalog(folder, dataset="bp4d-synthetic", small=2, slow=8)),
+            "FANTRANS_CATALOG": str(write_small_catalog(folder, dataset="bp4d-synthetic", small=2, slow=6)),
             "PREFECT_API_URL": self.address, "PREFECT_WORKER_QUERY_SECONDS": "1", "FANTRANS_WEBHOOK": webhook,
         }
         elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(folder / "elsewhere")}
@@ -129,9 +130,21 @@ class Trial:
 
         return self.until(asked)
 
-    def shards(self):
-        """Every shard of the small cache, with the time at which it was written."""
-        return {path: path.stat().st_mtime_ns for path in self.folder.glob("cache/*/*/arrays.zarr/*/*/c.*")}
+    def shards(self, pattern="*/arrays.zarr/*/*/c.*"):
+        """Shards of the data set's caches, with the time at which each was written."""
+        return {path: path.stat().st_mtime_ns for path in self.caches.glob(pattern)}
+
+    def units(self):
+        """Journal entries of finished units that are not published yet."""
+        return list(self.caches.glob("*/journal/*.json"))
+
+    def finished(self):
+        """The shards of those units."""
+        shards = {}
+        for path in self.units():
+            block, group = path.stem.split(".")
+            shards |= self.shards(f"*/arrays.zarr/{group}/*/c.{int(block)}.*")
+        return shards
 
     def ended(self, run):
         """Wait for the run to end; returns its state's name and message."""
@@ -164,6 +177,17 @@ def told():
     """Lines that the webhook got, and its address."""
     with webhook() as lines_and_address:
         yield lines_and_address
+
+
+@pytest.fixture(scope="package")
+def undisturbed(trial):
+    """A refresh by four processes of a Dask cluster, under way: its run.
+
+    Of another data set and from another deployment, so that it meets nothing that happens to others.
+    """
+    elsewhere = "refresh-cache/disfa"
+    trial.request("PATCH", f"deployments/{trial.deployment(elsewhere)['id']}", json={"work_pool_name": "cpu"})
+    return trial.begin(elsewhere, dataset="undisturbed", device="cpu", config=trial.slow, cluster={"num_workers": 4})
 
 
 @pytest.fixture(scope="package")

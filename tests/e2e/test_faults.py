@@ -35,19 +35,8 @@ def assert_same(found, true):
 @pytest.fixture(scope="module")
 def caches(trial):
     """Folder of the data set's caches, emptied."""
-    folder = trial.folder / "cache/bp4d-synthetic"
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(trial, caches):
-    """What four processes of a Dask cluster write, when nothing happens."""
-    done = trial.run(REFRESH, config=trial.slow, cluster={"num_workers": 4})
-    assert done.returncode == 0, done.stdout + done.stderr
-    content = content_of(caches)
-    shutil.rmtree(caches)
-    return content
+    shutil.rmtree(trial.caches, ignore_errors=True)
+    return trial.caches
 
 
 class SmallDisk:
@@ -70,46 +59,29 @@ class SmallDisk:
             subprocess.run(["umount", self.folder], check=True)
 
 
-class Night:
-    """Refreshes of one cache, each of which goes on where the last one was stopped."""
+def broken(trial, fault):
+    """Start a refresh, which goes on where the last was stopped; once a further unit is done, have the fault happen.
 
-    def __init__(self, trial, caches):
-        self.trial, self.caches = trial, caches
-
-    def num_units(self):
-        return len(list(self.caches.glob("*/journal/*.json")))
-
-    def finished(self):
-        """Shards of finished units that are not published yet, with the time at which each was written."""
-        shards = {}
-        for path in self.caches.glob("*/journal/*.json"):
-            block, group = path.stem.split(".")
-            shards |= self.shards(f"*/arrays.zarr/{group}/*/c.{int(block)}.*")
-        return shards
-
-    def shards(self, pattern="*/arrays.zarr/*/*/c.*"):
-        return {path: path.stat().st_mtime_ns for path in self.caches.glob(pattern)}
-
-    def broken(self, fault):
-        """Start a refresh, have the fault happen once a further unit is done; returns the run's end."""
-        before, num_before = self.finished(), self.num_units()
-        run = self.trial.begin(REFRESH, config=self.trial.slow)
-        self.trial.until(lambda: self.num_units() > num_before or self.trial.state(run)[0] == "Failed")
-        fault(run)
-        end = self.trial.ended(run)
-        assert self.shards().items() >= before.items(), "what was finished is computed once"
-        return end
+    Returns the run's end.
+    """
+    finished, num_units = trial.finished(), len(trial.units())
+    run = trial.begin(REFRESH, config=trial.slow)
+    trial.until(lambda: len(trial.units()) > num_units or trial.state(run)[0] == "Failed")
+    fault(run)
+    end = trial.ended(run)
+    assert trial.shards().items() >= finished.items(), "what was finished is computed once"
+    return end
 
 
 def test_a_refresh_comes_through_a_night_of_faults_with_every_byte(trial, caches, undisturbed):
-    night = Night(trial, caches)
+    assert trial.ended(undisturbed)[0] == "Completed"
     with SmallDisk(caches, 64) as disk:
         if disk.is_there:
-            state, message = night.broken(lambda run: None)
+            state, message = broken(trial, lambda run: None)
             assert (state, "No space left on device" in message) == ("Failed", True), message
             disk.grow(1024)
 
-        state, message = night.broken(lambda run: os.kill(trial.process_of(run), signal.SIGKILL))
+        state, message = broken(trial, lambda run: os.kill(trial.process_of(run), signal.SIGKILL))
         assert (state, "SIGKILL" in message) == ("Crashed", True), message
 
         def cancel(run):
@@ -118,20 +90,20 @@ def test_a_refresh_comes_through_a_night_of_faults_with_every_byte(trial, caches
             trial.until(lambda: not Path(f"/proc/{process}").exists())
             assert time.monotonic() - started < 30
 
-        assert night.broken(cancel)[0] == "Cancelled"
+        assert broken(trial, cancel)[0] == "Cancelled"
 
-        state, message = night.broken(lambda run: os.kill(trial.worker(), signal.SIGKILL))
+        state, message = broken(trial, lambda run: os.kill(trial.worker(), signal.SIGKILL))
         assert state in ("Crashed", "Completed"), message  # the process goes on alone, a while or to its end
 
         assert trial.ended(trial.begin(REFRESH, config=trial.slow))[0] == "Completed"
-        assert_same(content_of(caches), undisturbed)
+        assert_same(content_of(caches), content_of(trial.folder / "cache/undisturbed"))
     if not disk.is_there:
         pytest.skip("no right to mount a file system: all but the full disk was done")
 
 
 def test_a_refresh_outlives_a_server_that_is_gone_for_twenty_seconds(trial, caches):
     run = trial.begin(REFRESH, config=trial.slow, profile="compact")
-    trial.until(lambda: list(caches.glob("*/journal/*.json")))
+    trial.until(trial.units)
     assert trial.state(run)[0] == "Running"
     (server,) = (pid for pid, words in processes(f"PREFECT_API_URL={trial.address}") if "server start" in words)
     trial.process.send_signal(signal.SIGSTOP)  # who would start it again at once
@@ -141,28 +113,33 @@ def test_a_refresh_outlives_a_server_that_is_gone_for_twenty_seconds(trial, cach
     trial.until(trial.answers)
     assert trial.ended(run)[0] == "Completed"
     following = trial.begin(REFRESH, config=trial.slow, profile="compact")
-    assert trial.ended(following)[0] == "Completed"
-    assert f"extract: nothing to do, {NUM_FRAMES} kept" in trial.log_lines(following)
     verified = trial.command(BIN / "fantrans", "cache", "verify", "--deep", "bp4d-synthetic")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert trial.ended(following)[0] == "Completed"
+    assert f"extract: nothing to do, {NUM_FRAMES} kept" in trial.log_lines(following)
 
 
-def test_of_two_schedules_that_fire_together_one_waits_and_then_computes_nothing(trial, caches):
+@pytest.fixture(scope="module")
+def together(trial, caches):
+    """Two refreshes whose schedules fired together, ended."""
     runs = [trial.begin(REFRESH) for _ in range(2)]
     trial.until(lambda: "AwaitingConcurrencySlot" in [trial.state(run)[0] for run in runs])
     assert [trial.ended(run)[0] for run in runs] == ["Completed", "Completed"]
-    lines = [trial.log_lines(run) for run in runs]
+    return runs
+
+
+def test_of_two_schedules_that_fire_together_one_waits_and_then_computes_nothing(trial, together):
+    lines = [trial.log_lines(run) for run in together]
     assert sorted(f"extract: {NUM_FRAMES} new, 0 kept" in each for each in lines) == [False, True]
     assert sorted(f"extract: nothing to do, {NUM_FRAMES} kept" in each for each in lines) == [False, True]
-    (_, first_end), (second_start, _) = sorted(trial.times(run) for run in runs)
+    (_, first_end), (second_start, _) = sorted(trial.times(run) for run in together)
     assert first_end <= second_start
 
 
-def test_a_poisoned_frame_is_named_and_costs_no_other(trial, caches):
-    assert trial.ended(trial.begin(REFRESH))[0] == "Completed"
+@pytest.mark.usefixtures("together")
+def test_a_poisoned_frame_is_named_and_costs_no_other(trial):
     image = sorted((trial.folder / "raw").glob("BP4D-training/*/*/*.jpg"))[0]
     before, content = trial.shards(), image.read_bytes()
-    assert before
     image.write_bytes(content[:100] + b"\xff" * 50)
     try:
         run = trial.begin(REFRESH)

@@ -15,7 +15,7 @@ from tests.small_catalog import NUM_FRAMES
 REFRESH = "refresh-cache/bp4d-synthetic"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def refreshed(trial):
     """The shards that a refresh from crops wrote."""
     shutil.rmtree(trial.folder / "cache", ignore_errors=True)
@@ -26,14 +26,13 @@ def refreshed(trial):
     return shards
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def zombie(trial, refreshed):
-    """A refresh whose process and worker were killed together, so that nobody is left to say so."""
-    run = trial.begin(REFRESH)
-    process = trial.process_of(run)
-    trial.until(lambda: trial.state(run)[0] == "Running")
+    """A refresh whose process and worker were killed together in its midst, so that nobody is left to say so."""
+    run = trial.begin(REFRESH, profile="compact")
+    trial.until(trial.units)
     os.kill(trial.worker(), signal.SIGKILL)
-    os.kill(process, signal.SIGKILL)
+    os.kill(trial.process_of(run), signal.SIGKILL)
     return run
 
 
@@ -49,10 +48,12 @@ def test_a_refresh_says_what_it_did_in_its_log_and_in_an_artifact(trial, refresh
     assert {each["description"]: each["data"] for each in progress}["extract features"] == 100
 
 
-def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial, zombie):
-    for deployment in ("train-folds", "report", "report"):
+@pytest.mark.usefixtures("zombie")
+def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial):
+    for deployment in ("train-folds", "report"):
         done = trial.run(f"{deployment}/bp4d-synthetic", config=trial.small)
         assert done.returncode == 0, done.stdout + done.stderr
+    assert trial.ended(trial.begin("report/bp4d-synthetic", config=trial.small))[0] == "Completed"
     (path,) = trial.folder.glob("runs/*/report.json")
     newer, older = trial.artifacts("f1-bp4d-synthetic-small")
     assert newer["data"] == older["data"]
@@ -72,6 +73,7 @@ def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
     assert trial.asked("flow_runs/count") == before
 
 
+@pytest.mark.usefixtures("zombie", "undisturbed")  # in this order: the first kills the worker
 def test_bad_input_fails_the_run_with_its_sentence_and_tells_the_webhook(trial, told):
     run = trial.begin("train-folds/bp4d-synthetic", config="nothing")
     state, message = trial.ended(run)
@@ -112,12 +114,12 @@ def test_bootstrapping_a_server_again_changes_nothing(trial):
     assert schedule["active"], "what an operator has switched on"
 
 
-def test_a_run_that_died_with_its_worker_is_found_and_told_and_the_next_one_computes_nothing(
-    trial, told, zombie, refreshed
-):
-    following = trial.begin(REFRESH)
+def test_a_run_that_died_with_its_worker_is_found_and_told_and_the_next_one_computes_the_rest(trial, told, zombie):
+    finished = trial.finished()
+    assert finished
+    following = trial.begin(REFRESH, profile="compact")
     assert trial.ended(zombie) == ("Crashed", "no heartbeat: its process and worker are gone")
     trial.until(lambda: any(zombie in line and "Crashed. no heartbeat" in line for line in told[0]))
     assert trial.ended(following)[0] == "Completed"
-    assert "extract: nothing to do, 96 kept" in trial.log_lines(following)
-    assert trial.shards() == refreshed
+    assert f"extract: {NUM_FRAMES} new, 0 kept" in trial.log_lines(following)
+    assert trial.shards().items() >= finished.items(), "what was finished is computed once"
