@@ -18,16 +18,17 @@ def ahead(
     num_threads: int,
     drop: Callable[[_Out], object] = lambda _: None,
 ) -> Iterator[tuple[_In, Future[_Out]]]:
-    """Each item with what the function gives for it, in order, while threads work on as many that follow.
+    """Each item with what the function gives for it, in order; threads work on the items that follow.
 
-    Items are taken in the caller's thread. What nobody takes any more, because of an error, goes to `drop`.
+    Items are taken in the caller's thread, until the first result is there or all threads are busy. What nobody takes
+    any more, because of an error, goes to `drop`.
     """
     coming: deque[tuple[_In, Future[_Out]]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             for item in items:
                 coming.append((item, pool.submit(function, item)))
-                if len(coming) > num_threads:
+                if coming[0][1].done() or len(coming) > num_threads:
                     yield coming.popleft()
             while coming:
                 yield coming.popleft()

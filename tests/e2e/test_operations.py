@@ -62,6 +62,15 @@ def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial)
     assert path.with_suffix(".html").as_uri() in newer["description"]
 
 
+def test_bad_input_fails_the_run_with_its_sentence_and_tells_the_webhook(trial, told):
+    run = trial.begin("train-folds/bp4d-synthetic", config="nothing")
+    state, message = trial.ended(run)
+    assert state == "Failed"
+    assert "there is no experiment 'nothing'" in message
+    trial.until(lambda: any(run in line and "there is no experiment 'nothing'" in line for line in told[0]))
+
+
+@pytest.mark.usefixtures("zombie", "undisturbed")  # in this order: the first kills the worker
 def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
     before = trial.asked("flow_runs/count")
     refused = trial.run(REFRESH, profile="tiny")
@@ -71,15 +80,6 @@ def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
     assert refused.returncode == 1
     assert "0 is less than the minimum of 1" in " ".join((refused.stdout + refused.stderr).split())
     assert trial.asked("flow_runs/count") == before
-
-
-@pytest.mark.usefixtures("zombie", "undisturbed")  # in this order: the first kills the worker
-def test_bad_input_fails_the_run_with_its_sentence_and_tells_the_webhook(trial, told):
-    run = trial.begin("train-folds/bp4d-synthetic", config="nothing")
-    state, message = trial.ended(run)
-    assert state == "Failed"
-    assert "there is no experiment 'nothing'" in message
-    trial.until(lambda: any(run in line and "there is no experiment 'nothing'" in line for line in told[0]))
 
 
 def test_status_shows_worker_runs_and_caches(trial, refreshed):

@@ -28,12 +28,19 @@ def test_an_error_is_its_items_own():
 
 
 def test_what_nobody_takes_after_an_error_is_dropped():
+    is_over = threading.Event()
+
     def items():
         yield from range(4)
+        is_over.set()
         raise OSError("the disk is full")
 
+    def text(number):
+        assert number == 0 or is_over.wait(10)
+        return str(number)
+
     dropped = []
-    results = ahead(str, items(), num_threads=3, drop=dropped.append)
+    results = ahead(text, items(), num_threads=3, drop=dropped.append)
     assert next(results)[1].result() == "0"
     with pytest.raises(OSError, match="full"):
         next(results)
@@ -41,12 +48,19 @@ def test_what_nobody_takes_after_an_error_is_dropped():
 
 
 def test_what_nobody_takes_after_the_takers_error_is_dropped():
+    is_over = threading.Event()
+
+    def text(number):
+        assert number == 0 or is_over.wait(10)
+        return str(number)
+
+    def take_two():
+        for number, future in ahead(text, range(9), num_threads=3, drop=dropped.append):
+            if number == 1:
+                is_over.set()
+                raise RuntimeError(future.result())
+
     dropped = []
-
-    def take_one():
-        for _, future in ahead(str, range(9), num_threads=3, drop=dropped.append):
-            raise RuntimeError(future.result())
-
-    with pytest.raises(RuntimeError, match="0"):
-        take_one()
-    assert dropped == ["1", "2", "3"]
+    with pytest.raises(RuntimeError, match="1"):
+        take_two()
+    assert dropped == ["2", "3", "4"]
