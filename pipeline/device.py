@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
@@ -32,6 +33,12 @@ def map_batches(
             yield future.result()
     finally:
         torch.set_num_threads(num_threads)
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Convolutions of a GPU in the arithmetic that is asked for, and the same at every call."""
+    # cuDNN is switched off by whoever leaves `enabled` out
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def checked_device(device: str) -> str:

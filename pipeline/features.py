@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.fan import FAN, INPUT_SIZE_PX
 from models.resnet import ResNet18Features
 from pipeline.catalog import WeightsEntry
-from pipeline.device import map_batches
+from pipeline.device import exact_convolutions, map_batches
 from pipeline.errors import DataError, WeightsError
 from pipeline.weights import load_weights
 
@@ -168,5 +168,5 @@ def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:
 
 def _maps(network: Network, images: Tensor, precision: Precision) -> dict[str, Tensor]:
     autocast = torch.autocast(images.device.type, dtype=_DTYPES[precision]) if precision in _DTYPES else nullcontext()
-    with autocast, torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+    with autocast, exact_convolutions():
         return {name: values.half() for name, values in network.taps(images).items()}

@@ -27,7 +27,7 @@ from models.head import FanTransHead, carry_over
 from models.losses import class_weights, total_loss
 from pipeline.config import TrainConfig
 from pipeline.deployed import write_deployed
-from pipeline.device import checked_device
+from pipeline.device import checked_device, exact_convolutions
 from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.evaluate import count, predict
 from pipeline.files import write_atomically, write_bytes_atomically
@@ -114,9 +114,8 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     names = f"fold {heads[0].test_part}" if len(heads) == 1 else f"{len(heads)} heads"
     num_before = sum(head.num_epochs_done * head.num_epoch_frames for head in heads)
     total = sum(head.settings.num_epochs * head.num_epoch_frames for head in heads)
-    exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
     with (
-        exact,
+        exact_convolutions(),
         track(f"train {names}", total=total, unit="frames", num_before=num_before) as step,
         closing(pages.epochs(first, end)) as coming,
     ):
