@@ -41,19 +41,20 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
         write(temp)
         fsync_file(temp)
     except OSError as error:
-        _discard(temp)
+        discard(temp)
         reason = error.strerror or str(error)
         raise PlaceError(
             f"{path} cannot be written: {reason}; mend the place and run this again, what was finished is kept",
             error.errno,
         ) from None
     except BaseException:
-        _discard(temp)
+        discard(temp)
         raise
     return temp
 
 
-def _discard(temp: Path) -> None:
+def discard(temp: Path) -> None:
+    """Remove a staged file that nobody wants any more, if it is there and that can be done."""
     with suppress(OSError):
         temp.unlink(missing_ok=True)
 
@@ -70,7 +71,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         put_in_place(temp, path)
     finally:
-        _discard(temp)
+        discard(temp)
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:

@@ -101,13 +101,13 @@ class UnitSource:
         Written behind what is computed, so that a GPU waits neither for its inputs nor for the disk.
         """
         computed = self.computed(tasks)
-        for (task, _), shards in ahead(self._shards, computed, num_threads=self._num_threads, drop=StagedUnit.discard):
-            yield task, outcome(shards.result)
+        for (task, _), staged in ahead(self._staged, computed, num_threads=self._num_threads, drop=_discard):
+            yield task, outcome(staged.result)
 
-    def _shards(self, computed: tuple[UnitTask, UnitValues | Exception]) -> StagedUnit:
+    def _staged(self, computed: tuple[UnitTask, UnitValues | Exception]) -> StagedUnit | Exception:
         task, values = computed
         if isinstance(values, Exception):
-            raise values
+            return values
         return stage_unit(self.folder, self.arrays, task.unit, values.rows, values.arrays, block_rows=self.block_rows)
 
     @property
@@ -332,6 +332,11 @@ def _write_here(writer: StoreWriter, source: UnitSource, blocks: _Blocks, step: 
 def _commit(writer: StoreWriter, staged: tuple[UnitTask, StagedUnit | Exception]) -> None:
     if isinstance(staged[1], StagedUnit):
         writer.commit_unit(staged[1])
+
+
+def _discard(staged: StagedUnit | Exception) -> None:
+    if isinstance(staged, StagedUnit):
+        staged.discard()
 
 
 def _write_by_workers(

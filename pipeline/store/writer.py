@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import CacheError
-from pipeline.files import TEMP_PREFIX, put_in_place, write_bytes_atomically
+from pipeline.files import TEMP_PREFIX, discard, put_in_place, write_bytes_atomically
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.store.copies import read_sealed_json, sealed_json
 from pipeline.store.lock import writer_lock
@@ -105,7 +105,7 @@ class StagedUnit:
     def discard(self) -> None:
         """Remove the shards, which were not committed."""
         for temp in self.temps.values():
-            temp.unlink(missing_ok=True)
+            discard(temp)
 
 
 def stage_unit(
@@ -131,7 +131,14 @@ def stage_unit(
         return stage_shard(path, values[spec.name], slots=slots[present], spec=spec, block_rows=block_rows)
 
     with ThreadPoolExecutor(len(arrays)) as pool:  # each waits for the disk; together they wait once
-        staged = dict(zip((spec.name for spec in arrays), pool.map(stage, arrays), strict=True))
+        staging = [pool.submit(stage, spec) for spec in arrays]
+    try:
+        staged = {spec.name: shard.result() for spec, shard in zip(arrays, staging, strict=True)}
+    except BaseException:  # on a full disk the others would be in the way
+        for shard in staging:
+            if shard.exception() is None:
+                discard(shard.result()[0])
+        raise
     return StagedUnit(
         unit=unit, frame_ids=rows["frame_id"].tolist(), keys=rows["key"].tolist(), slots=slots.tolist(),
         is_present=present.tolist(), temps={name: temp for name, (temp, _) in staged.items()},

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -181,13 +182,15 @@ def told():
 
 @pytest.fixture(scope="package")
 def undisturbed(trial):
-    """A refresh by four processes of a Dask cluster, under way: its run.
+    """A refresh by four processes of a Dask cluster, under way: a future of `Trial.run`.
 
     Of another data set and from another deployment, so that it meets nothing that happens to others.
     """
     elsewhere = "refresh-cache/disfa"
     trial.request("PATCH", f"deployments/{trial.deployment(elsewhere)['id']}", json={"work_pool_name": "cpu"})
-    return trial.begin(elsewhere, dataset="undisturbed", device="cpu", config=trial.slow, cluster={"num_workers": 4})
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(trial.run, elsewhere, dataset="undisturbed", device="cpu", config=trial.slow,
+                          cluster={"num_workers": 4})
 
 
 @pytest.fixture(scope="package")

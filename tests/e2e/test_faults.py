@@ -74,7 +74,6 @@ def broken(trial, fault):
 
 
 def test_a_refresh_comes_through_a_night_of_faults_with_every_byte(trial, caches, undisturbed):
-    assert trial.ended(undisturbed)[0] == "Completed"
     with SmallDisk(caches, 64) as disk:
         if disk.is_there:
             state, message = broken(trial, lambda run: None)
@@ -92,6 +91,8 @@ def test_a_refresh_comes_through_a_night_of_faults_with_every_byte(trial, caches
 
         assert broken(trial, cancel)[0] == "Cancelled"
 
+        done = undisturbed.result()  # which would die with its worker
+        assert done.returncode == 0, done.stdout + done.stderr
         state, message = broken(trial, lambda run: os.kill(trial.worker(), signal.SIGKILL))
         assert state in ("Crashed", "Completed"), message  # the process goes on alone, a while or to its end
 

@@ -70,7 +70,6 @@ def test_bad_input_fails_the_run_with_its_sentence_and_tells_the_webhook(trial, 
     trial.until(lambda: any(run in line and "there is no experiment 'nothing'" in line for line in told[0]))
 
 
-@pytest.mark.usefixtures("zombie", "undisturbed")  # in this order: the first kills the worker
 def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
     before = trial.asked("flow_runs/count")
     refused = trial.run(REFRESH, profile="tiny")
@@ -82,6 +81,7 @@ def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
     assert trial.asked("flow_runs/count") == before
 
 
+@pytest.mark.usefixtures("zombie", "undisturbed")  # in this order: the first kills the worker
 def test_status_shows_worker_runs_and_caches(trial, refreshed):
     shown = trial.command(BIN / "fantrans", "ops", "status", COLUMNS="120").stdout
     lines = [line.split() for line in shown.splitlines()]

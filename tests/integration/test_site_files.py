@@ -20,7 +20,7 @@ RUN_BY = {
     "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch":
         ("tests/e2e/conftest.py", '"--no-prompt", "deployment", "run", deployment, "--watch"'),
     "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch -p 'cluster={\"num_workers\": 4}'":
-        ("tests/e2e/test_faults.py", 'trial.run(REFRESH, config=trial.slow, cluster={"num_workers": 4})'),
+        ("tests/e2e/conftest.py", 'cluster={"num_workers": 4})'),
     "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic' --watch":
         ("tests/e2e/test_operations.py", '"train-folds"'),
     "prefect --no-prompt deployment run 'report/bp4d-synthetic' --watch": ("tests/e2e/test_operations.py", '"report"'),
