@@ -17,6 +17,7 @@ from tests.small_catalog import write_small_catalog
 from tests.webhook import webhook
 
 BIN = Path(sys.executable).parent
+REFRESH = "refresh-cache/bp4d-synthetic"
 PATIENCE_S = 240
 
 
@@ -181,7 +182,15 @@ def told():
 
 
 @pytest.fixture(scope="package")
-def undisturbed(trial):
+def refreshed(trial):
+    """The first refresh of the rendered faces, done."""
+    done = trial.run(REFRESH)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert trial.shards()
+
+
+@pytest.fixture(scope="package")
+def undisturbed(trial, refreshed):
     """A refresh by four processes of a Dask cluster, under way: a future of `Trial.run`.
 
     Of another data set and from another deployment, so that it meets nothing that happens to others.

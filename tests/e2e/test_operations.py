@@ -2,28 +2,14 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 
 import pytest
 
 from pipeline.catalog import CATALOG_FILE
-from tests.e2e.conftest import BIN
+from tests.e2e.conftest import BIN, REFRESH
 from tests.small_catalog import NUM_FRAMES
-
-REFRESH = "refresh-cache/bp4d-synthetic"
-
-
-@pytest.fixture(scope="package")
-def refreshed(trial):
-    """The shards that a refresh from crops wrote."""
-    shutil.rmtree(trial.folder / "cache", ignore_errors=True)
-    done = trial.run(REFRESH)
-    assert done.returncode == 0, done.stdout + done.stderr
-    shards = trial.shards()
-    assert shards
-    return shards
 
 
 @pytest.fixture(scope="package")

@@ -13,10 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.e2e.conftest import BIN, processes
+from tests.e2e.conftest import BIN, REFRESH, processes
 from tests.small_catalog import NUM_FRAMES
-
-REFRESH = "refresh-cache/bp4d-synthetic"
 
 
 def content_of(folder):
