@@ -138,7 +138,7 @@ class Trial:
 
     def units(self):
         """Journal entries of finished units that are not published yet."""
-        return list(self.caches.glob("*/journal/*.json"))
+        return list(self.caches.glob("*/journal/[0-9]*.json"))  # and none that is being written
 
     def finished(self):
         """The shards of those units."""
