@@ -102,7 +102,7 @@ def extract_features(
                 raise DataError(f"feature {name} exceeds half precision; a cache of fp16 needs other weights")
         for name, values in kept.items():
             here = values[: rows.stop - rows.start].numpy()
-            if len(here) == len(crops):
+            if len(here) == len(crops):  # one batch holds them all: no copy
                 out[name] = here
                 continue
             if name not in out:

@@ -139,6 +139,7 @@ def test_of_two_schedules_that_fire_together_one_waits_and_then_computes_nothing
 def test_a_poisoned_frame_is_named_and_costs_no_other(trial):
     image = sorted((trial.folder / "raw").glob("BP4D-training/*/*/*.jpg"))[0]
     before, content = trial.shards(), image.read_bytes()
+    assert before
     image.write_bytes(content[:100] + b"\xff" * 50)
     try:
         run = trial.begin(REFRESH)

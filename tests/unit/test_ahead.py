@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -20,6 +21,21 @@ def test_results_come_in_order_and_the_next_are_under_way_meanwhile():
     assert (item, first.result()) == (0, 0)
     assert [(item, future.result()) for item, future in results] == [(1, 2), (2, 4), (3, 6), (4, 8)]
     assert sorted(started) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_there_is_handed_on_before_all_threads_are_busy():
+    taken = []
+
+    def items():
+        for number in range(9):
+            time.sleep(0.1)  # in which the one before is long done
+            taken.append(number)
+            yield number
+
+    results = ahead(str, items(), num_threads=8)
+    assert next(results)[0] == 0
+    assert len(taken) < 9
+    results.close()
 
 
 def test_an_error_is_its_items_own():
