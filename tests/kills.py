@@ -102,6 +102,20 @@ def check_last_revisions(state: Path) -> int:
     return len(stores(state))
 
 
+def finished_units(caches: Path) -> list[Path]:
+    """Journal entries, in a data set's caches, of units that are finished and not published yet."""
+    return list(caches.glob("*/journal/[0-9]*.json"))  # and none that is being written
+
+
+def finished_shards(caches: Path) -> dict[Path, int]:
+    """The shards of those units, with the time at which each was written."""
+    shards: list[Path] = []
+    for entry in finished_units(caches):
+        block, group = entry.stem.split(".")
+        shards += (entry.parents[1] / "arrays.zarr" / group).glob(f"*/c.{int(block)}.*")
+    return {shard: shard.stat().st_mtime_ns for shard in shards}
+
+
 def written(state: Path) -> dict[str, bytes]:
     """Every file that a refresh left, with its bytes."""
     return {str(path.relative_to(state)): path.read_bytes() for path in sorted(state.rglob("*"))

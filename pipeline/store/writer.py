@@ -291,7 +291,7 @@ class _State:
             intact = _intact(state.revision.records, format, sizes)
             state.damaged |= state.revision.records.keys() - intact.keys()
             state.records.update({unit: files for unit, files in intact.items() if unit not in state.damaged})
-        for path in sorted((folder / JOURNAL_NAME).glob("*.json")):
+        for path in sorted((folder / JOURNAL_NAME).glob("[0-9]*.json")):  # and none that is being written
             entry = read_sealed_json(path, fallback={})
             if not entry:
                 continue  # damaged: its unit is computed again

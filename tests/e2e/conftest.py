@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.kills import finished_shards, finished_units
 from tests.small_catalog import write_small_catalog
 from tests.webhook import webhook
 
@@ -132,21 +133,15 @@ class Trial:
 
         return self.until(asked)
 
-    def shards(self, pattern="*/arrays.zarr/*/*/c.*"):
+    def shards(self):
         """Shards of the data set's caches, with the time at which each was written."""
-        return {path: path.stat().st_mtime_ns for path in self.caches.glob(pattern)}
+        return {path: path.stat().st_mtime_ns for path in self.caches.glob("*/arrays.zarr/*/*/c.*")}
 
     def units(self):
-        """Journal entries of finished units that are not published yet."""
-        return list(self.caches.glob("*/journal/[0-9]*.json"))  # and none that is being written
+        return finished_units(self.caches)
 
     def finished(self):
-        """The shards of those units."""
-        shards = {}
-        for path in self.units():
-            block, group = path.stem.split(".")
-            shards |= self.shards(f"*/arrays.zarr/{group}/*/c.{int(block)}.*")
-        return shards
+        return finished_shards(self.caches)
 
     def ended(self, run):
         """Wait for the run to end; returns its state's name and message."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kills import finished_shards, finished_units
+
 FANTRANS = Path(sys.executable).with_name("fantrans")
 PATIENCE_S = 900
 
@@ -47,11 +49,11 @@ def kill_once(condition, environment, log):
 
 def test_a_killed_demo_resumes_and_a_second_one_has_nothing_to_do(environment):
     folder, variables = environment
-    cache, runs = folder / "cache", folder / "runs"
+    cache, runs = folder / "cache/demo_quick", folder / "runs"
     with (folder / "log").open("w") as log:
-        kill_once(lambda: any(cache.rglob("journal/*.json")), variables, log)
+        kill_once(lambda: finished_units(cache), variables, log)
         assert not any(cache.rglob("current.json")), "killed too late to show a resumed refresh"
-        shards = {path: path.stat().st_mtime_ns for path in cache.rglob("view_00/lf/c*")}
+        shards = finished_shards(cache)
         assert shards
         kill_once(lambda: any(runs.rglob("fold-*/checkpoint.pt")), variables, log)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards, "a finished shard was written again"
