@@ -49,7 +49,7 @@ def test_every_command_of_the_operations_page_is_named_with_the_test_that_runs_i
 def test_places_of_the_settings_are_those_that_the_catalog_reads():
     known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text()))
     known |= {"FANTRANS_WEBHOOK", "FANTRANS_GPUS", "NUMBA_CACHE_DIR"}
-    ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
+    ours = {name for name in settings() if not name.startswith(("PREFECT_", "MALLOC_", "DO_NOT_TRACK"))}
     assert ours <= known
     assert {"FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT", "DISFA_ROOT"} <= ours
 
