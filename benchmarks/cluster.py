@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 
 from distributed import Client, LocalCluster
 
-from pipeline.job import RefreshJob, make_extractor, prepare_refresh
-from pipeline.refresh import extract_features
+from pipeline.refresh.job import RefreshJob, make_extractor, prepare_refresh
+from pipeline.refresh.stages import extract_features
 
 
 def main() -> None:

@@ -25,11 +25,11 @@ from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import map_losses
 from pipeline.cache.writer import FIDELITY_FILE
 from pipeline.config import CONFIG_FOLDER, PROFILES
-from pipeline.deployed import load_deployed
-from pipeline.evaluate import count, predict
-from pipeline.metrics import resampled_percent
-from pipeline.runs import DEPLOYED_NAME, TrainingRun, prepare_run
-from pipeline.train import train_heads
+from pipeline.training.export import load_deployed
+from pipeline.training.metrics import resampled_percent
+from pipeline.training.predict import count, predict
+from pipeline.training.runs import DEPLOYED_NAME, TrainingRun, prepare_run
+from pipeline.training.trainer import train_heads
 
 NUM_RESAMPLES = 1000
 DOCUMENT = Path(__file__).parent.parent / "docs/fidelity.md"

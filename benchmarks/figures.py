@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from models.fan import decode_landmarks
+from pipeline.cache.crops import CropReader, crops_format
 from pipeline.catalog import load_catalog
-from pipeline.crops import CropReader, crops_format
-from pipeline.features import load_fan
+from pipeline.datasets.images import read_image
+from pipeline.faces.features import load_fan
+from pipeline.faces.views import ViewParams, render_view
 from pipeline.fingerprint import crops_document
-from pipeline.images import read_image
-from pipeline.job import prepare_refresh
-from pipeline.report import read_report
-from pipeline.runs import prepare_run
-from pipeline.views import ViewParams, render_view
+from pipeline.refresh.job import prepare_refresh
+from pipeline.report.run import read_report
+from pipeline.training.runs import prepare_run
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -20,12 +20,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.config import CONFIG_FOLDER, load_experiment
-from pipeline.loader import CachedFrames, evaluation_batches
-from pipeline.metrics import confusion_counts, summarise
 from pipeline.protocols import PARTS
-from pipeline.report import read_report
-from pipeline.runs import TrainingRun, prepare_run
-from pipeline.train import train_folds
+from pipeline.report.run import read_report
+from pipeline.training.loader import CachedFrames, evaluation_batches
+from pipeline.training.metrics import confusion_counts, summarise
+from pipeline.training.runs import TrainingRun, prepare_run
+from pipeline.training.trainer import train_folds
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from pipeline.catalog import load_catalog
-from pipeline.folds import train_parts
-from pipeline.loader import Page, TrainingPages
-from pipeline.relay import relay
-from pipeline.runs import Runs, TrainingRun
-from pipeline.train import HeadTraining, keep_freed_memory
+from pipeline.protocols import train_parts
+from pipeline.runtime.broadcast import relay
+from pipeline.training.loader import Page, TrainingPages
+from pipeline.training.runs import Runs, TrainingRun
+from pipeline.training.trainer import HeadTraining, keep_freed_memory
 
 
 def main() -> None:

@@ -24,15 +24,15 @@ import yaml
 from safetensors.torch import save_file
 
 from models.fan import FAN
-from pipeline import crops
+from pipeline.cache import crops
 from pipeline.cache.writer import refresh
 from pipeline.catalog import load_catalog
 from pipeline.datasets.bp4d import CODES, IMAGES
-from pipeline.files import file_sha256
-from pipeline.job import RefreshJob, crop_reader, features_of, prepare_refresh
 from pipeline.protocols import PROTOCOLS
-from pipeline.records import BOX_COLUMNS, write_table
-from pipeline.refresh import crop_faces, index_frames, refresh_cache
+from pipeline.refresh.job import RefreshJob, crop_reader, features_of, prepare_refresh
+from pipeline.refresh.stages import crop_faces, index_frames, refresh_cache
+from pipeline.runtime.atomic import file_sha256
+from pipeline.tables import BOX_COLUMNS, write_table
 
 PLACE = Path("var/refresh_cost")
 NUM_COPIES, COPY_STEP = 4, 100_000

@@ -24,11 +24,11 @@ from models.head import FanTransHead
 from models.losses import class_weights, total_loss
 from pipeline.cache.format import view_group
 from pipeline.catalog import load_catalog
-from pipeline.features import extract_features, load_fan
-from pipeline.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches
+from pipeline.faces.features import extract_features, load_fan
 from pipeline.protocols import PARTS
-from pipeline.runs import TrainingRun, head_shape, prepare_run
-from pipeline.train import keep_freed_memory
+from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches
+from pipeline.training.runs import TrainingRun, head_shape, prepare_run
+from pipeline.training.trainer import keep_freed_memory
 
 NUM_CROPS = 64
 REPEATS = 3

@@ -20,7 +20,7 @@ from rich.table import Table
 from pipeline.errors import DataError, FantransError
 
 if TYPE_CHECKING:
-    from pipeline.dry_run import StagePlan
+    from pipeline.refresh.dry_run import StagePlan
     from pipeline.store.reader import StoreReader
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Facial action units with FAN-Trans.")
@@ -37,7 +37,7 @@ console = Console()
 
 
 def _checked_device(device: str) -> str:
-    from pipeline.device import checked_device
+    from pipeline.runtime.device import checked_device
 
     return checked_device(device)
 
@@ -91,8 +91,8 @@ def demo(
 ) -> None:
     """The whole main job on rendered faces: frames, faces, crops, features, three folds, F1 table."""
     from pipeline.catalog import load_catalog
-    from pipeline.report import write_report
-    from pipeline.runs import finished_run
+    from pipeline.report.run import write_report
+    from pipeline.training.runs import finished_run
 
     name = "demo_quick" if quick else "bp4d-synthetic"
     run = finished_run(load_catalog().dataset(name).experiment, dataset=name)
@@ -160,7 +160,7 @@ def synth(
 ) -> None:
     """Render faces with known action units in a data set's raw layout."""
     from pipeline.catalog import load_catalog
-    from pipeline.render import render_dataset
+    from pipeline.refresh.render import render_dataset
     from pipeline.synthetic.dataset import write_dataset
 
     if dataset is not None:
@@ -193,14 +193,14 @@ def refresh(
 ) -> None:
     """Bring a data set's index, boxes, crops and feature cache up to date; computes only what is missing."""
     if dry_run:
-        from pipeline.dry_run import plan_job
-        from pipeline.job import prepare_refresh
+        from pipeline.refresh.dry_run import plan_job
+        from pipeline.refresh.job import prepare_refresh
 
         job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=views, limit=limit,
                               device=device)
         _print_plan(plan_job(job))
         return
-    run = _flow_or_function("refresh_cache", flow_module="flows.refresh", function_module="pipeline.refresh")
+    run = _flow_or_function("refresh_cache", flow_module="flows.refresh", function_module="pipeline.refresh.stages")
     run(dataset, config=config, base=base, profile=profile, num_views=views, limit=limit, device=device,
         num_workers=workers)
 
@@ -219,7 +219,7 @@ def _print_plan(plans: list[StagePlan]) -> None:
 def cache_ls(dataset: MaybeDataset = None) -> None:
     """Every feature cache with its size, age, revision, what it was made with and who uses it."""
     from pipeline.catalog import load_catalog
-    from pipeline.maintain import list_caches
+    from pipeline.refresh.maintenance import list_caches
 
     catalog = load_catalog()
     for name in catalog.names(dataset):
@@ -242,7 +242,7 @@ def cache_verify(
 ) -> None:
     """Compare crops and caches with their indexes and checksums; exit status 2 if something is damaged."""
     from pipeline.catalog import load_catalog
-    from pipeline.maintain import verify_caches
+    from pipeline.refresh.maintenance import verify_caches
 
     catalog = load_catalog()
     is_whole = True
@@ -265,7 +265,7 @@ def cache_collect(
 ) -> None:
     """Free dead rows, stale revisions and orphans; what a reader holds stays."""
     from pipeline.catalog import load_catalog
-    from pipeline.maintain import collect_stores
+    from pipeline.refresh.maintenance import collect_stores
 
     catalog = load_catalog()
     for name in catalog.names(dataset):
@@ -281,7 +281,7 @@ def cache_stats(
 ) -> None:
     """Base rates of the cached frames, ranges of the channels, and what the profile loses."""
     from pipeline.catalog import load_catalog
-    from pipeline.maintain import cache_statistics, find_cache
+    from pipeline.refresh.maintenance import cache_statistics, find_cache
 
     catalog = load_catalog()
     folder = find_cache(catalog, dataset, fingerprint)
@@ -307,10 +307,10 @@ def cache_export(
     format: Annotated[ExportFormat, typer.Option()] = ExportFormat.HDF5,
 ) -> None:
     """Write a cache's newest revision as HDF5: one file a part, one frame a chunk."""
+    from pipeline.cache.crops import CropReader
     from pipeline.cache.reader import open_cache
     from pipeline.catalog import load_catalog
-    from pipeline.crops import CropReader
-    from pipeline.maintain import export_store, find_cache
+    from pipeline.refresh.maintenance import export_store, find_cache
 
     assert format is ExportFormat.HDF5
     catalog = load_catalog()
@@ -329,7 +329,7 @@ def cache_import(
 ) -> None:
     """Make a cache, or crops, from the files of an export; values and fingerprint are the same."""
     from pipeline.catalog import load_catalog
-    from pipeline.maintain import import_store
+    from pipeline.refresh.maintenance import import_store
 
     catalog = load_catalog()
     catalog.dataset(dataset)
@@ -351,7 +351,7 @@ def train(
     device: Device = "cpu",
 ) -> None:
     """Train heads on cached features, one a fold, and score them; prints the report. What is done is not done again."""
-    run = _flow_or_function("train_folds", flow_module="flows.train", function_module="pipeline.train")
+    run = _flow_or_function("train_folds", flow_module="flows.train", function_module="pipeline.training.trainer")
     tested = [part.strip() for part in parts.split(",")] if parts else None
     folders = run(config, dataset=dataset, base=base, parts=tested, init_from=init_from, device=device)
     if len(folders) == 1:
@@ -374,9 +374,9 @@ def report(
 ) -> None:
     """The F1 table of finished runs, or of a set beside the published one; and .json, .csv, .md of it."""
     from pipeline.catalog import load_catalog
-    from pipeline.report import write_report
-    from pipeline.report.tables import write_set_report
-    from pipeline.runs import run_folder
+    from pipeline.report.run import write_report
+    from pipeline.report.sets import write_set_report
+    from pipeline.training.runs import run_folder
 
     catalog = load_catalog()
     drawn: dict[str, Path] = {}
@@ -398,7 +398,7 @@ def report(
         drawn |= {row.name: row.folders[0] for row in table.rows if row.folders}
         together = together or path.with_name(f"{path.stem}-similarities")
     if figures and together is not None:
-        from pipeline.figures import write_figures
+        from pipeline.report.figures import write_figures
 
         for path in write_figures(catalog, drawn, together=together):
             _say(str(path))
@@ -412,8 +412,8 @@ def export(
 ) -> None:
     """The deployed branch of a fold alone: safetensors, its description, and ONNX, checked with onnxruntime."""
     from pipeline.catalog import load_catalog
-    from pipeline.deployed import export_deployed
-    from pipeline.runs import DEPLOYED_NAME, run_folder
+    from pipeline.training.export import export_deployed
+    from pipeline.training.runs import DEPLOYED_NAME, run_folder
 
     folder = run_folder(load_catalog(), run)
     if folder is None:
@@ -431,7 +431,7 @@ def compare(
     init_from: InitFrom = None,
 ) -> None:
     """The difference of two, AU by AU, with intervals from resampling the subjects that both were tested on."""
-    from pipeline.report.tables import compare_runs
+    from pipeline.report.sets import compare_runs
 
     comparison = compare_runs(ours, theirs, dataset=dataset, base=base, init_from=init_from)
     console.print(comparison.rich_table())
@@ -478,8 +478,8 @@ def train_fan(
 ) -> None:
     """Train a FAN on rendered faces; a killed training goes on where it was."""
     from pipeline.catalog import load_catalog
+    from pipeline.pretraining.fan import FanTraining, train_fan
     from pipeline.synthetic.bank import default_bank_path
-    from pipeline.train_fan import FanTraining, train_fan
 
     settings = FanTraining(width=width, num_steps=steps, max_lr=lr, num_faces=faces, seed=seed)
     pool = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
@@ -501,8 +501,8 @@ def train_retinaface(
     import torch
 
     from pipeline.catalog import load_catalog
+    from pipeline.pretraining.retinaface import train_retinaface
     from pipeline.synthetic.bank import default_bank_path
-    from pipeline.train_retinaface import train_retinaface
 
     work = load_catalog().roots.work / "weights" / f"scenes-{scenes}-{seed}"
     train_retinaface(out, bank_path=default_bank_path(), work=work, device=torch.device(device), num_steps=steps,
@@ -520,9 +520,9 @@ def train_resnet(
 ) -> None:
     """Train ResNet-18's early features to tell rendered faces apart; a killed training goes on where it was."""
     from pipeline.catalog import load_catalog
+    from pipeline.pretraining.fan import FACE_SIZE_PX, render_pool
+    from pipeline.pretraining.resnet import ResNetTraining, train_resnet
     from pipeline.synthetic.bank import default_bank_path
-    from pipeline.train_fan import FACE_SIZE_PX, render_pool
-    from pipeline.train_resnet import ResNetTraining, train_resnet
 
     folder = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
     pool = render_pool(folder, bank_path=default_bank_path(), num_faces=faces, seed=seed, size_px=FACE_SIZE_PX)
@@ -540,9 +540,9 @@ def fit_codec(
     device: Device = "cpu",
 ) -> None:
     """Fit the basis in which the profile compact keeps a FAN's maps; no labels are used."""
-    from pipeline.calibrate import fit_codec
-    from pipeline.files import file_sha256
-    from pipeline.job import prepare_refresh
+    from pipeline.refresh.fit_codec import fit_codec
+    from pipeline.refresh.job import prepare_refresh
+    from pipeline.runtime.atomic import file_sha256
 
     job = prepare_refresh(dataset, config=config, profile="exact", device=device)
     fit_codec(job, out, num_frames=frames)
@@ -566,16 +566,16 @@ def evaluate_weights(
     catalog = load_catalog()
     entry = catalog.weights_of(name)
     if entry.family == "fan":
-        from pipeline.features import load_fan
-        from pipeline.train_fan import evaluate_fan
+        from pipeline.faces.features import load_fan
+        from pipeline.pretraining.fan import evaluate_fan
 
         num = num or 500
         pool = catalog.roots.work / "weights" / f"unseen-faces-{num}-{seed}"
         scores = evaluate_fan(load_fan(entry, device), pool_path=pool, bank_path=default_bank_path(), num_faces=num,
                               seed=seed)
     else:
-        from pipeline.detect import load_detector
-        from pipeline.train_retinaface import evaluate_detector
+        from pipeline.faces.detect import load_detector
+        from pipeline.pretraining.retinaface import evaluate_detector
 
         detector = load_detector(entry, torch.device(device))
         scores = evaluate_detector(detector, bank_path=default_bank_path(), device=torch.device(device),
@@ -589,7 +589,7 @@ def _print_place(path: Path) -> None:
 
 
 def _print_entry(path: Path, kind: str) -> None:
-    from pipeline.files import file_sha256
+    from pipeline.runtime.atomic import file_sha256
 
     entry = f"{{path: {path}, sha256: {file_sha256(path)}, {kind}}}"
     console.print(f"for `weights:` in data_catalog.yaml:\n  {path.stem}: {entry}", soft_wrap=True, highlight=False,
@@ -599,8 +599,8 @@ def _print_entry(path: Path, kind: str) -> None:
 def _has_nothing_new(name: str, device: str) -> bool:
     """Whether a refresh of a data set would do nothing, found out without a Prefect server."""
     from pipeline.catalog import load_catalog
-    from pipeline.dry_run import plan_job
-    from pipeline.job import prepare_refresh
+    from pipeline.refresh.dry_run import plan_job
+    from pipeline.refresh.job import prepare_refresh
 
     if load_catalog().dataset(name).missing_folders():
         return False

@@ -7,7 +7,7 @@ from flows.report import report
 from flows.tasks import fantrans_flow
 from flows.train import train_folds
 from pipeline.catalog import load_catalog
-from pipeline.report import Report
+from pipeline.report.run import Report
 
 
 @fantrans_flow(name="main-job")

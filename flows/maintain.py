@@ -7,9 +7,9 @@ from typing import Any
 from prefect.artifacts import create_table_artifact
 
 from flows.tasks import fantrans_flow, fantrans_task
-from pipeline import maintain as stages
 from pipeline.catalog import load_catalog
 from pipeline.errors import CacheError
+from pipeline.refresh import maintenance as stages
 
 
 @fantrans_task()

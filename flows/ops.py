@@ -23,7 +23,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.bootstrap import QUEUES, bootstrap, wait_for_server
 from pipeline.catalog import load_catalog
 from pipeline.errors import ConfigError, FantransError
-from pipeline.maintain import list_caches
+from pipeline.refresh.maintenance import list_caches
 
 _START_S = 180.0
 _STOP_S = 20.0

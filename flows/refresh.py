@@ -11,12 +11,12 @@ from pydantic import Field
 
 from flows.cluster import Cluster, cluster_workers
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
-from pipeline import refresh as stages
 from pipeline.config import PositiveInt, Profile
-from pipeline.job import RefreshJob, prepare_refresh
-from pipeline.refresh import StageSummary
-from pipeline.render import render_dataset
-from pipeline.summary import write_summary
+from pipeline.refresh import stages
+from pipeline.refresh.job import RefreshJob, prepare_refresh
+from pipeline.refresh.render import render_dataset
+from pipeline.refresh.stages import StageSummary
+from pipeline.refresh.summary import write_summary
 
 
 @fantrans_task()

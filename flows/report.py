@@ -9,9 +9,9 @@ from prefect.artifacts import create_table_artifact
 
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.catalog import load_catalog
-from pipeline.report import Report, write_report
-from pipeline.report.tables import SetTable, write_set_report
-from pipeline.runs import runs_of
+from pipeline.report.run import Report, write_report
+from pipeline.report.sets import SetTable, write_set_report
+from pipeline.training.runs import runs_of
 
 
 @fantrans_task()

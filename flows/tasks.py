@@ -20,7 +20,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import exponential_backoff
 
 from pipeline.errors import PlaceError
-from pipeline.progress import heard_by
+from pipeline.runtime.progress import heard_by
 
 logger = logging.getLogger("fantrans")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.tasks import fantrans_flow, fantrans_task
-from pipeline import train as stages
 from pipeline.config import Part
+from pipeline.training import trainer as stages
 
 
 @fantrans_task()

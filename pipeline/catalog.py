@@ -15,8 +15,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.config import ExperimentSet, PositiveInt, Settings, first_fault, load_set, read_yaml
 from pipeline.errors import CatalogError, ConfigError, WeightsError
-from pipeline.files import file_sha256
 from pipeline.protocols import PROTOCOLS, Protocol
+from pipeline.runtime.atomic import file_sha256
 
 CATALOG_FILE = Path(__file__).parent.parent / "data_catalog.yaml"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")

@@ -9,8 +9,6 @@ and the frames themselves (each row carries a key of its image and box, so that 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,22 +16,10 @@ from models import fan, resnet
 from pipeline.catalog import Catalog, FileEntry, WeightsEntry
 from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
+from pipeline.store.fingerprint import fingerprint
 
 FORMAT_VERSION = 2
 """Raised when the same settings give other values or another layout."""
-
-_NUM_HEX = 16
-
-
-def canonical_json(document: Mapping[str, Any]) -> bytes:
-    """One byte string a document: sorted keys, no spaces, ASCII, shortest floats; NaN is refused."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def fingerprint(document: Mapping[str, Any]) -> str:
-    """The first 16 hex digits of the document's sha256: a folder's name."""
-    return hashlib.sha256(canonical_json(document)).hexdigest()[:_NUM_HEX]
-
 
 def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     """Everything that decides boxes, given the frames."""

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from pipeline.errors import DataError
-from pipeline.records import UNKNOWN
+from pipeline.tables import UNKNOWN
 
 PARTS = ("P1", "P2", "P3")
 
@@ -114,3 +115,19 @@ PROTOCOLS = {
                  min_positive_intensity=2, bad_frames={}),
     )
 }
+
+
+def train_parts(test_part: str) -> tuple[str, ...]:
+    """The parts that train when `test_part` tests."""
+    return tuple(part for part in PARTS if part != test_part)
+
+
+def check_subject_exclusive(frames: pd.DataFrame) -> None:
+    """Raise `DataError` if a subject has frames in two parts, or a part has no frames."""
+    parts_a_subject = frames.groupby("subject")["part"].nunique()
+    crossing = parts_a_subject[parts_a_subject > 1]
+    if len(crossing):
+        raise DataError(f"subject {crossing.index[0]} has frames in {crossing.iloc[0]} parts; each belongs in one")
+    empty = [part for part in PARTS if part not in set(frames["part"])]
+    if empty:
+        raise DataError(f"part {empty[0]} has no frames; a fold needs subjects in each of {', '.join(PARTS)}")

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from models.fan import FAN
 from pipeline.catalog import CATALOG_FILE, WeightsEntry, load_catalog
-from pipeline.files import file_sha256
+from pipeline.runtime.atomic import file_sha256
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import verify_store
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh", "models.retinaface"])
+PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh.stages", "models.retinaface"])
 
 CONFIG = """base: demo
 cache: {views: {num_views: 3}, features: {weights: tiny}}
@@ -123,7 +123,7 @@ def written(state: Path) -> dict[str, bytes]:
 
 
 def _refresh(environment: dict[str, str], config: str, kill_before: str | None, trace: Path | None) -> None:
-    from pipeline.refresh import refresh_cache
+    from pipeline.refresh.stages import refresh_cache
 
     os.environ.update(environment)
     torch.set_num_threads(1)

@@ -161,7 +161,7 @@ class Codec:
 
 
 def make_codec(profile: Profile, shapes: Shapes, *, basis: bytes | None = None) -> Codec:
-    """The codec of a profile; `compact` needs the bytes of a basis file (safetensors, see `pipeline.codec_fit`).
+    """The codec of a profile; `compact` needs the bytes of a basis file (see `pipeline.refresh.fit_codec`).
 
     Raises `CacheError` for a file that holds no basis of these maps.
     """

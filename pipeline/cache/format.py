@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.errors import CacheError
-from pipeline.fingerprint import canonical_json
+from pipeline.store.fingerprint import canonical_json
 from pipeline.store.revisions import read_fingerprint
 from pipeline.store.shards import ArraySpec
 from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat

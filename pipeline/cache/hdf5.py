@@ -22,7 +22,7 @@ import pandas as pd
 
 from pipeline.cache.format import CODEC_NAME
 from pipeline.errors import CacheError
-from pipeline.files import write_atomically, write_bytes_atomically
+from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
 from pipeline.store.plan import NO_ROW
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import SCHEMA

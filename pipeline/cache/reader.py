@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.cache.codecs import Codec
 from pipeline.cache.format import codec_in, view_group
 from pipeline.errors import CacheError
-from pipeline.fingerprint import fingerprint
+from pipeline.store.fingerprint import fingerprint
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ArraySpec
 

@@ -15,8 +15,8 @@ import pandas as pd
 from pipeline.cache.codecs import COMPACT_MAPS, HEATMAPS, LOSS, SCALE
 from pipeline.cache.format import view_group
 from pipeline.cache.reader import CacheReader
-from pipeline.records import UNKNOWN, au_column
 from pipeline.store.revisions import ARRAYS_NAME
+from pipeline.tables import UNKNOWN, au_column
 
 
 def stored(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:

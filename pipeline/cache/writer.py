@@ -18,22 +18,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.ahead import ahead
 from pipeline.cache.codecs import LOSS, Codec, encode_rows
+from pipeline.cache.crops import CropReader
 from pipeline.cache.format import CODEC_NAME, PARAMS, view_group, view_number
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.config import ViewConfig
-from pipeline.crops import CropReader
 from pipeline.errors import DataError
-from pipeline.files import write_bytes_atomically
-from pipeline.progress import Step, no_step
+from pipeline.faces.views import render_view, view_params
+from pipeline.runtime.atomic import write_bytes_atomically
+from pipeline.runtime.executors import outcome, outcomes, raise_failures
+from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.progress import Step, no_step
 from pipeline.store.plan import NO_ROW, Plan, Unit
 from pipeline.store.reader import readable_rows
 from pipeline.store.revisions import shard_path
 from pipeline.store.shards import ArraySpec, read_shard
 from pipeline.store.writer import StagedUnit, StoreFormat, StoreWriter, open_writer, plan_store, stage_unit
-from pipeline.views import render_view, view_params
-from pipeline.workers import outcome, outcomes, raise_failures
 
 Extractor = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Images RGB uint8 (n, S, S, 3) to what the codec stores of their maps, (n, *row_shape) by array name."""

@@ -16,7 +16,7 @@ import pandas as pd
 from pipeline.datasets.codes import read_codes
 from pipeline.errors import DataError
 from pipeline.protocols import Protocol, presence_from_occurrence
-from pipeline.records import UNKNOWN, au_column
+from pipeline.tables import UNKNOWN, au_column
 
 CODES = Path("AUCoding/AU_OCC")
 IMAGES = Path("BP4D-training")

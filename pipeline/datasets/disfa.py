@@ -16,7 +16,7 @@ import pandas as pd
 from pipeline.datasets.codes import read_codes
 from pipeline.errors import DataError
 from pipeline.protocols import Protocol, presence_from_intensity
-from pipeline.records import au_column, intensity_column
+from pipeline.tables import au_column, intensity_column
 
 LABELS = Path("ActionUnit_Labels")
 VIDEOS = Path("Videos_LeftCamera")

@@ -19,9 +19,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import CacheError
-from pipeline.files import write_bytes_atomically
-from pipeline.fingerprint import canonical_json, fingerprint
-from pipeline.store.copies import (
+from pipeline.runtime.atomic import write_bytes_atomically
+from pipeline.store.fingerprint import canonical_json, fingerprint
+from pipeline.store.mirror import (
     MIRROR_NAME,
     Check,
     copies,

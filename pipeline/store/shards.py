@@ -19,7 +19,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.errors import CacheError
-from pipeline.files import stage_file
+from pipeline.runtime.atomic import stage_file
 
 _ABSENT = np.iinfo(np.uint64).max
 _CRC_BYTES = 4

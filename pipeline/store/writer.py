@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import CacheError
-from pipeline.files import TEMP_PREFIX, discard, put_in_place, write_bytes_atomically
-from pipeline.fingerprint import canonical_json, fingerprint
-from pipeline.store.copies import read_sealed_json, sealed_json
+from pipeline.runtime.atomic import TEMP_PREFIX, discard, put_in_place, write_bytes_atomically
+from pipeline.store.fingerprint import canonical_json, fingerprint
 from pipeline.store.lock import writer_lock
+from pipeline.store.mirror import read_sealed_json, sealed_json
 from pipeline.store.plan import NO_ROW, Plan, Unit, is_same_index, make_plan
 from pipeline.store.revisions import (
     ARRAYS_NAME,

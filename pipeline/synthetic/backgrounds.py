@@ -6,7 +6,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipeline.synthetic.paint import SKIN_TONES, linear, noise_tile
+from pipeline.synthetic.textures import SKIN_TONES, linear, noise_tile
 
 
 def sample_background(rng: np.random.Generator, size_px: int, *, sharp: bool | None = None) -> np.ndarray:

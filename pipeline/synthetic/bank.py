@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.files import write_atomically
+from pipeline.runtime.atomic import write_atomically
 from pipeline.synthetic import raster
 
 # fmt: off

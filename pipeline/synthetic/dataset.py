@@ -24,17 +24,17 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import DataError
-from pipeline.files import write_atomically, write_bytes_atomically
-from pipeline.progress import track
 from pipeline.protocols import PROTOCOLS
-from pipeline.records import write_table
+from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.progress import track
+from pipeline.synthetic.au_schedules import PRESENT_FROM, level, plan_intensities
 from pipeline.synthetic.backgrounds import sample_background
 from pipeline.synthetic.bank import Bank, default_bank_path, load_bank
 from pipeline.synthetic.camera import Camera, Lens, sample_light
-from pipeline.synthetic.courses import PRESENT_FROM, level, plan_intensities
 from pipeline.synthetic.expressions import Expression, expression
-from pipeline.synthetic.people import Identity, sample_identity
+from pipeline.synthetic.identity import Identity, sample_identity
 from pipeline.synthetic.render import FaceTruth, render_face
+from pipeline.tables import write_table
 
 FORMAT = 3
 """Goes up when the same settings give other pixels or labels."""

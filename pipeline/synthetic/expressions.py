@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.synthetic.bank import Bank
-from pipeline.synthetic.folds import SIDED_FOLDS
+from pipeline.synthetic.wrinkles import SIDED_FOLDS
 
 AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
     1: (("browInnerUp", 1.15),),

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.synthetic import raster
 from pipeline.synthetic.bank import Bank, texture_angles
-from pipeline.synthetic.paint import linear, noise, noise_tile, strand_tile, texture_grid
+from pipeline.synthetic.textures import linear, noise, noise_tile, strand_tile, texture_grid
 
 HAIR_COLOURS = np.array(
     [

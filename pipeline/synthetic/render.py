@@ -18,8 +18,8 @@ from pipeline.synthetic.backgrounds import distract, obstruct, sample_background
 from pipeline.synthetic.bank import STEP_M, Bank, light_axes, texture_angles
 from pipeline.synthetic.camera import Camera, expose, sample_camera, sample_lens, sample_light
 from pipeline.synthetic.expressions import Expression, random_expression
-from pipeline.synthetic.folds import add_fold
-from pipeline.synthetic.people import Identity, sample_identity
+from pipeline.synthetic.identity import Identity, sample_identity
+from pipeline.synthetic.wrinkles import add_fold
 
 FACE_HEIGHT_M = 0.175
 """Chin to hairline, by which a face's size in the picture is set."""

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pipeline.files import write_atomically
-from pipeline.progress import track
+from pipeline.runtime.atomic import write_atomically
+from pipeline.runtime.progress import track
 from pipeline.synthetic.bank import load_bank
 from pipeline.synthetic.render import SceneTruth, random_scene
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from pipeline.synthetic import raster
 from pipeline.synthetic.bank import Bank
-from pipeline.synthetic.folds import SIDED_FOLDS, Folds, add_fold
-from pipeline.synthetic.paint import draw_line, linear, noise, noise_tile, paint, smoothed, spot, tint
+from pipeline.synthetic.textures import draw_line, linear, noise, noise_tile, paint, smoothed, spot, tint
+from pipeline.synthetic.wrinkles import SIDED_FOLDS, Folds, add_fold
 
 
 @lru_cache(maxsize=4)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from pipeline.catalog import load_catalog
+from pipeline.datasets.index import read_index
 from pipeline.errors import CacheError, ConfigError
-from pipeline.frames import read_index
-from pipeline.runs import prepare_run
+from pipeline.training.runs import prepare_run
 from tests.small_catalog import NUM_FRAMES, write_small_catalog
 
 
@@ -30,7 +30,7 @@ def environment(small_catalog, monkeypatch):
 
 @pytest.fixture
 def refreshed(environment):
-    from pipeline.refresh import refresh_cache
+    from pipeline.refresh.stages import refresh_cache
 
     refresh_cache("small", config=environment)
 
@@ -74,8 +74,8 @@ def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment
 @pytest.mark.usefixtures("refreshed")
 def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tmp_path):
     from flows.train import train_folds
-    from pipeline.figures import write_figures
-    from pipeline.report.tables import compare_runs, write_set_report
+    from pipeline.report.figures import write_figures
+    from pipeline.report.sets import compare_runs, write_set_report
 
     path = Path(environment).with_name("pair.yaml")
     path.write_text("published_table: table1\nseeds: [0, 1]\nvariants:\n"
@@ -117,7 +117,7 @@ def test_tasks_never_use_prefects_cache():
 @pytest.mark.usefixtures("refreshed")
 def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, monkeypatch):
     from flows.refresh import refresh_cache
-    from pipeline import refresh as stages
+    from pipeline.refresh import stages
 
     content = yaml.safe_load(small_catalog[0].read_text())
     del content["datasets"]["small"]["rendered"]  # a data set that grows by hand, which rendering would put right
@@ -155,10 +155,10 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, mon
 
 @pytest.mark.usefixtures("refreshed")
 def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(environment):
-    from pipeline.maintain import list_caches
-    from pipeline.refresh import refresh_cache
-    from pipeline.report.tables import compare_runs
-    from pipeline.train import train_folds
+    from pipeline.refresh.maintenance import list_caches
+    from pipeline.refresh.stages import refresh_cache
+    from pipeline.report.sets import compare_runs
+    from pipeline.training.trainer import train_folds
 
     path = Path(environment).with_name("own.yaml")
     path.write_text("variants:\n  plain: {head: {variant: baseline}}\n"

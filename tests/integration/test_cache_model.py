@@ -27,15 +27,15 @@ from hypothesis.stateful import (
 
 from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
-from pipeline.crops import crop_affine, cut_crop
-from pipeline.loader import CachedFrames, HeadBatches, TrainingPages
-from pipeline.store.collect import collect
+from pipeline.faces.geometry import crop_affine, cut_crop
+from pipeline.faces.views import render_view, view_params
+from pipeline.store.prune import collect
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import leave_word, verify_store
-from pipeline.views import render_view, view_params
+from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages
 from tests.unit import small_cache
+from tests.unit.cache.test_build import PROCESSES
 from tests.unit.small_cache import AUS, CROP, CROPS_FORMAT, FORMAT, make_cache, make_crops
-from tests.unit.test_cache import PROCESSES
 
 NUM_STEPS = int(os.environ.get("FANTRANS_MODEL_STEPS", "500"))
 BOX = np.array([18.0, 12.0, 44.0, 40.0], np.float32)

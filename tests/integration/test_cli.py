@@ -81,8 +81,8 @@ def test_a_place_that_is_none_is_one_sentence(tmp_path):
 
 def test_head_only_commands_load_no_detector_no_fan_and_no_prefect():
     script = (
-        "import sys, pipeline.train, pipeline.report\n"
-        "print([m for m in ('prefect', 'pipeline.detect', 'pipeline.features', 'models.retinaface') "
+        "import sys, pipeline.training.trainer, pipeline.report\n"
+        "print([m for m in ('prefect', 'pipeline.faces.detect', 'pipeline.faces.features', 'models.retinaface') "
         "if m in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -12,18 +12,18 @@ from distributed import Client, LocalCluster
 from skimage.data import astronaut
 
 from flows.cluster import GPU, Cluster
-from pipeline import refresh
 from pipeline.cache.reader import open_cache
 from pipeline.catalog import load_catalog
-from pipeline.deployed import load_deployed
-from pipeline.detect import VALUE_COLUMNS
-from pipeline.evaluate import predict
-from pipeline.features import extract_features, load_fan
-from pipeline.job import features_of, prepare_refresh
-from pipeline.maintain import verify_caches
-from pipeline.render import render_dataset
-from pipeline.runs import prepare_run, read_history
-from pipeline.train import train_heads
+from pipeline.faces.detect import VALUE_COLUMNS
+from pipeline.faces.features import extract_features, load_fan
+from pipeline.refresh import stages as refresh
+from pipeline.refresh.job import features_of, prepare_refresh
+from pipeline.refresh.maintenance import verify_caches
+from pipeline.refresh.render import render_dataset
+from pipeline.training.export import load_deployed
+from pipeline.training.predict import predict
+from pipeline.training.runs import prepare_run, read_history
+from pipeline.training.trainer import train_heads
 from tests.devices import needs_cuda
 from tests.small_catalog import write_small_catalog
 

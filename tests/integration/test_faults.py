@@ -1,6 +1,6 @@
 """What breaks around a refresh, through the command line: one sentence each, and nothing published is lost.
 
-Faults inside a store (lost and damaged files, clocks, readers during `collect`) are in tests/unit/test_maintenance.py
+Faults inside a store (lost and damaged files, clocks, readers during `collect`) are in tests/unit/refresh/test_maintenance.py
 and test_cache.py.
 """
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pipeline import deployed
-from pipeline.deployed import export_deployed, write_deployed
 from pipeline.errors import ConfigError
-from tests.unit.test_deployed import trained_head
+from pipeline.training import export as deployed
+from pipeline.training.export import export_deployed, write_deployed
+from tests.unit.training.test_export import trained_head
 
 
 @pytest.mark.parametrize(("variant", "drop"), [("t1_o2o_t2_o2m", "learned"), ("t1_o2o_t2_o2m", "row"),

@@ -14,12 +14,12 @@ from models.fan import FAN
 from models.retinaface import RetinaFace
 from pipeline.catalog import load_catalog
 from pipeline.config import DetectorConfig
-from pipeline.detect import faces_in, load_detector
-from pipeline.features import load_fan
+from pipeline.faces.detect import faces_in, load_detector
+from pipeline.faces.features import load_fan
+from pipeline.pretraining.fan import evaluate_fan, find_landmarks
+from pipeline.pretraining.retinaface import evaluate_detector
 from pipeline.synthetic.bank import default_bank_path
 from pipeline.synthetic.render import five_points
-from pipeline.train_fan import evaluate_fan, find_landmarks
-from pipeline.train_retinaface import evaluate_detector
 
 CPU = torch.device("cpu")
 FACE_BOX = np.array([181, 62, 268, 178])

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cache.codecs import make_codec
+from pipeline.cache.crops import CropReader, crops_format, refresh_crops
 from pipeline.cache.format import features_format
 from pipeline.cache.writer import refresh
 from pipeline.config import CropConfig, ViewConfig
-from pipeline.crops import CropReader, crops_format, refresh_crops
-from pipeline.records import BOX_COLUMNS
+from pipeline.tables import BOX_COLUMNS
 
 CROP = CropConfig(size_px=32)
 VIEWS = ViewConfig(num_views=3)

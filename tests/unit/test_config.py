@@ -7,7 +7,7 @@ import pytest
 from pipeline.catalog import load_catalog
 from pipeline.config import CONFIG_FOLDER, load_experiment, load_set
 from pipeline.errors import ConfigError
-from pipeline.report.tables import PUBLISHED_FILE
+from pipeline.report.sets import PUBLISHED_FILE
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -5,7 +5,8 @@ import pytest
 from pipeline.catalog import Catalog, Roots, WeightsEntry
 from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import boxes_document, cache_fingerprint, canonical_json, crops_document, fingerprint
+from pipeline.fingerprint import boxes_document, cache_fingerprint, crops_document
+from pipeline.store.fingerprint import canonical_json, fingerprint
 
 FAN = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
 OTHER_SETTINGS = {

@@ -1,0 +1,177 @@
+"""Boxes to crops: the face with enough context around it for every view, kept with its affine to the frame.
+
+A store (pipeline/store) with arrays `crops` (RGB uint8) and `affines` (crop px to frame px), a row a face in the order
+of the frame index. Frames without a face, or that cannot be read, are listed with their status and have no row.
+Frame of reference: pixel centres at whole numbers, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.config import CropConfig
+from pipeline.datasets.images import read_frames
+from pipeline.datasets.sources import SOURCE_COLUMNS, source_hashes
+from pipeline.errors import DataError
+from pipeline.faces.geometry import crop_affine, cut_crop
+from pipeline.faces.views import crop_side_px
+from pipeline.runtime.progress import Step, no_step
+from pipeline.store.fingerprint import canonical_json
+from pipeline.store.plan import Plan, Unit
+from pipeline.store.reader import StoreReader
+from pipeline.store.revisions import load_revision, read_fingerprint
+from pipeline.store.shards import ArraySpec
+from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat, open_writer, plan_store
+from pipeline.tables import Status
+
+HAS_FACE = (Status.OK, Status.INTERPOLATED)
+_BOX = ["x1", "y1", "x2", "y2"]
+_ROOT_GROUP = ""
+
+
+class CropReader(StoreReader):
+    """Crops of one revision."""
+
+    def read_crops(self, rows: np.ndarray) -> np.ndarray:
+        """Crops (n, S, S, 3), RGB uint8."""
+        return self.read_rows("crops", rows)
+
+    def read_affines(self, rows: np.ndarray) -> np.ndarray:
+        """Affines (n, 2, 3) float64, crop px to frame px."""
+        return self.read_rows("affines", rows)
+
+
+def crops_format(
+    document: Mapping[str, Any], settings: CropConfig, *, block_rows: int = DEFAULT_BLOCK_ROWS
+) -> StoreFormat:
+    """What a folder of crops holds."""
+    side = crop_side_px(settings)
+    return StoreFormat(
+        document=document,
+        arrays=(
+            ArraySpec(name="crops", row_shape=(side, side, 3), dtype="uint8", axes=("y", "x", "rgb"),
+                      attributes={"colour": "RGB", "outside_frame": 0}),
+            ArraySpec(name="affines", row_shape=(2, 3), dtype="float64", axes=("xy", "column"),
+                      attributes={"maps": "crop px to frame px", "pixel_centres": "whole numbers"}),
+        ),
+        attributes={"kind": "crops", "document": json.loads(canonical_json(document))},
+        is_shuffled=False,
+        block_rows=block_rows,
+    )
+
+
+def plan_crops(
+    folder_root: Path, frames: pd.DataFrame, boxes: pd.DataFrame, *, images_root: Path, format: StoreFormat
+) -> Plan:
+    """What `refresh_crops` would do; reads only images whose size or time changed since the last revision."""
+    folder = format.folder_in(folder_root)
+    return plan_store(folder, format, _wanted(frames, boxes, images_root, folder), [_ROOT_GROUP])
+
+
+def refresh_crops(
+    folder_root: Path,
+    frames: pd.DataFrame,
+    boxes: pd.DataFrame,
+    *,
+    images_root: Path,
+    settings: CropConfig,
+    format: StoreFormat,
+    provenance: Mapping[str, Any] = MappingProxyType({}),
+    step: Step = no_step,
+) -> CropReader:
+    """Bring the crops of `frames` up to date and return a reader of the newest revision.
+
+    frames: `FRAME_COLUMNS`; boxes: `BOX_COLUMNS`, a row a frame in the same order. A face is cut anew if its image's
+    bytes or its box changed; a killed refresh goes on where it was. `step` is told of faces as they are cut.
+    """
+    if not frames["frame_id"].equals(boxes["frame_id"]):
+        raise DataError("boxes.parquet and frames.parquet list different frames; run `fantrans refresh` to detect anew")
+    folder = format.folder_in(folder_root)
+    with open_writer(folder, format) as writer:
+        plan = writer.plan(_wanted(frames, boxes, images_root, folder), [_ROOT_GROUP])
+        box_of = dict(zip(boxes["frame_id"], boxes[_BOX].to_numpy(), strict=True))
+        rows_of = {unit: plan.rows_of(unit.block) for unit in plan.units}
+        ids_of = {unit: rows["frame_id"].tolist() for unit, rows in rows_of.items()}
+        unit_of = {frame_id: unit for unit, frame_ids in ids_of.items() for frame_id in frame_ids}
+        todo = frames[frames["frame_id"].isin(unit_of.keys())]
+        todo_ids = todo["frame_id"].tolist()
+        coming: dict[Unit, dict[str, _Cut | None]] = {}  # one or two: images come in the index's order, video by video
+        for position, image in read_frames(images_root, todo):
+            frame_id = todo_ids[position]
+            unit = unit_of[frame_id]
+            cuts = coming.setdefault(unit, {})
+            cuts[frame_id] = None if image is None else _cut(image, box_of[frame_id], settings)
+            if len(cuts) == len(ids_of[unit]):
+                in_order = [cuts[frame_id] for frame_id in ids_of[unit]]
+                is_present = np.array([cut is not None for cut in in_order])
+                writer.write_unit(unit, rows_of[unit], _stacked(in_order, format.arrays), is_present=is_present)
+                del coming[unit]
+            step(1)
+        writer.publish(plan, provenance=provenance, absent_as={"status": Status.UNREADABLE.value})
+    return CropReader(folder)
+
+
+_Cut = dict[str, np.ndarray]
+
+
+def _cut(image: np.ndarray, box_xyxy: np.ndarray, settings: CropConfig) -> _Cut:
+    affine = crop_affine(box_xyxy, settings)
+    return {"crops": cut_crop(image, affine, settings), "affines": affine}
+
+
+def _stacked(cuts: list[_Cut | None], specs: tuple[ArraySpec, ...]) -> dict[str, np.ndarray]:
+    found = [cut for cut in cuts if cut is not None]
+    return {s.name: np.array([cut[s.name] for cut in found], s.dtype).reshape(-1, *s.row_shape) for s in specs}
+
+
+def _wanted(frames: pd.DataFrame, boxes: pd.DataFrame, images_root: Path, folder: Path) -> pd.DataFrame:
+    """The table that the store plans from: a key for each frame with a face, and what its image was."""
+    revision = load_revision(folder)
+    known = None if revision is None else revision.index
+    sources = source_hashes(images_root, frames["source_file"], known=known)
+    wanted = pd.DataFrame({
+        "frame_id": frames["frame_id"],
+        "key": "",
+        "part": "",
+        "status": boxes["status"].astype(str),
+        "source_file": frames["source_file"],
+    })
+    wanted[list(SOURCE_COLUMNS[1:])] = sources.loc[frames["source_file"]].to_numpy()
+    was_unreadable = _unreadable_before(wanted, known)
+    is_gone = (wanted["source_sha256"] == "").to_numpy()
+    has_face = boxes["status"].isin(HAS_FACE).to_numpy()
+    wanted.loc[has_face & (was_unreadable | is_gone), "status"] = Status.UNREADABLE.value
+    has_key = has_face & ~was_unreadable & ~is_gone
+    box_of = boxes[_BOX].to_numpy(np.float32)
+    values = zip(wanted["source_sha256"], frames["source_frame"], box_of, has_key, strict=True)
+    wanted["key"] = [_crop_key(sha, int(number), box) if has else "" for sha, number, box, has in values]
+    return wanted.astype({"source_bytes": np.int64, "source_mtime_ns": np.int64})
+
+
+def _unreadable_before(wanted: pd.DataFrame, known: pd.DataFrame | None) -> np.ndarray:
+    """Frames whose very same image could not be read when it was their turn."""
+    if known is None:
+        return np.zeros(len(wanted), bool)
+    unreadable = known[known["status"] == Status.UNREADABLE.value]
+    pairs = set(zip(unreadable["frame_id"], unreadable["source_sha256"], strict=True))
+    return np.array([pair in pairs for pair in zip(wanted["frame_id"], wanted["source_sha256"], strict=True)], bool)
+
+
+def _crop_key(source_sha256: str, source_frame: int, box_xyxy: np.ndarray) -> str:
+    """What a crop depends on beside the fingerprint, as 32 hex digits."""
+    content = f"{source_sha256}/{source_frame}/".encode() + box_xyxy.astype("<f4").tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def stored_crops_format(folder: Path) -> StoreFormat:
+    """The format of a folder of crops that is there."""
+    document = read_fingerprint(folder)
+    return crops_format(document, CropConfig.model_validate(document["crop"]))

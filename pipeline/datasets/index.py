@@ -1,0 +1,74 @@
+"""The frame index: one row a coded frame, its source, its part and its labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.catalog import DatasetEntry
+from pipeline.datasets import bp4d, disfa
+from pipeline.errors import DataError
+from pipeline.protocols import PARTS, Protocol
+from pipeline.tables import FRAME_COLUMNS, UNKNOWN, au_column, read_table, write_table
+
+_INDEX_ROWS = {"bp4d": bp4d.index_rows, "disfa": disfa.index_rows}
+SOURCES = {
+    "bp4d": "BP4D-training/{subject}/{task}/{frame}.jpg",
+    "disfa": "Videos_LeftCamera/LeftVideo{subject}_comp.avi",
+}
+FILE_NAME = "frames.parquet"
+
+
+def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFrame:
+    """Index a data set in its raw layout: `FRAME_COLUMNS`, then labels; known bad frames are left out.
+
+    `limit` keeps that many frames, drawn from the whole set. Raises `DataError` for a missing folder, a file
+    out of format or a subject outside the protocol.
+    """
+    missing = entry.missing_folders()
+    if missing:
+        raise DataError(f"{missing[0]} is not there; run `fantrans catalog check` to see what each data set lacks")
+    rules = entry.rules
+    rows = _INDEX_ROWS[entry.layout](entry.root, rules)
+    is_bad = [rules.is_bad_frame(s, f) for s, f in zip(rows["subject"], rows["frame"], strict=True)]
+    rows = rows[~pd.Series(is_bad, index=rows.index)]
+    if (rows["source_file"] == "").all():
+        raise DataError(f"none of the {len(rows):,} coded frames in {entry.root} has its image or video; expected "
+                        f"{entry.root / SOURCES[entry.layout]}")
+    part_of = {subject: rules.part_of(subject) for subject in rows["subject"].unique()}
+    rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(part_of))
+    rows = rows.sort_values(["subject", "task", "frame"], ignore_index=True)
+    if limit is not None and limit < len(rows):
+        rows = rows.sample(limit, random_state=0).sort_index().reset_index(drop=True)
+    return rows
+
+
+def write_index(folder: Path, frames: pd.DataFrame) -> Path:
+    """Write `frames.parquet` into `folder`; returns its path."""
+    write_table(folder / FILE_NAME, frames)
+    return folder / FILE_NAME
+
+
+def read_index(folder: Path, *, dataset: str, config: str = "CONFIG") -> pd.DataFrame:
+    """Read `frames.parquet` of a data set; `config` is named in the command that makes it."""
+    made_by = f"fantrans refresh {dataset} --config {config}"
+    return read_table(folder / FILE_NAME, columns=FRAME_COLUMNS, made_by=made_by)
+
+
+def summarise(frames: pd.DataFrame, rules: Protocol) -> pd.DataFrame:
+    """A row a part and one for all: subjects, frames, frames without a source, percent positive an AU among known."""
+    groups = [(part, frames[frames["part"] == part]) for part in PARTS] + [("all", frames)]
+    return pd.DataFrame([_summary_row(name, group, rules) for name, group in groups])
+
+
+def _summary_row(name: str, group: pd.DataFrame, rules: Protocol) -> dict[str, object]:
+    labels = group[[au_column(au) for au in rules.aus]].astype("Float64")
+    rates = labels.mask(labels == UNKNOWN).mean() * 100
+    return {
+        "part": name,
+        "subjects": group["subject"].nunique(),
+        "frames": len(group),
+        "no_source": int((group["source_file"] == "").sum()),
+        **{f"AU{au}": rates[au_column(au)] for au in rules.aus},
+    }

@@ -1,0 +1,1 @@
+"""Images in, faces, crops and features out; no disk but the weights."""

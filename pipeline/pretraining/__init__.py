@@ -1,0 +1,1 @@
+"""Train the shipped networks on rendered faces."""

@@ -1,0 +1,98 @@
+"""Trains ResNet-18's early features to tell rendered faces apart, for where a classifier of ImageNet is not at hand.
+
+Each face of a pool is a class of its own, seen turned, scaled, flipped, covered and spoilt anew at each step (exemplar
+training: Dosovitskiy et al., NeurIPS 2014). No landmark, no expression and no action unit is a target. Everything after
+the second stage serves the training alone and is not kept.
+"""
+
+# B images, H W rows and columns
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.resnet import DEVIATION, MEAN
+from pipeline.config import PositiveFloat, PositiveInt, Settings
+from pipeline.pretraining.fan import AUGMENTATION, FacePool, augmented
+from pipeline.runtime.atomic import write_bytes_atomically
+from pipeline.runtime.checkpoint import Checkpoint
+from pipeline.runtime.progress import track
+
+KEPT = ("conv1.", "bn1.", "layer1.")
+"""What is written of timm's resnet18."""
+
+_NEW_DRAWS = 2**31
+"""Steps from which `exemplar_accuracy` counts: no training comes so far."""
+
+
+class ResNetTraining(Settings):
+    """Everything that decides the weights that come out, given the pool."""
+
+    num_steps: PositiveInt = 1500
+    batch_size: PositiveInt = 32
+    size_px: PositiveInt = 128
+    """Side of the crops: half of what features are taken from, at a quarter of the cost."""
+    max_lr: PositiveFloat = 2e-3
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def exemplar_batch(pool: FacePool, settings: ResNetTraining, step: int) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W), normalised, of a step, and which face of the pool each is (B,)."""
+    rng = np.random.default_rng([AUGMENTATION, settings.seed, step])
+    faces = rng.integers(len(pool), size=settings.batch_size)
+    crops = np.stack([augmented(pool, int(face), rng, size_px=settings.size_px)[0] for face in faces])
+    images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last), torch.from_numpy(faces)
+
+
+def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device: torch.device | str = "cpu") -> float:
+    """Write the trained stem and second stage to `out` as fp16 safetensors; returns `exemplar_accuracy`.
+
+    A killed training goes on from its `Checkpoint`.
+    """
+    device = torch.device(device)
+    torch.manual_seed(settings.seed)
+    net = timm.create_model("resnet18", num_classes=len(pool)).to(device).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.max_lr, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.max_lr, total_steps=settings.num_steps + 1)
+    checkpoint = Checkpoint(out, settings.model_dump() | {"num_faces": len(pool)}, net=net, optimiser=optimiser,
+                            schedule=schedule)
+    first = checkpoint.resume(device)
+    net.train()
+    with track("train ResNet-18", total=settings.num_steps, unit="steps", num_before=first) as step:
+        for i in range(first, settings.num_steps):
+            images, faces = exemplar_batch(pool, settings, i)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                logits = net(images.to(device))
+            loss = nn.functional.cross_entropy(logits.float(), faces.to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            step(1)
+            checkpoint.save_at_times(i + 1)
+    kept = {name: values.half() if values.is_floating_point() else values
+            for name, values in net.state_dict().items() if name.startswith(KEPT)}
+    write_bytes_atomically(out, safetensors.torch.save({name: v.contiguous().cpu() for name, v in kept.items()}))
+    checkpoint.remove()
+    return exemplar_accuracy(net, pool, settings)
+
+
+@torch.inference_mode()
+def exemplar_accuracy(net: nn.Module, pool: FacePool, settings: ResNetTraining, *, num_batches: int = 32) -> float:
+    """Share of the pool's faces that are told apart in draws that no training saw, 0..1."""
+    net.eval()
+    device = next(net.parameters()).device
+    right = []
+    for i in range(num_batches):
+        images, faces = exemplar_batch(pool, settings, _NEW_DRAWS + i)
+        right.append((net(images.to(device)).argmax(1).cpu() == faces).float())
+    return float(torch.cat(right).mean())

@@ -1,0 +1,68 @@
+"""What a refresh did, and the cache that it left, as a page for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from pipeline.cache.reader import CacheReader, open_cache
+from pipeline.refresh.job import RefreshJob, crop_reader, features_of
+from pipeline.refresh.stages import StageSummary
+from pipeline.runtime.html import write_html
+from pipeline.tables import Status
+
+PAGE_NAME = "refresh.html"
+_MAX_NAMED = 50
+
+
+def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str, Path]:
+    """The page as Markdown, and where it was written as HTML: in the data set's work folder."""
+    cache = open_cache(features_of(job).format.folder_in(job.catalog.caches_of(job.dataset)))
+    now = datetime.now().astimezone()
+    lines = [f"# Refresh of {job.dataset}, {now:%Y-%m-%d %H:%M}", "", *_stages(stages), "",
+             *_frames(job), "", *_cache(cache)]
+    markdown = "\n".join(lines) + "\n"
+    path = job.work / PAGE_NAME
+    write_html(path, markdown)
+    return markdown, path
+
+
+def _stages(stages: Sequence[StageSummary]) -> list[str]:
+    rows = [f"| {s.stage} | {s.num_kept:,} | {s.num_done:,} | {s.num_dropped:,} | {s.seconds:,.1f} | {_rate(s)} |"
+            for s in stages]
+    return ["| stage | frames kept | computed | dropped | seconds | frames/s |", "|---|---|---|---|---|---|", *rows]
+
+
+def _rate(stage: StageSummary) -> str:
+    return f"{stage.num_done / stage.seconds:,.1f}" if stage.num_done else "-"
+
+
+def _frames(job: RefreshJob) -> list[str]:
+    listed = crop_reader(job).listed
+    missed = listed[~listed["status"].isin((Status.OK, Status.INTERPOLATED))]
+    counts = ", ".join(f"{count:,} {status}" for status, count in listed["status"].value_counts().items())
+    lines = [f"**{len(listed):,} frames:** {counts}."]
+    if len(missed):
+        first = missed.head(_MAX_NAMED)
+        names = ", ".join(f"`{name}` {status}" for name, status in zip(first["frame_id"], first["status"], strict=True))
+        lines += ["", f"Without features: {names}{', ...' if len(missed) > _MAX_NAMED else ''}."]
+    return lines
+
+
+def _cache(cache: CacheReader) -> list[str]:
+    manifest, features = cache.manifest, cache.document["features"]
+    fidelity = manifest["provenance"]["fidelity"]
+    errors = ", ".join(f"{name} {error:.4f}" for name, error in fidelity["relative_l2"].items())
+    lines = [
+        f"**Cache `{cache.fingerprint}`, revision {cache.revision}:** {len(cache.index):,} frames x {cache.num_views} "
+        f"views, {manifest['num_bytes'] / 1e9:,.2f} GB, profile {features['profile']}, "
+        f"weights `{features['sha256'][:12]}`.",
+        "",
+        f"Fidelity, as the mean relative L2 error of a map: {errors}.",
+    ]
+    if fidelity["f1"]:
+        cost = fidelity["f1"]["trained_on_it"]
+        low, high = cost["interval"]
+        lines[-1] += f" In F1: {cost['points']:+.2f} points ({low:+.2f} to {high:+.2f}) on {fidelity['f1']['dataset']}."
+    return [*lines, "", f"Folder: `{cache.folder}`"]

@@ -1,0 +1,356 @@
+"""Figures of trained heads: what they attend to, which connections they keep, how alike their tokens are.
+
+Each is drawn for paper: PNG and SVG, legible in grey (lines differ in dash, maps carry their numbers).
+"""
+
+# N frames, A action units, R branches, L transblocks, D channels
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchcam.methods import ScoreCAM
+
+from models.attention import AttentionDrop
+from models.head import DeployedHead, FanTransHead
+from pipeline.cache.crops import CropReader
+from pipeline.cache.reader import CacheReader, open_cache
+from pipeline.catalog import Catalog
+from pipeline.errors import DataError
+from pipeline.faces.features import Network, load_network
+from pipeline.faces.views import ViewParams, render_view
+from pipeline.fingerprint import weights_in
+from pipeline.runtime.progress import track
+from pipeline.tables import au_column
+from pipeline.training.export import load_deployed
+from pipeline.training.loader import CachedFrames, evaluation_batches
+from pipeline.training.metrics import THRESHOLD
+from pipeline.training.runs import DEPLOYED_NAME, done_folds, read_history, read_predictions, read_run
+
+logger = logging.getLogger("fantrans")
+
+MAX_FRAMES = 2000
+"""Tested frames of a part that are looked at."""
+
+NUM_CAM_FACES = 5
+_DPI = 200
+_DASHES = ("-", "--", ":", "-.")
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a run's heads do on the frames that they are tested on, all parts together.
+
+    labels_NA: 1, 0 or NaN for unknown. probabilities: (N, A) of each branch, the deployed one last, by its name.
+    gates_RA: mean ensemble weights, None for a single branch. masks_LA: share of the folds that keep an action unit in
+    a block of the deployed trunk, None without a learned drop. similarities: cosines of all pairs of different tokens
+    before the deployed classifier, None for the baseline. histories: of each fold.
+    """
+
+    name: str
+    aus: tuple[int, ...]
+    labels_NA: np.ndarray
+    probabilities: Mapping[str, np.ndarray]
+    gates_RA: np.ndarray | None
+    masks_LA: np.ndarray | None
+    similarities: np.ndarray | None
+    histories: Mapping[str, pd.DataFrame]
+
+
+def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Path) -> list[Path]:
+    """Draw finished runs, by the names that they go by: each into its own `figures/`, and all together into one.
+
+    together: where token similarities of all go, without suffix. Raises `DataError` for a run without a finished fold,
+    or whose cache is gone.
+    """
+    probes, paths = [], []
+    for name, folder in folders.items():
+        record, cache = _opened(catalog, folder)
+        probe = probe_run(name, folder, record, cache)
+        probes.append(probe)
+        drawn = {"curves": draw_curves(probe), "correlations": draw_correlations(probe)}
+        if probe.gates_RA is not None:
+            drawn["gates"] = draw_gates(probe)
+        if probe.masks_LA is not None:
+            drawn["masks"] = draw_masks(probe)
+        fold = next(iter(_folds(folder).values()))
+        faces = telling_faces(fold, probe.aus)
+        if faces:
+            drawn["score_cam"] = draw_score_cam(catalog, fold, record, cache, faces)
+        else:
+            logger.warning("%s finds all active units in no frame: no Score-CAM is drawn", folder)
+        for title, figure in drawn.items():
+            paths += _saved(figure, folder / "figures" / title)
+    if any(probe.similarities is not None for probe in probes):
+        paths += _saved(draw_similarities(probes), together)
+    return paths
+
+
+def _opened(catalog: Catalog, folder: Path) -> tuple[dict, CacheReader]:
+    record = read_run(folder)
+    return record, open_cache(catalog.caches_of(record["dataset"]) / record["cache"])
+
+
+def _folds(folder: Path) -> dict[str, Path]:
+    folds = done_folds(folder)
+    if not folds:
+        raise DataError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
+    return folds
+
+
+@torch.inference_mode()
+def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> Probe:
+    """Run each fold's whole head on up to `MAX_FRAMES` of its tested frames, with the labels that it was scored by."""
+    aus = tuple(record["aus"])
+    labels, probabilities, gates, masks, similarities = [], [], [], [], []
+    histories, names = {}, []
+    for part, fold in _folds(folder).items():
+        histories[part] = read_history(fold)
+        head = FanTransHead(load_deployed(fold / DEPLOYED_NAME).head.shape).eval()
+        head.load_state_dict(load_file(fold / "head.safetensors"))
+        names = _branch_names(head)
+        tested = read_predictions(fold)
+        found = CachedFrames(cache, tested.sample(min(len(tested), MAX_FRAMES), random_state=0), aus=aus)
+        labels.append(found.labels_NA)
+        with track(f"look at fold {part}", total=len(found.rows), unit="frames") as step:
+            for batch in evaluation_batches(cache, found, batch_size=_BATCH_SIZE):
+                f_c_BDHW = head.conv(batch.features)
+                tokens = [trunk(head.embedding(f_c_BDHW)) for trunk in head.trunks]
+                probabilities.append([
+                    classifier(tokens[branch.trunk]).sigmoid().numpy()
+                    for branch, classifier in zip(head.shape.branches, head.classifiers, strict=True)
+                ])
+                if head.gate is not None:
+                    gates.append(head.gate(f_c_BDHW).mean(0).numpy())
+                if head.shape.variant != "baseline":
+                    similarities.append(_pair_cosines(tokens[head.shape.branches[-1].trunk]))
+                step(len(batch.frame_ids))
+        if head.shape.attention_drop == "learned" and head.shape.variant != "baseline":
+            trunk = head.trunks[head.shape.branches[-1].trunk]
+            drops = [module for module in trunk.modules() if isinstance(module, AttentionDrop)]
+            masks.append(np.stack([drop.mask(torch.empty(0)).numpy() for drop in drops]))
+    labels_NA = np.concatenate(labels).astype(np.float32)
+    labels_NA[labels_NA < 0] = np.nan
+    return Probe(
+        name, aus, labels_NA,
+        {name: np.concatenate([each[i] for each in probabilities]) for i, name in enumerate(names)},
+        np.mean(gates, 0) if gates else None, np.mean(masks, 0) if masks else None,
+        np.concatenate(similarities) if similarities else None, histories,
+    )
+
+
+def _branch_names(head: FanTransHead) -> list[str]:
+    return [f"T{branch.trunk + 1} {branch.classifier}" if branch.classifier != "pooled" else "pooled"
+            for branch in head.shape.branches]
+
+
+def _pair_cosines(tokens_BAD: Tensor) -> np.ndarray:
+    unit_BAD = nn.functional.normalize(tokens_BAD, dim=2)
+    cosines_BAA = unit_BAD @ unit_BAD.transpose(1, 2)
+    num_aus = cosines_BAA.shape[1]
+    rows, columns = torch.triu_indices(num_aus, num_aus, offset=1)
+    return cosines_BAA[:, rows, columns].clamp(-1, 1).flatten().numpy()
+
+
+def correlations(values_NA: np.ndarray) -> np.ndarray:
+    """Pearson's r (A, A) of columns, over the frames where both are known; NaN for a column that never changes."""
+    return pd.DataFrame(values_NA).corr().to_numpy()
+
+
+def correlation_distance(ours_AA: np.ndarray, theirs_AA: np.ndarray) -> float:
+    """Euclidean distance of two correlation matrices a matrix element (Fig. 5): the norm over A^2, NaN left out."""
+    gaps = (ours_AA - theirs_AA)[~np.isnan(ours_AA - theirs_AA)]
+    return float(np.linalg.norm(gaps) / len(gaps)) if len(gaps) else float("nan")
+
+
+def draw_curves(probe: Probe) -> Figure:
+    """Losses by epoch, a line a fold."""
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, column, title in zip(axes, ("loss_cls", "loss_kd"), ("classification loss", "distillation loss"),
+                                   strict=True):
+        for (part, history), dash in zip(probe.histories.items(), _DASHES, strict=False):
+            axis.plot(history["epoch"] + 1, history[column], dash, color="black", lw=1.4, label=f"tests {part}")
+        axis.set(xlabel="epoch", title=title, ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def draw_correlations(probe: Probe) -> Figure:
+    """Correlation of the labels, and of each branch's probabilities with their distance to it (Fig. 5)."""
+    matrices = {"labels": correlations(probe.labels_NA)}
+    matrices |= {name: correlations(values) for name, values in probe.probabilities.items()}
+    figure = Figure(figsize=(4.3 * len(matrices), 4.4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(matrices), sharey=True))
+    names = [str(au) for au in probe.aus]
+    for axis, (title, matrix) in zip(axes, matrices.items(), strict=True):
+        axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
+        for (i, j), value in np.ndenumerate(matrix):
+            if not np.isnan(value):
+                axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6,
+                          color="black" if value > 0 else "white")
+        distance = "" if title == "labels" else f", distance {correlation_distance(matrices['labels'], matrix):.4f}"
+        axis.set(title=f"{title}{distance}", xlabel="AU")
+        axis.set_xticks(range(len(names)), names, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].set_ylabel("AU")
+    figure.colorbar(axes[0].images[0], ax=list(axes), label="correlation (in cells: x 100)", shrink=0.8)
+    return figure
+
+
+def draw_gates(probe: Probe) -> Figure:
+    """Mean weight of each branch in the ensemble, by action unit (Eq. 7)."""
+    assert probe.gates_RA is not None
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axis = figure.subplots()
+    bottom = np.zeros(len(probe.aus))
+    for (name, weights_A), grey, hatch in zip(zip(probe.probabilities, probe.gates_RA, strict=True),
+                                              ("0.25", "0.85", "0.55"), ("", "//", ".."), strict=False):
+        axis.bar(range(len(probe.aus)), weights_A, bottom=bottom, color=grey, hatch=hatch, edgecolor="black", lw=0.6,
+                 label=name)
+        bottom += weights_A
+    axis.axhline(1 / len(probe.gates_RA), color="white", lw=1, ls="--")
+    axis.set_xticks(range(len(probe.aus)), [f"AU{au}" for au in probe.aus])
+    axis.set(ylabel="weight in the ensemble", ylim=(0, 1))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_masks(probe: Probe) -> Figure:
+    """Which action units each block of the deployed trunk still listens to, as a share of the folds (Fig. 3)."""
+    assert probe.masks_LA is not None
+    figure = Figure(figsize=(7, 0.45 * len(probe.masks_LA) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(probe.masks_LA, cmap="Greys_r", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(probe.masks_LA):
+        axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color="black" if value > 0.5 else "white")
+    axis.set_xticks(range(len(probe.aus)), [f"AU{au}" for au in probe.aus], fontsize=8)
+    axis.set_yticks(range(len(probe.masks_LA)), [f"block {i + 1}" for i in range(len(probe.masks_LA))], fontsize=8)
+    figure.colorbar(image, ax=axis, label="kept in (share of folds)")
+    return figure
+
+
+def draw_similarities(probes: Sequence[Probe]) -> Figure:
+    """Distribution of the cosine similarity of different action units' tokens, a ridge a run (Fig. 6)."""
+    shown = [(probe.name, probe.similarities) for probe in probes if probe.similarities is not None]
+    figure = Figure(figsize=(6, 0.5 * len(shown) + 1), layout="constrained")
+    axis = figure.subplots()
+    bins = np.linspace(-1, 1, 101)
+    middles = (bins[1:] + bins[:-1]) / 2
+    for i, (_, values) in enumerate(shown):
+        heights, _ = np.histogram(values, bins)
+        heights = 0.9 * heights / heights.max()
+        axis.fill_between(middles, -i, heights - i, color="0.8")
+        axis.plot(middles, heights - i, color="black", lw=1)
+        mean = float(values.mean())
+        axis.plot([mean, mean], [-i, np.interp(mean, middles, heights) - i], "--", color="black", lw=1)
+        axis.annotate(f"mean {mean:.3f}", (1, -i + 0.3), xytext=(6, 0), textcoords="offset points", fontsize=8)
+    axis.set_yticks([-i for i in range(len(shown))], [name for name, _ in shown], fontsize=8)
+    axis.set(xlabel="cosine similarity of two action units' tokens", xlim=(-1, 1))
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    return figure
+
+
+class _ImageToLogits(nn.Module):
+    """Features and head as one network, since Score-CAM masks the image."""
+
+    def __init__(self, features: Network, head: DeployedHead) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.features.taps(images)
+        if "hm" in maps:
+            maps["hm"] = maps["hm"].sum(1, keepdim=True)
+        return self.head(maps)
+
+
+def draw_score_cam(
+    catalog: Catalog, fold: Path, record: Mapping, cache: CacheReader, chosen: Sequence[tuple[str, list[int]]]
+) -> Figure:
+    """Frames of a fold's tested part, and what the F_c (4 x 4) of its deployed branch attends to (Fig. 1).
+
+    A face's map is the mean of the Score-CAMs of its active units, those of the label that are also found.
+    """
+    model = load_deployed(fold / DEPLOYED_NAME)
+    network = _ImageToLogits(_network_of(catalog, cache), model.head).eval()
+    faces = _faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
+    figure = Figure(figsize=(2 * len(chosen), 4.6), layout="constrained")
+    axes = np.atleast_2d(figure.subplots(2, len(chosen)).T)
+    with ScoreCAM(network, network.head.conv, batch_size=16) as cam:
+        for (_, aus), face, (top, below) in zip(chosen, faces, axes, strict=True):
+            image = torch.from_numpy(face).permute(2, 0, 1)[None].float() / 255
+            maps = []
+            for au in aus:
+                with torch.inference_mode():
+                    network(image)
+                maps.append(cam(model.aus.index(au))[0][0])
+            shown = nn.functional.interpolate(torch.stack(maps).mean(0)[None, None], face.shape[:2], mode="bicubic")
+            top.imshow(face)
+            below.imshow(face @ [0.3, 0.6, 0.1], cmap="gray")
+            below.imshow(shown[0, 0].clamp(0, 1), cmap="inferno", alpha=0.55)
+            below.set_xlabel(", ".join(f"AU{au}" for au in aus), fontsize=8)
+            for axis in (top, below):
+                axis.set_xticks([])
+                axis.set_yticks([])
+    return figure
+
+
+def telling_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, list[int]]]:
+    """Frames with one to four active units that are all found, and these; of different subjects, most certain first."""
+    predictions = read_predictions(fold)
+    labels = predictions[[au_column(au) for au in aus]].to_numpy(np.float32)
+    found = predictions[[f"p_{au:02d}" for au in aus]].to_numpy()
+    is_active = (labels == 1) & (found >= THRESHOLD)
+    num_active = is_active.sum(1)
+    is_telling = (num_active == (labels == 1).sum(1)) & (num_active >= 1) & (num_active <= 4)
+    certainty = np.where(is_active, found, 1).min(1)
+    order = np.argsort(-np.where(is_telling, certainty, -1))
+    subjects: set[str] = set()
+    chosen: dict[tuple[int, ...], str] = {}
+    for i in order[: int(is_telling.sum())]:
+        active = tuple(au for au, is_on in zip(aus, is_active[i], strict=True) if is_on)
+        subject = predictions["subject"].iloc[i]
+        if subject not in subjects and active not in chosen and len(chosen) < NUM_CAM_FACES:
+            subjects.add(subject)
+            chosen[active] = predictions["frame_id"].iloc[i]
+    return [(frame_id, list(active)) for active, frame_id in chosen.items()]
+
+
+def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequence[str]) -> list[np.ndarray]:
+    """Clean views, RGB uint8 (S, S, 3)."""
+    crops = CropReader(catalog.work_of(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
+    rows = crops.index.set_index("frame_id")["row"].loc[list(frame_ids)].to_numpy()
+    side = cache.document["crop"]["size_px"]
+    return [render_view(crop, ViewParams(), view_px=side) for crop in crops.read_crops(rows)]
+
+
+def _network_of(catalog: Catalog, cache: CacheReader) -> Network:
+    features = cache.document["features"]
+    entry = weights_in(features, catalog)
+    if entry is None:
+        raise DataError(f"{cache.folder} was made with weights that the catalog lacks (sha256 "
+                        f"{features['sha256'][:12]}...); add them to it")
+    return load_network(entry, "cpu")
+
+
+def _saved(figure: Figure, stem: Path) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for path in paths:
+        figure.savefig(path, dpi=_DPI)
+    return paths

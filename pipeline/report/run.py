@@ -1,0 +1,159 @@
+"""Aggregate the folds of a run into one F1 report: terminal, JSON, CSV and Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from pipeline.errors import DataError
+from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.html import write_html
+from pipeline.training.metrics import THRESHOLD, Scores, summarise
+from pipeline.training.runs import done_folds, read_counts, read_run
+
+AVERAGES = "mean over folds of each part's F1, then mean over action units"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of a run's finished folds; every F1 in percent."""
+
+    folder: Path
+    experiment: str
+    dataset: str
+    parts: tuple[str, ...]
+    scores: Scores
+
+    def table(self) -> pd.DataFrame:
+        """A row an action unit and one for their mean: F1 of each part, mean, interval, pooled, floor, counts."""
+        scores = self.scores
+        by_part = scores.folds.pivot_table("f1_percent", "au", "part", dropna=False)[list(self.parts)]
+        aus = scores.aus.set_index("au")
+        rows = pd.concat([by_part, aus], axis=1).loc[aus.index]
+        rows.index = pd.Index([f"AU{au}" for au in rows.index], name="au")
+        rows.loc["mean"] = {
+            **{part: by_part[part].mean() for part in self.parts},
+            **{name: getattr(scores, name) for name in aus.columns if name.endswith("_percent")},
+            **{name: aus[name].sum() for name in aus.columns if name.startswith("num_")},
+        }
+        return rows.astype({"num_positive": int, "num_known": int, "num_undefined": int}).reset_index()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with undefined scores as null."""
+        return {
+            "run": self.folder.name,
+            "experiment": self.experiment,
+            "dataset": self.dataset,
+            "tested_parts": list(self.parts),
+            "threshold": THRESHOLD,
+            "average": AVERAGES,
+            "mean_f1_percent": _or_none(self.scores.f1_percent),
+            "interval_95_percent": [_or_none(self.scores.low_percent), _or_none(self.scores.high_percent)],
+            "pooled_f1_percent": _or_none(self.scores.pooled_percent),
+            "always_positive_f1_percent": _or_none(self.scores.floor_percent),
+            "num_undefined": self.scores.num_undefined,
+            "action_units": _records(self.scores.aus),
+            "folds": _records(self.scores.folds),
+        }
+
+    def markdown(self) -> str:
+        """The table with its legend."""
+        lines = [f"# F1 of {self.folder.name}", "", _legend(self), ""]
+        lines += markdown_table(_display_columns(self.parts), _display_rows(self))
+        return "\n".join(lines) + "\n"
+
+    def rich_table(self) -> Table:
+        """The table for a terminal."""
+        table = Table(title=f"F1 in percent: {self.experiment} on {self.dataset}", caption=_legend(self),
+                      title_justify="left", caption_justify="left")
+        columns = [name for name in _display_columns(self.parts) if name not in _NOT_ON_TERMINAL]
+        for name in columns:
+            table.add_column(name, justify="left" if name == "AU" else "right", style="bold" if name == "F1" else "",
+                             no_wrap=True)
+        rows = [
+            [cell for name, cell in zip(_display_columns(self.parts), cells, strict=True) if name in columns]
+            for cells in _display_rows(self)
+        ]
+        for cells in rows[:-1]:
+            table.add_row(*cells)
+        table.add_section()
+        table.add_row(*rows[-1], style="bold")
+        return table
+
+
+def read_report(folder: Path) -> Report:
+    """Scores of the folds in a run's folder that are done; `DataError` if there is none."""
+    record = read_run(folder)
+    done = done_folds(folder)
+    if not done:
+        raise DataError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
+    counts = [read_counts(fold) for fold in done.values()]
+    return Report(folder, record["experiment"], record["dataset"], tuple(done), summarise(pd.concat(counts)))
+
+
+def write_report(folder: Path) -> Report:
+    """Aggregate a run and write report.json, .csv, .md and .html into its folder."""
+    report = read_report(folder)
+    write_bytes_atomically(folder / "report.json", json.dumps(report.as_json(), indent=2).encode())
+    write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
+    write_bytes_atomically(folder / "report.md", report.markdown().encode())
+    write_html(folder / "report.html", report.markdown())
+    return report
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+_NOT_ON_TERMINAL = ("pooled", "of")
+"""Columns that 80 characters have no room for."""
+
+
+def _legend(report: Report) -> str:
+    undefined = report.scores.num_undefined
+    note = f" {undefined} fold and AU pairs are undefined (0/0) and left out." if undefined else ""
+    return (
+        "P1..P3: F1 on that part, trained on the others. F1: mean over folds. 95 %: interval from resampling "
+        f"subjects. Pooled: F1 of summed counts. Floor: always positive. Threshold {THRESHOLD}, last epoch.{note}"
+    )
+
+
+def _display_columns(parts: tuple[str, ...]) -> list[str]:
+    return ["AU", *parts, "F1", "95 %", "pooled", "floor", "positive", "of"]
+
+
+def _display_rows(report: Report) -> list[list[str]]:
+    return [
+        [
+            row["au"],
+            *(_percent(row[part]) for part in report.parts),
+            _percent(row["f1_percent"]),
+            f"{_percent(row['low_percent'])}-{_percent(row['high_percent'])}",
+            _percent(row["pooled_percent"]),
+            _percent(row["floor_percent"]),
+            f"{row['num_positive']:,}",
+            f"{row['num_known']:,}",
+        ]
+        for row in report.table().to_dict("records")
+    ]
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(table.to_json(orient="records"))

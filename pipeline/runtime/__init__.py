@@ -1,0 +1,1 @@
+"""What every room may use: files, threads, processes, progress, devices."""

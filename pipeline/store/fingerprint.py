@@ -1,0 +1,20 @@
+"""One byte string and one short hash per JSON document."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_NUM_HEX = 16
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """One byte string a document: sorted keys, no spaces, ASCII, shortest floats; NaN is refused."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """The first 16 hex digits of the document's sha256: a folder's name."""
+    return hashlib.sha256(canonical_json(document)).hexdigest()[:_NUM_HEX]

@@ -1,0 +1,101 @@
+"""The tables that stages hand over: their columns, and Parquet files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import DataError
+from pipeline.runtime.atomic import write_atomically
+
+logger = logging.getLogger("fantrans")
+
+UNKNOWN = -1
+"""Label of an action unit that nobody coded."""
+
+FRAME_COLUMNS = ("frame_id", "subject", "task", "frame", "source_file", "source_frame", "part")
+"""`frames.parquet`, followed by `au_01`... (Int8: 0, 1, -1 unknown) and, where coded, `int_01`... (Int8: 0..5, -1).
+
+`source_file` is relative to the dataset's root; `source_frame` is the 0-based frame of a video, -1 for an image.
+"""
+
+BOX_COLUMNS = ("frame_id", "x1", "y1", "x2", "y2", "score",
+               *(f"p{i}{axis}" for i in range(5) for axis in "xy"), "num_faces", "status")
+"""`boxes.parquet`: box and five points in full-frame px; missing values are NaN, never zero."""
+
+
+class Status(StrEnum):
+    """What became of a frame in detection."""
+
+    OK = "ok"
+    NO_FACE = "no_face"
+    UNREADABLE = "unreadable"
+    INTERPOLATED = "interpolated"
+
+
+def au_column(au: int) -> str:
+    """Column of an action unit's presence: `au_column(1) == "au_01"`."""
+    return f"au_{au:02d}"
+
+
+def intensity_column(au: int) -> str:
+    """Column of an action unit's intensity: `intensity_column(1) == "int_01"`."""
+    return f"int_{au:02d}"
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as Parquet, whole or not at all."""
+    write_atomically(path, lambda temp: table.to_parquet(temp, index=False))
+
+
+def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.DataFrame:
+    """Read a Parquet table that must have `columns`; `made_by` is the command that makes it anew."""
+    if not path.is_file():
+        raise DataError(f"{path} is not there; run `{made_by}` to make it")
+    table = _parquet(path)
+    if table is None:
+        raise DataError(f"{path} is damaged; delete it, and run `{made_by}` to make it anew")
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `{made_by}` to make it anew")
+    return table
+
+
+def read_table_if_whole(path: Path) -> pd.DataFrame | None:
+    """Read a Parquet table that is made anew if it is not there, or damaged, which is said."""
+    if not path.is_file():
+        return None
+    table = _parquet(path)
+    if table is None:
+        logger.warning("%s is damaged and is made anew", path)
+    return table
+
+
+def _parquet(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(path)
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno is not None:  # the file system's word, not that of the file's own checks
+            raise
+        return None
+
+
+def read_record(path: Path, *, keys: tuple[str, ...], made_by: str) -> dict[str, Any]:
+    """Read a JSON file that must have `keys`; `made_by` is the command that makes it anew."""
+    if not path.is_file():
+        raise DataError(f"{path} is not there; run `{made_by}` to make it")
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not record.keys() >= set(keys):
+        raise DataError(f"{path} is damaged: expected JSON with {', '.join(keys)}; delete it, and run `{made_by}` "
+                        "to make it anew")
+    return record

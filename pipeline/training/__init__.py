@@ -1,0 +1,1 @@
+"""Train heads on cached features, and score them."""

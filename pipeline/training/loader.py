@@ -1,0 +1,248 @@
+"""Batches of cached features for heads: shuffled and augmented for training, in order and clean for evaluation.
+
+Training reads an epoch in pages, in an order that is the same for all heads: one reading feeds any number of them, and
+each takes from a page the frames of its own parts, in batches of its own. Threads read ahead, straight from the shards.
+The labels come from the frame index, so relabelling touches no feature.
+"""
+
+# B frames of a batch, N frames in all, A action units, C channels, H W rows and columns of a map
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline.cache.reader import CacheReader
+from pipeline.errors import CacheError, DataError
+from pipeline.faces.views import CLEAN_VIEW, FIRST_AUGMENTED_VIEW, FLIPPED_VIEW
+from pipeline.tables import au_column
+
+MAX_PAGE_ROWS = 512
+MAX_PAGE_BYTES = 2**30
+"""A page is read, and shuffled, together; stored rows are shuffled already, so they need not be many."""
+
+RUN_ROWS = 32
+"""Neighbouring rows that go into the same page."""
+
+_NUM_THREADS = 2
+_ROWS_AHEAD = 256
+
+
+def page_sizes(cache: CacheReader) -> dict[str, int]:
+    """Rows of a page and of a run of neighbours: with the rows' number, all that decides an epoch's order."""
+    row_bytes = sum(spec.row_bytes for spec in cache.input_specs)
+    num_runs = max(1, min(MAX_PAGE_ROWS, MAX_PAGE_BYTES // row_bytes) // RUN_ROWS)
+    return {"rows": num_runs * RUN_ROWS, "run": RUN_ROWS}
+
+
+class Batch(NamedTuple):
+    """Part of an epoch, on the device.
+
+    features: what the cache's codec decodes, see `Codec.decode`. labels_BA: int8 in {0, 1, -1 unknown}.
+    """
+
+    features: dict[str, Tensor]
+    labels_BA: Tensor
+    frame_ids: list[str]
+
+
+class CachedFrames:
+    """The frames of an index that a cache holds.
+
+    Attributes: `rows` (N,) of the cache, ascending, and in their order `labels_NA` int8 and `frame_ids`; `num_missing`
+    frames of the index that the cache does not hold (no face, unreadable).
+    """
+
+    def __init__(
+        self,
+        cache: CacheReader,
+        frames: pd.DataFrame,
+        *,
+        aus: tuple[int, ...],
+        parts: Collection[str] | None = None,
+        at_least: int = 1,
+    ) -> None:
+        """frames: `FRAME_COLUMNS` and labels of `aus`; only those in `parts` (default: all) count.
+
+        Raises `CacheError` where the cache has fewer than `at_least` of them.
+        """
+        if parts is not None:
+            frames = frames[frames["part"].isin(list(parts))]
+        found = cache.index[["frame_id", "row"]].merge(frames, on="frame_id").sort_values("row")
+        if len(found) < at_least:
+            raise CacheError(
+                f"{cache.folder} holds {len(found)} of the {len(frames)} frames asked for, too few for one batch of "
+                f"{at_least}; run `fantrans refresh`, or take smaller batches"
+            )
+        self.num_missing = len(frames) - len(found)
+        self.rows = found["row"].to_numpy()
+        self.labels_NA = found[[au_column(au) for au in aus]].to_numpy(np.int8, copy=True)
+        self.frame_ids: list[str] = found["frame_id"].tolist()
+
+
+def evaluation_batches(
+    cache: CacheReader, frames: CachedFrames, *, batch_size: int, view: int = CLEAN_VIEW,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """All frames in the cache's order, of the clean or the flipped view; raises `DataError` for another view."""
+    if view not in (CLEAN_VIEW, FLIPPED_VIEW):
+        raise DataError(f"view {view} is an augmented one, and evaluation reads {CLEAN_VIEW} or {FLIPPED_VIEW}")
+    starts = range(0, len(frames.rows), batch_size)
+    places = [np.arange(start, min(start + batch_size, len(frames.rows))) for start in starts]
+    for at, stored in zip(places, _read_ahead(cache, [(frames.rows[at], view) for at in places]), strict=True):
+        features = cache.codec.decode(_on_device(stored, torch.device(device)))
+        labels_BA = torch.from_numpy(frames.labels_NA[at]).to(device)
+        yield Batch(features, labels_BA, [frames.frame_ids[i] for i in at])
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows (n,) of the cache that an epoch reads together, and their arrays as they are stored, on the device."""
+
+    epoch: int
+    number: int
+    is_last: bool
+    rows: np.ndarray
+    stored: dict[str, Tensor]
+
+
+class TrainingPages:
+    """The pages of training epochs: the cache's rows in an order that the epoch's number alone decides."""
+
+    def __init__(
+        self,
+        cache: CacheReader,
+        frames: pd.DataFrame,
+        *,
+        parts: Collection[str],
+        num_views: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """frames: frame_id and part; rows in `parts` are read, and take the places that they have among all rows.
+
+        Augmented views below `num_views` (default: all that the cache has) are read in turn, an epoch each, or the
+        clean one if there are none.
+        """
+        known = cache.index[["frame_id", "row"]].merge(frames[["frame_id", "part"]], on="frame_id").sort_values("row")
+        self._rows, self._is_read = known["row"].to_numpy(), known["part"].isin(list(parts)).to_numpy()
+        self._num_views = min(num_views or cache.num_views, cache.num_views)
+        self._cache, self._device = cache, torch.device(device)
+        self._page_rows = page_sizes(cache)["rows"]
+
+    def view_of(self, epoch: int) -> int:
+        """The view that an epoch reads."""
+        num_augmented = self._num_views - FIRST_AUGMENTED_VIEW
+        return FIRST_AUGMENTED_VIEW + epoch % num_augmented if num_augmented > 0 else CLEAN_VIEW
+
+    def epochs(self, first: int, end: int) -> Generator[Page, None, None]:
+        """The pages of epochs `first` to `end` - 1."""
+        plan = [(epoch, *page) for epoch in range(first, end) for page in self._pages_of(epoch)]
+        wanted = [(rows, self.view_of(epoch)) for epoch, _, _, rows in plan]
+        for (epoch, number, is_last, rows), stored in zip(plan, _read_ahead(self._cache, wanted), strict=True):
+            yield Page(epoch, number, is_last, rows, _on_device(stored, self._device))
+
+    def _pages_of(self, epoch: int) -> list[tuple[int, bool, np.ndarray]]:
+        """Number, whether it is the last, and rows of each page: runs of neighbours from all over the cache."""
+        runs = np.array_split(np.arange(len(self._rows)), max(1, len(self._rows) // RUN_ROWS))
+        order = np.concatenate([runs[i] for i in np.random.default_rng(epoch).permutation(len(runs))])
+        pages = [order[start : start + self._page_rows] for start in range(0, len(order), self._page_rows)]
+        rows = [np.sort(self._rows[page[self._is_read[page]]]) for page in pages]
+        return [(i, i == len(pages) - 1, rows[i]) for i in range(len(pages))]
+
+
+class HeadBatches:
+    """What one head sees of the pages: shuffled batches of its own parts' frames, whole ones only.
+
+    An epoch's batches depend on the cache's rows, the parts, the seed, the batch size and the epoch's number, and on
+    nothing else: not on who reads along.
+    """
+
+    def __init__(self, cache: CacheReader, frames: CachedFrames, *, batch_size: int, seed: int) -> None:
+        self.frames = frames
+        self._codec, self._batch_size, self._seed = cache.codec, batch_size, seed
+        self._left_rows = np.empty(0, np.int64)
+        self._left: dict[str, Tensor] = {}
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch; the few frames that are left over at its end are not seen."""
+        return len(self.frames.rows) // self._batch_size
+
+    def of(self, page: Page) -> Iterator[Batch]:
+        """The batches that a page completes, to be taken to the last; pages come in an epoch's order."""
+        if page.number == 0:
+            self._left_rows = np.empty(0, np.int64)
+        mine = np.flatnonzero(np.isin(page.rows, self.frames.rows, assume_unique=True))
+        rows = np.concatenate((self._left_rows, page.rows[mine]))
+        order = np.random.default_rng((self._seed, page.epoch, page.number)).permutation(len(rows))
+        num_whole = len(order) // self._batch_size * self._batch_size
+        for chosen in order[:num_whole].reshape(-1, self._batch_size):
+            stored = {name: self._gathered(name, page.stored[name], mine, chosen) for name in page.stored}
+            at = np.searchsorted(self.frames.rows, rows[chosen])
+            labels_BA = torch.from_numpy(self.frames.labels_NA[at])
+            device = next(iter(stored.values())).device
+            yield Batch(self._codec.decode(stored), labels_BA.to(device), [self.frames.frame_ids[i] for i in at])
+        rest = order[num_whole:]
+        if page.is_last:
+            self._left, self._left_rows = {}, np.empty(0, np.int64)
+            return
+        self._left = {name: self._gathered(name, page.stored[name], mine, rest) for name in page.stored}
+        self._left_rows = rows[rest]
+
+    def _gathered(self, name: str, stored: Tensor, mine: np.ndarray, chosen: np.ndarray) -> Tensor:
+        """Values of the places `chosen` among the frames left over, then the page's own."""
+        num_left = len(self._left_rows)
+        is_left = chosen < num_left
+        from_page = mine[np.maximum(chosen - num_left, 0)] if len(mine) else np.zeros(len(chosen), np.int64)
+        if not is_left.any():
+            return stored[_index(from_page, stored)]
+        values = stored.new_empty((len(chosen), *stored.shape[1:]))
+        values[_index(is_left, stored)] = self._left[name][_index(chosen[is_left], stored)]
+        values[_index(~is_left, stored)] = stored[_index(from_page[~is_left], stored)]
+        return values
+
+
+def _index(places: np.ndarray, tensor: Tensor) -> Tensor:
+    return torch.from_numpy(places).to(tensor.device, non_blocking=True)
+
+
+def _read_ahead(cache: CacheReader, wanted: list[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
+    """The codec's arrays of rows in a view, item by item; threads read the next one, or several small ones."""
+    todo = deque(wanted)
+    coming: deque[tuple[list[Future[None]], dict[str, np.ndarray]]] = deque()
+    num_coming = 0
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        try:
+            for rows_here, _ in wanted:
+                while todo and (not coming or num_coming < len(rows_here) + _ROWS_AHEAD):
+                    rows, view = todo.popleft()
+                    out = {s.name: np.empty((len(rows), *s.row_shape), s.dtype) for s in cache.input_specs}
+                    runs = [slice(start, start + RUN_ROWS) for start in range(0, len(rows), RUN_ROWS)]
+                    coming.append(([pool.submit(_fill, cache, rows, view, out, run) for run in runs], out))
+                    num_coming += len(rows)
+                futures, out = coming.popleft()
+                num_coming -= len(rows_here)
+                for future in futures:
+                    future.result()
+                yield out
+        finally:
+            for future in (future for futures, _ in coming for future in futures):
+                future.cancel()
+
+
+def _fill(cache: CacheReader, rows: np.ndarray, view: int, out: dict[str, np.ndarray], here: slice) -> None:
+    cache.read(rows[here], view=view, out={name: values[here] for name, values in out.items()})
+
+
+def _on_device(stored: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    tensors = {name: torch.from_numpy(values) for name, values in stored.items()}
+    if device.type == "cpu":
+        return tensors
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}

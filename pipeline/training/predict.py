@@ -1,0 +1,70 @@
+"""Predict a part with a deployed head, and count its right and wrong answers."""
+
+# N frames, A action units
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from pipeline.cache.reader import CacheReader
+from pipeline.faces.views import CLEAN_VIEW, FLIPPED_VIEW
+from pipeline.tables import au_column
+from pipeline.training.loader import Batch, CachedFrames, evaluation_batches
+from pipeline.training.metrics import confusion_counts
+
+_BATCH_SIZE = 64
+
+
+def probability_column(au: int) -> str:
+    """Column of a predicted probability: `probability_column(1) == "p_01"`."""
+    return f"p_{au:02d}"
+
+
+def predict(
+    head: nn.Module,
+    cache: CacheReader,
+    frames: pd.DataFrame,
+    *,
+    aus: tuple[int, ...],
+    test_part: str,
+    device: str,
+    averages_flip: bool = False,
+) -> pd.DataFrame:
+    """Probabilities of a part's frames that the cache holds: frame_id, subject, part, `p_01`..., labels `au_01`...
+
+    Of the clean view; with `averages_flip`, logits are meant with those of the flipped view before the sigmoid.
+    """
+    views = (CLEAN_VIEW, FLIPPED_VIEW) if averages_flip else (CLEAN_VIEW,)
+    found = CachedFrames(cache, frames, aus=aus, parts=[test_part])
+    logits = [
+        _logits(head, evaluation_batches(cache, found, batch_size=_BATCH_SIZE, view=view, device=device))
+        for view in views
+    ]
+    probabilities_NA = torch.stack(logits).mean(0).sigmoid().numpy()
+    table = pd.DataFrame({"frame_id": found.frame_ids})
+    table = table.merge(frames[["frame_id", "subject", "part"]], on="frame_id", validate="1:1")
+    table[[probability_column(au) for au in aus]] = probabilities_NA
+    table[[au_column(au) for au in aus]] = found.labels_NA
+    return table
+
+
+def count(predictions: pd.DataFrame, *, aus: tuple[int, ...], test_part: str) -> pd.DataFrame:
+    """Counts of a predicted part at threshold 0.5, a row a subject and action unit (`metrics.COUNT_COLUMNS`)."""
+    return confusion_counts(
+        predictions[[au_column(au) for au in aus]].to_numpy(np.int8),
+        predictions[[probability_column(au) for au in aus]].to_numpy(),
+        subjects=predictions["subject"].to_numpy(),
+        aus=aus,
+        part=test_part,
+    )
+
+
+@torch.inference_mode()
+def _logits(head: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
+    """Logits (N, A) on the CPU, batch after batch."""
+    head.eval()
+    return torch.cat([head(batch.features).float().cpu() for batch in batches])

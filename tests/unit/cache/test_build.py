@@ -1,0 +1,466 @@
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from pipeline.cache.format import view_group
+from pipeline.cache.reader import open_cache
+from pipeline.cache.writer import plan_refresh
+from pipeline.config import ViewConfig
+from pipeline.errors import CacheError, DataError, PlaceError
+from pipeline.faces.views import render_view, view_params
+from pipeline.store import writer as store_writer
+from pipeline.store.mirror import read_sealed_json, sealed_json
+from pipeline.store.shards import stage_shard
+from pipeline.store.writer import open_writer
+from tests.unit import small_cache
+from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, make_cache, make_frames, stored_bytes
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.unit.small_cache"])
+
+
+@pytest.fixture(scope="module")
+def in_memory(tmp_path_factory):
+    """A folder whose fsyncs cost nothing where the system has one: a killed process does not lose the page cache."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path_factory.mktemp("cache")
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tmp_path(in_memory):
+    with tempfile.TemporaryDirectory(dir=in_memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def world(in_memory):
+    """Frames, crops, and a cache of them that nobody disturbed."""
+    folder = in_memory / "world"
+    frames, boxes = small_cache.make_world(folder)
+    crops = small_cache.make_crops(folder, frames, boxes)
+    return frames, crops, make_cache(folder, frames, crops)
+
+
+def no_extractor(images):
+    raise AssertionError("nothing was to be computed")
+
+
+def expected_features(crops, frame_id, view):
+    row = crops.index.set_index("frame_id").loc[[frame_id], "row"]
+    image = render_view(crops.read_crops(row)[0], view_params(frame_id, view, VIEWS), view_px=small_cache.CROP.size_px)
+    return {name: values[0] for name, values in small_cache.extract(image[None]).items()}
+
+
+def test_every_frame_has_its_own_features_in_every_view(world):
+    frames, crops, cache = world
+    assert sorted(cache.index["frame_id"]) == sorted(frames["frame_id"])
+    assert (cache.num_views, cache.num_channels, cache.map_size, cache.revision) == (3, 4, 8, 1)
+    some = cache.index.iloc[[20, 3, 11]]
+    for view in range(3):
+        found = cache.read(some["row"].to_numpy(), view=view)
+        for i, frame_id in enumerate(some["frame_id"]):
+            for name, values in expected_features(crops, frame_id, view).items():
+                np.testing.assert_array_equal(found[name][i], values)
+
+
+def test_any_zarr_reader_opens_it(world):
+    _, _, cache = world
+    root = zarr.open(cache.folder / "arrays.zarr", mode="r")
+    assert sorted(root.group_keys()) == ["view_00", "view_01", "view_02"]
+    assert root.attrs["kind"] == "features"
+    for view in range(3):
+        group = root[view_group(view)]
+        assert group.attrs["view"] == view
+        stored = cache.read(cache.rows(), view=view)
+        for name, shape in SHAPES.items():
+            array = group[name]
+            assert array.chunks == (1, *shape)
+            assert array.shards == (BLOCK_ROWS, *shape)
+            assert array.metadata.dimension_names == ("row", f"{name}_channel", "y", "x")
+            np.testing.assert_array_equal(array[:][cache.rows()], stored[name])
+            empty = np.setdiff1d(np.arange(array.shape[0]), cache.rows())
+            assert np.isnan(array[:][empty]).all()
+        params = [view_params(frame_id, view, VIEWS).as_row() for frame_id in cache.index["frame_id"]]
+        np.testing.assert_array_equal(group["params"][:][cache.rows()], params)
+
+
+def test_shards_are_those_that_zarr_itself_would_write(world, tmp_path):
+    _, _, cache = world
+    group = zarr.open(cache.folder / "arrays.zarr", mode="r")["view_02"]
+    copy = zarr.create_array(
+        tmp_path / "copy", shape=group["h1"].shape, chunks=group["h1"].chunks, shards=group["h1"].shards,
+        dtype="float16", compressors=[zarr.codecs.Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    copy[:BLOCK_ROWS] = group["h1"][:BLOCK_ROWS]
+    name = "c.0.0.0.0"
+    assert (tmp_path / "copy" / name).read_bytes() == (cache.folder / "arrays.zarr/view_02/h1" / name).read_bytes()
+
+
+def test_rows_are_shuffled_inside_parts_and_blocks_hold_one_part(world):
+    frames, _, cache = world
+    parts_in_block = cache.index.groupby(cache.index["row"] // BLOCK_ROWS)["part"].nunique()
+    assert (parts_in_block == 1).all()
+    order = {frame_id: i for i, frame_id in enumerate(frames["frame_id"])}
+    for _, rows in cache.index.groupby("part"):
+        distances = np.abs(np.diff([order[frame_id] for frame_id in rows["frame_id"]]))
+        assert (distances == 1).mean() < 0.5
+    assert set(cache.rows(["P2"])) == set(cache.index.loc[cache.index["part"] == "P2", "row"])
+
+
+def test_a_second_refresh_does_nothing_and_changed_labels_touch_no_feature(world, tmp_path):
+    frames, crops, cache = world
+    before = stored_bytes(cache.folder)
+    relabelled = frames.assign(au_01=1 - frames["au_01"])
+    again = make_cache(cache.folder.parent.parent, relabelled, crops, extractor=no_extractor)
+    assert again.revision == 1
+    assert stored_bytes(cache.folder) == before
+
+
+def test_the_plan_of_a_first_refresh_counts_what_it_will_write(world, tmp_path):
+    frames, crops, cache = world
+    plan = plan_refresh(tmp_path, frames, crops.listed, format=FORMAT, views=VIEWS)
+    assert (plan.num_kept, plan.num_computed, plan.num_dropped) == (0, 30, 0)
+    assert plan.num_bytes == 30 * 3 * (13 * 64 * 2 + 5 * 8)
+    assert not any(tmp_path.iterdir())
+    done = plan_refresh(cache.folder.parent, frames, crops.listed, format=FORMAT, views=VIEWS)
+    assert (done.num_kept, done.num_computed, done.num_bytes, done.is_new) == (30, 0, 0, False)
+
+
+def test_new_frames_changed_pictures_and_removed_frames_cost_what_they_are(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    early = frames["frame"] < 4
+    first = make_cache(
+        tmp_path, frames[early],
+        small_cache.make_crops(tmp_path, frames[early].reset_index(drop=True), boxes[early].reset_index(drop=True)),
+    )
+    before = first.read(first.rows(), view=2)
+
+    changed, moved, removed, added = "F000/T1/1", "F001/T1/2", "F002/T1/3", frames.loc[~early, "frame_id"].tolist()
+    cv2.imwrite(str(tmp_path / "raw/F000/1.png"), small_cache.picture(1000))
+    boxes.loc[boxes["frame_id"] == moved, "y2"] += 4
+    frames, boxes = (table[table["frame_id"] != removed].reset_index(drop=True) for table in (frames, boxes))
+    seen = 0
+
+    def extractor(images):
+        nonlocal seen
+        seen += len(images)
+        return small_cache.extract(images)
+
+    crops = small_cache.make_crops(tmp_path, frames, boxes)
+    second = make_cache(tmp_path, frames, crops, extractor=extractor)
+    assert second.revision == 2
+    assert seen == 3 * (len(added) + 2)
+    assert sorted(second.index["frame_id"]) == sorted(frames["frame_id"])
+    kept = set(second.index.merge(first.index, on=["frame_id", "row"])["frame_id"])
+    assert set(frames["frame_id"]) - kept == {changed, moved, *added}
+    for frame_id in (changed, moved, added[0], added[-1], "F000/T1/0"):
+        found = second.read(second.index.loc[second.index["frame_id"] == frame_id, "row"].to_numpy(), view=2)
+        np.testing.assert_array_equal(found["h2"][0], expected_features(crops, frame_id, 2)["h2"])
+
+    for name, values in first.read(first.rows(), view=2).items():  # a reader keeps the revision that it pinned
+        np.testing.assert_array_equal(values, before[name])
+    assert open_cache(first.folder, revision=1).index.equals(first.index)
+
+
+def test_more_views_are_added_to_the_same_cache(world, tmp_path):
+    frames, crops, whole = world
+    two = make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2))
+    three = make_cache(tmp_path, frames, crops)
+    assert (two.num_views, three.num_views, three.revision) == (2, 3, 2)
+    for view in range(3):
+        for name, values in three.read(three.rows(), view=view).items():
+            np.testing.assert_array_equal(values, whole.read(whole.rows(), view=view)[name])
+    assert make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2), extractor=no_extractor).num_views == 3
+
+
+def test_another_fingerprint_lies_beside_and_a_foreign_folder_is_refused(world, tmp_path):
+    frames, crops, _ = world
+    other = small_cache.make_format(fan="b")
+    first = make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2))
+    second = make_cache(tmp_path, frames, crops, format=other, views=ViewConfig(num_views=2))
+    assert first.fingerprint == first.folder.name != second.folder.name
+    second.folder.rename(tmp_path / "moved")
+    first.folder.rename(second.folder)
+    message = f"holds a store of fingerprint {first.fingerprint}, expected {second.fingerprint}"
+    with pytest.raises(CacheError, match=message):
+        make_cache(tmp_path, frames, crops, format=other)
+
+
+def test_provenance_is_kept(world, tmp_path):
+    frames, crops, _ = world
+    cache = make_cache(tmp_path, frames, crops, provenance={"device": "cpu"})
+    provenance = cache.manifest["provenance"]
+    assert provenance["device"] == "cpu"
+    assert provenance["crops"] == {"folder": crops.folder.name, "revision": 1}
+    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert cache.manifest["num_bytes"] == sum(p.stat().st_size for p in cache.folder.rglob("c.*"))
+
+
+def test_frames_without_crops_are_refused(world, tmp_path):
+    _, crops, _ = world
+    with pytest.raises(DataError, match=r"6 frames, such as F000/T1/5, have no crop; refresh the crops first"):
+        make_cache(tmp_path, make_frames(num_frames=6), crops)
+
+
+# --- kills
+
+def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_path):
+    _, crops, undisturbed = world
+    rng = random.Random(0)
+    num_kills = 0
+    while num_kills < 6:
+        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
+        process.start()
+        process.join(rng.uniform(0.05, 0.4))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            break
+        num_kills += 1
+    assert num_kills >= 2
+    finished = make_cache(tmp_path, make_frames(), crops)
+    assert stored_bytes(finished.folder) == stored_bytes(undisturbed.folder)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 40, 134, 163, 171, 179, 183, 187, *range(189, 199)])
+def test_a_refresh_killed_at_a_step_reuses_what_was_finished(world, tmp_path, step):
+    """27 units of five shards and a journal entry, then metadata, tables, manifest, pointer; then the journal goes."""
+    frames, crops, undisturbed = world
+    process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, step))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    folder = tmp_path / "cache" / undisturbed.folder.name
+    num_finished = len(list((folder / "journal").glob("[0-9]*.json")))  # and none that is being written
+    is_published = (folder / "current.json").is_file()
+    if is_published:
+        assert open_cache(folder).index.equals(undisturbed.index)
+    num_units = 0
+
+    def extractor(images):
+        nonlocal num_units
+        num_units += 1
+        return small_cache.extract(images)
+
+    finished = make_cache(tmp_path, frames, crops, extractor=extractor)
+    assert num_units == (0 if is_published else 27 - num_finished)
+    assert stored_bytes(finished.folder) == stored_bytes(undisturbed.folder)
+
+
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_a_block_that_fails_stops_no_other_and_is_tried_again_alone(world, tmp_path, num_threads):
+    frames, crops, undisturbed = world
+    calls = tmp_path / "calls"
+    with ThreadPoolExecutor(1) as pool:
+        executor = pool if num_threads else None
+        with pytest.raises(CacheError, match=r"1 of 9 blocks of .* failed \(block 1: out of memory\); the others"):
+            make_cache(tmp_path, frames, crops, extractor=partial(extract_with_a_fault, calls, 4), executor=executor)
+        with pytest.raises(CacheError):
+            open_cache(FORMAT.folder_in(tmp_path / "cache"))
+        calls.write_text("")
+        mended = partial(extract_with_a_fault, calls, 0)
+        cache = make_cache(tmp_path, frames, crops, extractor=mended, executor=executor)
+    assert calls.stat().st_size == (3 if num_threads else 1), "views of the block that failed"
+    assert stored_bytes(cache.folder) == stored_bytes(undisturbed.folder)
+
+
+def test_a_worker_on_a_full_disk_ends_the_refresh_and_leaves_no_half_of_a_block(world, tmp_path, monkeypatch):
+    frames, crops, _ = world
+    staged = []
+
+    def stage_until_full(path, *arguments, **more):
+        if len(staged) == 12:
+            raise PlaceError("the disk is full", errno.ENOSPC)
+        staged.append(path)
+        return stage_shard(path, *arguments, **more)
+
+    monkeypatch.setattr(store_writer, "stage_shard", stage_until_full)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(PlaceError, match="the disk is full"):
+        make_cache(tmp_path, frames, crops, executor=pool)
+    folder = FORMAT.folder_in(tmp_path / "cache")
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def extract_with_a_fault(calls, at, images):
+    """`small_cache.extract`, which fails at the call of that number; calls are counted in a file."""
+    with calls.open("a") as file:
+        file.write(".")
+    if calls.stat().st_size == at:
+        raise RuntimeError("out of memory")
+    return small_cache.extract(images)
+
+
+def test_a_killed_second_refresh_leaves_the_first_revision_and_goes_on(world, tmp_path):
+    frames, crops, undisturbed = world
+    some = frames.iloc[::2]
+    make_cache(tmp_path, some, crops)
+    undisturbed_twice = tmp_path / "twice"
+    make_cache(undisturbed_twice, some, crops)
+    make_cache(undisturbed_twice, frames, crops)
+    process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, 30))
+    process.start()
+    process.join()
+    folder = tmp_path / "cache" / undisturbed.folder.name
+    left = open_cache(folder)
+    assert left.revision == 1
+    assert sorted(left.index["frame_id"]) == sorted(some["frame_id"])
+    left.read(left.rows(), view=2)
+    assert make_cache(tmp_path, frames, crops).revision == 2
+    assert stored_bytes(folder) == stored_bytes(undisturbed_twice / "cache" / folder.name)
+
+
+def test_what_changed_between_a_kill_and_the_next_refresh_is_computed_anew(world, tmp_path):
+    frames, crops, _ = world
+    process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, 100))
+    process.start()
+    process.join()
+    fewer = frames.iloc[7:]
+    finished = make_cache(tmp_path, fewer, crops)
+    assert sorted(finished.index["frame_id"]) == sorted(fewer["frame_id"])
+    for frame_id in fewer["frame_id"]:
+        found = finished.read(finished.index.loc[finished.index["frame_id"] == frame_id, "row"].to_numpy(), view=1)
+        np.testing.assert_array_equal(found["lf"][0], expected_features(crops, frame_id, 1)["lf"])
+
+
+# --- writers
+
+def test_the_second_of_two_writers_leaves_with_the_name_of_the_first(world, tmp_path):
+    frames, crops, undisturbed = world
+    process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
+    process.start()
+    folder = tmp_path / "cache" / undisturbed.folder.name
+    while not list(folder.rglob("c.*")):
+        time.sleep(0.01)
+    message = f"is being written by process {process.pid} on {socket.gethostname()} since 20"
+    with pytest.raises(CacheError, match=message):
+        make_cache(tmp_path, frames, crops)
+    process.kill()
+    process.join()
+    make_cache(tmp_path, frames, crops)  # the lock died with its holder
+    assert stored_bytes(folder) == stored_bytes(undisturbed.folder)
+    with (
+        open_writer(folder, FORMAT),
+        pytest.raises(CacheError, match=f"process {os.getpid()}"),
+        open_writer(folder, FORMAT),
+    ):
+        pass
+
+
+# --- damage
+
+@pytest.fixture
+def cache_to_harm(world, tmp_path):
+    frames, crops, _ = world
+    return make_cache(tmp_path, frames, crops)
+
+
+def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_to_harm, tmp_path):
+    frames, crops, undisturbed = world
+    shard = cache_to_harm.folder / "arrays.zarr/view_01/h1/c.2.0.0.0"
+    shard.unlink()
+    with pytest.raises(CacheError) as caught:
+        cache_to_harm.read(cache_to_harm.rows(), view=1)
+    assert str(caught.value) == f"shard {shard} is not there; run `fantrans refresh` again to compute it anew"
+    cache_to_harm.read(cache_to_harm.rows(), view=0)
+    plan = plan_refresh(tmp_path / "cache", frames, crops.listed, format=FORMAT, views=VIEWS)
+    assert [(unit.block, unit.group) for unit in plan.units] == [(2, "view_01")]
+    repaired = make_cache(tmp_path, frames, crops)
+    for name, values in repaired.read(repaired.rows(), view=1).items():
+        np.testing.assert_array_equal(values, undisturbed.read(undisturbed.rows(), view=1)[name])
+
+
+def test_a_flipped_bit_and_a_truncated_shard_are_never_served(cache_to_harm):
+    cache, shard = cache_to_harm, cache_to_harm.folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
+    whole = shard.read_bytes()
+    row_bytes = 4 * 64 * 2 + 4
+    shard.write_bytes(whole[: row_bytes + 7] + bytes([whole[row_bytes + 7] ^ 4]) + whole[row_bytes + 8 :])
+    cache.read(np.array([0, 2]), view=0)
+    with pytest.raises(CacheError, match=rf"row 1 of shard {shard} fails its checksum; remove the shard"):
+        cache.read(np.array([0, 1, 2]), view=0)
+    for damaged in (whole[:-30], whole[:-20] + b"\xff" + whole[-19:], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(CacheError, match=rf"shard {shard} is cut short or its index is damaged"):
+            cache.read(np.array([0]), view=0)
+
+
+def flip_bit(path, *, at=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 4
+    path.write_bytes(data)
+
+
+SMALL_FILES = ("index-000001.parquet", "shards-000001.parquet", "manifest-000001.json", "current.json",
+               "fingerprint.json", "arrays.zarr/zarr.json", "arrays.zarr/view_00/zarr.json",
+               "arrays.zarr/view_00/lf/zarr.json")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, flip_bit])
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_a_small_file_that_is_lost_or_damaged_costs_nothing(world, cache_to_harm, tmp_path, name, harm):
+    """Readers go by the other copy, and the next refresh, which computes nothing, puts the file back."""
+    frames, crops, undisturbed = world
+    harm(cache_to_harm.folder / name)
+    found = open_cache(cache_to_harm.folder)
+    assert found.index.equals(undisturbed.index)
+    for array, values in found.read(found.rows()).items():
+        np.testing.assert_array_equal(values, undisturbed.read(undisturbed.rows())[array])
+    make_cache(tmp_path, frames, crops, extractor=no_extractor)
+    assert stored_bytes(cache_to_harm.folder) == stored_bytes(undisturbed.folder)
+
+
+@pytest.mark.parametrize("name", ["index-000001.parquet", "manifest-000001.json", "fingerprint.json"])
+def test_a_table_that_is_damaged_in_both_copies_is_refused(cache_to_harm, name):
+    for at in (cache_to_harm.folder, cache_to_harm.folder / "mirror"):
+        flip_bit(at / name)
+    folder = cache_to_harm.folder
+    if name.startswith("manifest"):
+        (folder / "current.json").write_bytes(sealed_json({"revision": 1}))
+    message = rf"{folder / name} is damaged, and so is its copy in mirror/; restore one from a backup, or remove"
+    with pytest.raises(CacheError, match=message):
+        _ = open_cache(folder).index
+
+
+def test_another_schema_is_refused(cache_to_harm):
+    folder = cache_to_harm.folder
+    document = read_sealed_json(folder / "manifest-000001.json")
+    document.pop("crc32c")
+    (folder / "manifest-000001.json").write_bytes(sealed_json({**document, "schema": 3}))
+    with pytest.raises(CacheError, match="is written in schema 3, this version reads schema 2; use the version"):
+        open_cache(folder)
+
+
+def test_views_revisions_and_folders_that_are_not_there_are_named(world, tmp_path):
+    _, crops, cache = world
+    with pytest.raises(CacheError, match="has views 0 to 2 in revision 1, not 3; run `fantrans refresh`"):
+        cache.read(cache.rows(), view=3)
+    with pytest.raises(CacheError, match="has no revision 7; its newest is 1"):
+        open_cache(cache.folder, revision=7)
+    with pytest.raises(CacheError, match="nowhere is no cache"):
+        open_cache(tmp_path / "nowhere")
+    with pytest.raises(CacheError, match="holds crops, not features"):
+        open_cache(crops.folder)
+
+
+def test_a_row_that_was_never_stored_is_not_served(world):
+    _, _, cache = world
+    empty = np.setdiff1d(np.arange(12), cache.rows())[:1]
+    with pytest.raises(CacheError, match=r"holds no row 2; run `fantrans refresh`"):
+        cache.read(empty)

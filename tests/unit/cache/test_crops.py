@@ -1,0 +1,112 @@
+import os
+
+import cv2
+import numpy as np
+import pytest
+import zarr
+
+from pipeline.cache.crops import CropReader, plan_crops
+from pipeline.config import CropConfig
+from pipeline.errors import DataError
+from pipeline.faces.geometry import crop_affine, cut_crop
+from pipeline.faces.views import ViewParams, render_view
+from tests.unit import small_cache
+
+
+def test_the_affine_is_the_one_worked_out_by_hand():
+    # width 100 + height 160 = 260, so the square is 200 px wide and a crop px is 200 / 256 = 0.78125 px of the frame
+    affine = crop_affine(np.array([100, 40, 200, 200], np.float32), CropConfig())
+    np.testing.assert_allclose(affine, [[0.78125, 0, 150 - 223.5 * 0.78125], [0, 0.78125, 120 - 223.5 * 0.78125]])
+    np.testing.assert_allclose(affine @ [223.5, 223.5, 1], [150, 120])
+    left_edge_of_square = affine @ [96 - 0.5, 223.5, 1]
+    np.testing.assert_allclose(left_edge_of_square, [50, 120])
+
+
+def test_a_crop_shows_the_frame_where_its_affine_says_and_zero_outside():
+    y, x = np.indices((200, 240), np.float64)
+    image = np.stack([x, y, np.full_like(x, 200)], -1).astype(np.uint8)
+    affine = crop_affine(np.array([60, 50, 140, 150]), CropConfig())
+    crop = cut_crop(image, affine, CropConfig())
+    assert crop.shape == (448, 448, 3)
+    for j, i in [(224, 224), (100, 300), (400, 120)]:
+        frame_x, frame_y = affine @ [j, i, 1]
+        np.testing.assert_allclose(crop[i, j], [frame_x, frame_y, 200], atol=1)
+    far_x, far_y = affine @ [447, 447, 1]
+    assert far_x < 239
+    assert far_y > 201
+    assert crop[447, 447].tolist() == [0, 0, 0]
+
+
+def test_the_clean_view_is_the_square_that_the_paper_resizes():
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8), (0, 0), 3)
+    affine = crop_affine(np.array([100, 80, 300, 340]), CropConfig())
+    view = render_view(cut_crop(image, affine, CropConfig()), ViewParams(), view_px=256)
+    side = (200 + 260) * 200 / 260
+    first = np.array([200, 210]) - side / 2
+    square = image[round(first[1]) : round(first[1] + side), round(first[0]) : round(first[0] + side)]
+    expected = cv2.resize(square, (256, 256), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(view.astype(int) - expected).mean() < 1.5  # the square's corners are rounded to whole px here
+
+
+def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    boxes.loc[3, ["x1", "status"]] = [np.nan, "no_face"]
+    (tmp_path / "raw" / frames["source_file"][7]).write_bytes(b"not a picture")
+    (tmp_path / "raw" / frames["source_file"][9]).unlink()
+    crops = small_cache.make_crops(tmp_path, frames, boxes)
+    listed = crops.listed.set_index("frame_id").loc[frames["frame_id"]]
+    assert listed["status"].value_counts().to_dict() == {"ok": 27, "unreadable": 2, "no_face": 1}
+    assert listed["row"].to_numpy()[[3, 7, 9]].tolist() == [-1, -1, -1]
+    assert len(crops.index) == 27
+    i = 12
+    row = listed["row"].iloc[[i]].to_numpy()
+    affine = crop_affine(boxes[["x1", "y1", "x2", "y2"]].to_numpy()[i], small_cache.CROP)
+    np.testing.assert_array_equal(crops.read_affines(row)[0], affine)
+    expected = cut_crop(small_cache.picture(i), affine, small_cache.CROP)
+    np.testing.assert_array_equal(crops.read_crops(row)[0], expected)
+    stored = zarr.open(crops.folder / "arrays.zarr", mode="r")
+    np.testing.assert_array_equal(stored["crops"][row[0]], expected)
+    assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1  # what cannot be read is not tried for ever
+
+
+def test_only_changed_pictures_and_boxes_are_cut_anew(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    first = small_cache.make_crops(tmp_path, frames, boxes)
+    arguments = {"images_root": tmp_path / "raw", "format": small_cache.CROPS_FORMAT}
+    assert not plan_crops(tmp_path / "crops", frames, boxes, **arguments).is_new
+
+    touched, changed = (tmp_path / "raw" / frames["source_file"][i] for i in (0, 1))
+    os.utime(touched, ns=(1, 1))
+    cv2.imwrite(str(changed), small_cache.picture(99))
+    boxes.loc[2, "x2"] += 1
+    plan = plan_crops(tmp_path / "crops", frames, boxes, **arguments)
+    assert plan.num_dropped == 2
+    assert {row for unit in plan.units for row in plan.rows_of(unit.block)["frame_id"]} == set(frames["frame_id"][1:3])
+    second = small_cache.make_crops(tmp_path, frames, boxes)
+    assert second.revision == 2
+    old, new = (each.index.set_index("frame_id") for each in (first, second))
+    same = frames["frame_id"].drop([1, 2])
+    assert old.loc[same, "row"].equals(new.loc[same, "row"])
+    assert new.loc[frames["frame_id"][1:3], "row"].min() > old["row"].max()
+    np.testing.assert_array_equal(first.read_crops(first.index["row"]), CropReader(first.folder, revision=1).read_crops(
+        first.index["row"]))
+
+
+def test_frames_of_a_video_are_cut_too(tmp_path):
+    frames = small_cache.make_frames(num_subjects=2).assign(source_frame=lambda t: t["frame"])
+    frames["source_file"] = frames["subject"] + ".avi"
+    (tmp_path / "raw").mkdir()
+    for seed, file in enumerate(frames["source_file"].unique()):
+        video = cv2.VideoWriter(str(tmp_path / "raw" / file), cv2.VideoWriter.fourcc(*"MJPG"), 20, (80, 60))
+        for i in range(5):
+            video.write(np.full((60, 80, 3), 40 * i + 20 * seed, np.uint8))
+        video.release()
+    crops = small_cache.make_crops(tmp_path, frames, small_cache.make_boxes(frames))
+    middle = crops.read_crops(crops.index.set_index("frame_id").loc[frames["frame_id"], "row"])[:, 28, 28, 0]
+    np.testing.assert_allclose(middle, [40 * i + 20 * seed for seed in range(2) for i in range(5)], atol=2)
+
+
+def test_tables_that_do_not_belong_together_are_refused(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    with pytest.raises(DataError, match="list different frames; run `fantrans refresh`"):
+        small_cache.make_crops(tmp_path, frames, boxes.iloc[::-1].reset_index(drop=True))

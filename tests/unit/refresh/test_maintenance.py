@@ -1,0 +1,346 @@
+"""Collecting, verifying, repairing, exchanging: what happens to a cache between refreshes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import dask
+import dask.array as da
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+import zarr
+
+from pipeline.cache import statistics
+from pipeline.cache.codecs import make_codec
+from pipeline.cache.crops import stored_crops_format
+from pipeline.cache.format import features_format, stored_format
+from pipeline.cache.hdf5 import export_hdf5, import_hdf5
+from pipeline.cache.reader import open_cache
+from pipeline.config import ViewConfig
+from pipeline.errors import CacheError
+from pipeline.store.plan import NO_ROW, Unit
+from pipeline.store.prune import collect
+from pipeline.store.revisions import read_damage
+from pipeline.store.verify import leave_word, verify_store
+from tests.unit import small_cache
+from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_crops, stored_bytes
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Frames, crops, and a cache of them that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("world")
+    frames, boxes = small_cache.make_world(folder)
+    crops = make_crops(folder, frames, boxes)
+    return frames, crops, make_cache(folder, frames, crops)
+
+
+@pytest.fixture
+def own(world, tmp_path):
+    frames, crops, _ = world
+    return make_cache(tmp_path, frames, crops)
+
+
+def counting_extractor():
+    seen = []
+
+    def extractor(images):
+        seen.append(len(images))
+        return small_cache.extract(images)
+
+    return extractor, seen
+
+
+def everything(cache):
+    """All values by frame, view and array."""
+    names = cache.index["frame_id"].tolist()
+    return {(name, view, array): values[i].tobytes() for view in range(cache.num_views)
+            for array, values in cache.read(cache.rows(), view=view).items() for i, name in enumerate(names)}
+
+
+# --- verify and repair
+
+def damage(shard, kind):
+    data = shard.read_bytes()
+    if kind == "missing":
+        shard.unlink()
+    elif kind == "truncated":
+        shard.write_bytes(data[:-30])
+    elif kind == "a flipped bit in a row":
+        shard.write_bytes(data[:7] + bytes([data[7] ^ 1]) + data[8:])
+    else:
+        shard.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+
+
+@pytest.mark.parametrize(("kind", "is_found_shallow", "num_hurt"), [
+    ("missing", True, 4), ("truncated", True, 4), ("a flipped bit in a row", False, 1),
+    ("a flipped bit in its index", False, 4),
+])
+def test_damage_is_found_named_and_repaired_alone(world, own, tmp_path, kind, is_found_shallow, num_hurt):
+    frames, crops, undisturbed = world
+    assert verify_store(own.folder, is_deep=True) == []
+    shard = own.folder / "arrays.zarr/view_01/h1/c.1.0.0.0"
+    damage(shard, kind)
+    assert bool(verify_store(own.folder, is_deep=False)) == is_found_shallow
+    (found,) = verify_store(own.folder, is_deep=True)
+    assert str(shard) in found.what
+    assert found.unit == Unit(1, "view_01")
+    rows = own.index.loc[own.index["row"] // BLOCK_ROWS == 1, "frame_id"]
+    assert set(found.frame_ids) == set(rows[:num_hurt])
+    before = open_cache(own.folder)
+    leave_word(own.folder, [found])
+    extractor, seen = counting_extractor()
+    make_cache(tmp_path, frames, crops, extractor=extractor)
+    assert sum(seen) == num_hurt  # the shard's other frames were kept
+    assert stored_bytes(own.folder) == stored_bytes(undisturbed.folder)
+    assert everything(before) == everything(undisturbed)
+    assert read_damage(own.folder) == set()
+
+
+def test_a_repair_keeps_rows_that_only_a_stale_revision_names(world, tmp_path):
+    frames, crops, _ = world
+    first = make_cache(tmp_path, frames, crops)
+    values = everything(first)
+    fewer = frames[frames["frame_id"] != first.index["frame_id"][1]]
+    folder = make_cache(tmp_path, fewer, crops).folder
+    shard = folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
+    whole = shard.read_bytes()
+    damage(shard, "a flipped bit in a row")  # row 0; the one that has left the index is row 1
+    leave_word(folder, verify_store(folder, is_deep=True))
+    extractor, seen = counting_extractor()
+    make_cache(tmp_path, fewer, crops, extractor=extractor)
+    assert sum(seen) == 1
+    assert shard.read_bytes() == whole
+    assert everything(first) == values
+
+
+def test_damaged_crops_are_cut_anew(world, tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    crops = make_crops(tmp_path, frames, boxes)
+    whole = stored_bytes(crops.folder)
+    damage(crops.folder / "arrays.zarr/crops/c.1.0.0.0", "a flipped bit in a row")
+    (found,) = verify_store(crops.folder, is_deep=True)
+    assert found.frame_ids == (frames["frame_id"][4],)
+    leave_word(crops.folder, [found])
+    make_crops(tmp_path, frames, boxes)
+    assert stored_bytes(crops.folder) == whole
+
+
+# --- collect
+
+def changed_twice(tmp_path, world):
+    """A cache of three revisions: pictures replaced, frames removed."""
+    frames, boxes = small_cache.make_world(tmp_path)
+    make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
+    for file in frames["source_file"][:9]:
+        cv2.imwrite(str(tmp_path / "raw" / file), small_cache.picture(hash(file) % 1000 + 5000))
+    make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
+    frames, boxes = frames[3:].reset_index(drop=True), boxes[3:].reset_index(drop=True)
+    crops = make_crops(tmp_path, frames, boxes)
+    return frames, crops, make_cache(tmp_path, frames, crops)
+
+
+def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world, tmp_path):
+    frames, crops, cache = changed_twice(tmp_path, world)
+    values, folder = everything(cache), cache.folder
+    size = sum(path.stat().st_size for path in folder.rglob("c.*"))
+    del cache
+    first = collect(folder, FORMAT, grace_s=3600)
+    assert (first.num_files, first.num_revisions) == (0, 0)
+    assert first.num_moved_rows > 0
+    assert first.num_young >= 3
+    second = collect(folder, FORMAT, grace_s=0)
+    assert second.num_revisions == 3
+    assert second.num_bytes > 0.25 * size
+    after = open_cache(folder)
+    assert after.revision == 4
+    assert everything(after) == values
+    rows = after.index["row"]
+    full = rows.groupby(rows // BLOCK_ROWS).size()
+    part_of = after.index.groupby(rows // BLOCK_ROWS)["part"].first()
+    assert (full < 0.75 * BLOCK_ROWS).groupby(part_of).sum().max() <= 1
+    assert verify_store(folder, is_deep=True) == []
+    assert {int(path.name.split(".")[1]) for path in folder.rglob("c.*")} == set(full.index)
+    assert str(collect(folder, FORMAT, grace_s=0)) == "freed 0.0 MB in 0 files, 0 revisions; moved 0 rows"
+    make_cache(tmp_path, frames, crops, extractor=lambda images: pytest.fail("nothing was to be computed"))
+    assert open_cache(folder).revision == 4
+
+
+def test_collect_leaves_what_a_live_reader_holds(world, tmp_path):
+    script = ("import sys; from pathlib import Path; from pipeline.cache.reader import open_cache\n"
+              "cache = open_cache(Path(sys.argv[1])); print('open', flush=True); sys.stdin.readline()\n"
+              "values = [cache.read(cache.rows(), view=view) for view in range(3)]; print(len(cache.index))")
+    frames, boxes = small_cache.make_world(tmp_path)
+    folder = make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes)).folder
+    reader = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    assert reader.stdout.readline() == "open\n"
+    fewer, boxes = frames[12:].reset_index(drop=True), boxes[12:].reset_index(drop=True)
+    make_cache(tmp_path, fewer, make_crops(tmp_path, fewer, boxes))
+    held = collect(folder, FORMAT, grace_s=0)
+    assert held.num_held == 1
+    assert "1 held by readers" in str(held)
+    out, _ = reader.communicate("\n")
+    assert (out, reader.returncode) == ("30\n", 0)
+    freed = collect(folder, FORMAT, grace_s=0)
+    assert freed.num_held == 0
+    assert freed.num_revisions >= 1
+    with pytest.raises(CacheError, match="has no revision 1"):
+        open_cache(folder, revision=1)
+
+
+def test_with_a_clock_that_was_set_back_everything_is_young(world, tmp_path):
+    _, _, cache = changed_twice(tmp_path, world)
+    folder, values = cache.folder, everything(cache)
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() + 86400,) * 2)
+    done = collect(folder, FORMAT, grace_s=60)
+    assert (done.num_files, done.num_revisions) == (0, 0)
+    assert "too young" in str(done)
+    assert everything(open_cache(folder)) == values
+
+
+def test_collect_keeps_what_a_killed_refresh_has_finished(world, tmp_path):
+    frames, crops, _ = world
+    make_cache(tmp_path, frames.iloc[::2], crops)
+    finished = 0
+
+    def dies(images):
+        nonlocal finished
+        finished += 1
+        if finished > 3:
+            raise KeyboardInterrupt
+        return small_cache.extract(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_cache(tmp_path, frames, crops, extractor=dies)
+    done = collect(tmp_path / "cache" / FORMAT.folder_in(tmp_path).name, FORMAT, grace_s=0)
+    assert (done.num_files, done.num_moved_rows) == (0, 0)
+    extractor, seen = counting_extractor()
+    cache = make_cache(tmp_path, frames, crops, extractor=extractor)
+    assert sum(seen) <= 15 * 3 - 2 * 2  # at least two finished units were not computed again
+    assert verify_store(cache.folder, is_deep=True) == []
+
+
+def test_crops_are_collected_too(world, tmp_path):
+    _, crops, cache = changed_twice(tmp_path, world)
+    folder = crops.folder
+    before = {name: crops.read_crops(crops.index.loc[[i], "row"])[0].tobytes()
+              for i, name in enumerate(crops.index["frame_id"])}
+    del crops
+    for _ in range(2):
+        collect(folder, stored_crops_format(folder), grace_s=0)
+    after = type(cache).__bases__[0](folder)
+    assert after.revision == 4
+    for row, name in zip(after.index["row"], after.index["frame_id"], strict=True):
+        assert after.read_rows("crops", [row])[0].tobytes() == before[name]
+
+
+# --- other readers, HDF5
+
+def test_xarray_and_dask_read_it_without_our_code(world):
+    _, _, cache = world
+    rows = cache.rows()
+    expected = cache.read(rows, view=1)
+    place = cache.folder / "arrays.zarr"
+    lazy = da.from_zarr(place, component="view_01/h1")
+    np.testing.assert_array_equal(lazy[rows].compute(), expected["h1"])
+    dataset = xr.open_zarr(place, group="view_01", consolidated=False)
+    assert dataset["h1"].dims == ("row", "h1_channel", "y", "x")
+    np.testing.assert_array_equal(dataset["h1"].isel(row=rows).to_numpy(), expected["h1"])
+    index = pd.read_parquet(cache.folder / "index-000001.parquet")
+    assert index.loc[index["row"] != NO_ROW, "frame_id"].tolist() == cache.index["frame_id"].tolist()
+    assert zarr.open(place, mode="r").attrs["kind"] == "features"
+
+
+def make_format(document, basis, block_rows):
+    shapes = {name: tuple(shape) for name, shape in document["features"]["shapes"].items()}
+    codec = make_codec(document["features"]["profile"], shapes, basis=basis)
+    return features_format(document, codec, block_rows=block_rows)
+
+
+def test_an_export_and_its_import_are_the_same_cache(world, tmp_path):
+    _, _, cache = world
+    paths = export_hdf5(cache, tmp_path / "out")
+    assert [path.name for path in paths] == ["P1.h5", "P2.h5", "P3.h5"]
+    with h5py.File(paths[1]) as file:
+        rows = cache.rows(["P2"])
+        assert file["frame_id"].asstr()[()].tolist() == cache.index.set_index("row").loc[rows, "frame_id"].tolist()
+        assert file["view_02/h2"].chunks == (1, *small_cache.SHAPES["h2"])
+        np.testing.assert_array_equal(file["view_02/h2"][()], cache.read(rows, view=2)["h2"])
+        assert file.attrs["part"] == "P2"
+    imported = import_hdf5({"features": tmp_path / "in"}, paths, make_format)
+    assert imported.folder.name == cache.folder.name
+    assert stored_bytes(imported.folder) == stored_bytes(cache.folder)
+    with pytest.raises(CacheError, match=r"no \.h5 file to import"):
+        import_hdf5({"features": tmp_path / "in"}, [], make_format)
+
+
+def test_crops_without_a_face_are_exchanged_as_such(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    boxes.loc[[2, 7], "status"] = "no_face"
+    crops = make_crops(tmp_path, frames, boxes)
+    (path,) = export_hdf5(crops, tmp_path / "out")
+    assert path.name == "all.h5"
+    imported = import_hdf5({"crops": tmp_path / "in"}, [path], lambda *_: small_cache.CROPS_FORMAT)
+    assert stored_bytes(imported.folder) == stored_bytes(crops.folder)
+
+
+# --- statistics
+
+def test_statistics_are_those_of_the_values(world):
+    frames, _, cache = world
+    rows = cache.rows()
+    graphs = statistics.base_rates(frames, AUS), statistics.channel_ranges(cache, view=0, rows=rows)
+    rates, ranges = dask.compute(*graphs)
+    stored = cache.read(rows)
+    for name, each in ranges.items():
+        values = stored[name].astype(np.float32)
+        np.testing.assert_allclose(each["min"], values.min((0, 2, 3)))
+        np.testing.assert_allclose(each["max"], values.max((0, 2, 3)))
+        np.testing.assert_allclose(each["mean"], values.mean((0, 2, 3)), rtol=1e-5)
+    known = frames["au_02"][frames["au_02"] >= 0]
+    assert rates["all"][1] == pytest.approx(100 * (known == 1).mean())
+    moments = dask.compute(statistics.codec_moments(cache, rows, views=[0, 1]))[0]
+    both = np.concatenate([cache.read(rows, view=view)["lf"] for view in (0, 1)]).astype(np.float64)
+    np.testing.assert_allclose(moments["lf"], np.einsum("nchw,ndhw->cd", both, both) / (both.size / 4), rtol=1e-5)
+
+
+def test_the_format_of_a_folder_is_the_one_that_wrote_it(world):
+    _, crops, cache = world
+    assert stored_format(cache.folder).arrays == FORMAT.arrays
+    assert stored_crops_format(crops.folder).arrays == small_cache.CROPS_FORMAT.arrays
+
+
+def test_another_profile_is_encoded_from_exact_without_extracting(world, tmp_path):
+    frames, crops, exact = world
+    codec = make_codec("standard", small_cache.SHAPES)
+    format = features_format(small_cache.features_document(profile="standard"), codec, block_rows=BLOCK_ROWS)
+
+    seen = []
+
+    def encoding(images):
+        seen.append(len(images))
+        maps = {name: torch.from_numpy(values) for name, values in small_cache.extract(images).items()}
+        return {name: values.numpy() for name, values in codec.encode(maps).items()}
+
+    extracted = make_cache(tmp_path / "a", frames, crops, format=format, codec=codec, extractor=encoding)
+    assert sum(seen) == 3 * 30
+    seen.clear()
+    derived = make_cache(tmp_path / "b", frames, crops, format=format, codec=codec, exact=exact.folder,
+                         extractor=lambda images: pytest.fail("the FAN was run"))
+    assert stored_bytes(derived.folder) == stored_bytes(extracted.folder)
+    four = make_cache(tmp_path / "b", frames, crops, format=format, codec=codec, exact=exact.folder,
+                      views=ViewConfig(num_views=4), extractor=encoding)
+    assert four.num_views == 4
+    assert sum(seen) == 30  # the view that the exact cache lacks
+    fidelity = derived.manifest["provenance"]["fidelity"]
+    assert set(fidelity["relative_l2"]) == {"lf", "h1", "h2"}
+    assert 0 < fidelity["relative_l2"]["lf"] < 0.01

@@ -1,0 +1,83 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from pipeline.runtime.broadcast import relay
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_each_consumer_sees_every_item_in_order(num_threads):
+    seen = [[], [], []]
+
+    def slow(item):
+        time.sleep(0.002)
+        seen[0].append(item)
+
+    share = relay(iter(range(20)), [slow, seen[1].append, seen[2].append], num_threads=num_threads)
+    assert seen == [list(range(20))] * 3
+    assert 0 <= share <= 1
+
+
+def test_two_consumers_work_at_once_on_one_torch_thread_each():
+    meeting = threading.Barrier(2, timeout=10)
+    threads = []
+
+    def meet(_):
+        threads.append(torch.get_num_threads())
+        meeting.wait()
+
+    relay(range(3), [meet, meet], num_threads=2)
+    assert threads == [1] * 6
+
+
+def test_items_are_taken_only_a_few_ahead_of_the_slowest():
+    taken, done = [], []
+
+    def items():
+        for item in range(12):
+            assert item - len(done) <= 4
+            taken.append(item)
+            yield item
+
+    def slow(item):
+        time.sleep(0.005)
+        done.append(item)
+
+    relay(items(), [slow, lambda _: None], num_threads=2)
+    assert taken == done == list(range(12))
+
+
+def test_waiting_for_items_is_told_from_working():
+    def late():
+        for item in range(5):
+            time.sleep(0.02)
+            yield item
+
+    waiting = relay(late(), [lambda _: None], num_threads=1)
+    working = relay(range(5), [lambda _: time.sleep(0.02)], num_threads=1)
+    assert 1 >= waiting > working >= 0
+
+
+@pytest.mark.parametrize("where", ["items", "consumer"])
+def test_an_error_anywhere_ends_it_all_and_is_raised(where):
+    num_threads = threading.active_count()
+
+    def items():
+        yield from range(3)
+        if where == "items":
+            raise OSError("the disk is gone")
+        yield from range(3, 100)
+
+    def consumer(item):
+        if where == "consumer" and item == 2:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        relay(items(), [consumer, lambda _: time.sleep(0.001)], num_threads=2)
+    assert threading.active_count() == num_threads
+
+
+def test_without_items_nothing_happens():
+    assert relay([], [lambda _: pytest.fail("called")], num_threads=2) <= 1

@@ -1,0 +1,61 @@
+"""Pieces of work on executors: what becomes of each, and of those that fail."""
+
+import errno
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.errors import CacheError, DataError, PlaceError
+from pipeline.runtime import executors as workers
+from pipeline.runtime.executors import outcome, outcomes, raise_failures
+
+
+def halved(number):
+    if number == 3:
+        raise DataError("three is odd")
+    if number == 100:
+        raise OSError(errno.EIO, "the disk hiccuped")
+    if number == 200:
+        raise PlaceError("the disk is full", errno.ENOSPC)
+    return number / 2
+
+
+def test_a_piece_that_fails_does_not_stop_the_others_of_more_than_are_handed_out_at_once():
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(outcomes(halved, (n for n in range(1, 1000) if n not in (100, 200)), pool))
+    failed = {number: str(found.pop(number)) for number in [3]}
+    assert failed == {3: "three is odd"}
+    assert found == {number: number / 2 for number in range(1, 1000) if number not in (3, 100, 200)}
+
+
+@pytest.mark.parametrize(("number", "error"), [(100, OSError), (200, PlaceError)])
+def test_input_and_output_that_fail_stop_all(number, error):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(error):
+        list(outcomes(halved, [1, number, 2], pool))
+
+
+def test_a_failure_keeps_nothing_of_what_was_worked_on(monkeypatch):
+    monkeypatch.setattr(workers.logger, "exception", lambda _: None)  # pytest keeps what is logged, with its traceback
+
+    class Batch:
+        pass
+
+    def fail():
+        batch = Batch()
+        alive.append(weakref.ref(batch))
+        raise RuntimeError("out of memory")
+
+    alive = []
+    error = outcome(fail)
+    gc.collect()
+    assert str(error) == "out of memory"
+    assert alive[0]() is None
+
+
+def test_failures_are_named_the_first_ones_whole_and_the_rest_counted():
+    failed = {f"block {i}": DataError(f"odd {i}") for i in range(7)}
+    with pytest.raises(CacheError, match=r"^7 of 9 blocks failed \(block 0: odd 0; .*block 4: odd 4; and 2 more\)"):
+        raise_failures(failed, num_all=9, what="blocks")
+    raise_failures({}, num_all=9, what="blocks")

@@ -1,0 +1,82 @@
+import threading
+import time
+
+import pytest
+
+from pipeline.runtime.prefetch import ahead
+
+
+def test_results_come_in_order_and_the_next_are_under_way_meanwhile():
+    started = []
+    both = threading.Barrier(2, timeout=10)
+
+    def double(number):
+        started.append(number)
+        if number < 2:
+            both.wait()  # passes only if two are worked on at once
+        return 2 * number
+
+    results = ahead(double, range(5), num_threads=2)
+    item, first = next(results)
+    assert (item, first.result()) == (0, 0)
+    assert [(item, future.result()) for item, future in results] == [(1, 2), (2, 4), (3, 6), (4, 8)]
+    assert sorted(started) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_there_is_handed_on_before_all_threads_are_busy():
+    taken = []
+
+    def items():
+        for number in range(9):
+            time.sleep(0.1)  # in which the one before is long done
+            taken.append(number)
+            yield number
+
+    results = ahead(str, items(), num_threads=8)
+    assert next(results)[0] == 0
+    assert len(taken) < 9
+    results.close()
+
+
+def test_an_error_is_its_items_own():
+    futures = [future for _, future in ahead(lambda number: 1 // number, [1, 0, 1], num_threads=1)]
+    assert [type(future.exception()) for future in futures] == [type(None), ZeroDivisionError, type(None)]
+
+
+def test_what_nobody_takes_after_an_error_is_dropped():
+    is_over = threading.Event()
+
+    def items():
+        yield from range(4)
+        is_over.set()
+        raise OSError("the disk is full")
+
+    def text(number):
+        assert number == 0 or is_over.wait(10)
+        return str(number)
+
+    dropped = []
+    results = ahead(text, items(), num_threads=3, drop=dropped.append)
+    assert next(results)[1].result() == "0"
+    with pytest.raises(OSError, match="full"):
+        next(results)
+    assert dropped == ["1", "2", "3"]
+
+
+def test_what_nobody_takes_after_the_takers_error_is_dropped():
+    is_over = threading.Event()
+
+    def text(number):
+        assert number == 0 or is_over.wait(10)
+        return str(number)
+
+    def take_two():
+        for number, future in ahead(text, range(9), num_threads=3, drop=dropped.append):
+            if number == 1:
+                is_over.set()
+                raise RuntimeError(future.result())
+
+    dropped = []
+    with pytest.raises(RuntimeError, match="1"):
+        take_two()
+    assert dropped == ["2", "3", "4"]

@@ -1,0 +1,118 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.head import VARIANTS, FanTransHead, HeadShape
+from pipeline.errors import DataError
+from pipeline.training.export import load_deployed, write_deployed
+
+SHAPE = {"fan_width": 4, "num_aus": 3, "map_size": 16, "dim": 8, "num_blocks": 2}
+
+
+def trained_head(**changes):
+    torch.manual_seed(3)
+    head = FanTransHead(HeadShape(**SHAPE | changes)).eval()
+    for parameter in head.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return head
+
+
+def make_maps(num=5):
+    torch.manual_seed(4)
+    maps = {name: torch.randn(num, 4, 16, 16) for name in ("lf", "h1", "h2")}
+    return {**maps, "hm": torch.rand(num, 1, 16, 16)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_read_back_gives_p_m_bit_for_bit(tmp_path, variant):
+    head, maps = trained_head(variant=variant), make_maps()
+    write_deployed(tmp_path, head.deployed(), aus=(1, 2, 4), features={"sha256": "ab"}, averages_flip=False)
+    model = load_deployed(tmp_path)
+    with torch.inference_mode():
+        expected = head(maps).deployed
+    assert np.array_equal(model.probabilities(maps), expected.sigmoid().numpy())
+    assert model.aus == (1, 2, 4)
+    assert model.description["features"] == {"sha256": "ab"}
+
+
+def test_no_tensor_of_the_dropped_parts_is_inside(tmp_path):
+    head = trained_head()
+    write_deployed(tmp_path, head.deployed(), aus=(1, 2, 4), features={}, averages_flip=False)
+    kept = load_file(tmp_path / "head.safetensors")
+    whole = head.state_dict()
+    dropped = [value for name, value in whole.items() if name.startswith(("trunks.0.", "classifiers.0.", "gate."))]
+    assert len(kept) == len(whole) - len(dropped)
+    assert {name.split(".")[0] for name in kept} == {"conv", "embedding", "trunk", "classifier"}
+    for value in dropped:
+        is_there = any(value.shape == other.shape and torch.equal(value, other) for other in kept.values())
+        assert not is_there or value.unique().numel() == 1  # a norm's ones look alike everywhere
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="is not there; train that fold first"):
+        load_deployed(tmp_path)
+
+
+def test_the_papers_model_is_small(tmp_path):
+    head = FanTransHead(HeadShape(fan_width=256, num_aus=12))
+    write_deployed(tmp_path, head.deployed(), aus=tuple(range(12)), features={}, averages_flip=False)
+    assert (tmp_path / "head.safetensors").stat().st_size < 25e6
+
+
+PREDICT_ALONE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("prefect", "face_alignment", "retinaface"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.cache.reader import open_cache
+from pipeline.training.export import load_deployed
+from pipeline.training.predict import predict
+
+folder, cache, frames, out = map(Path, sys.argv[1:])
+model = load_deployed(folder)
+table = predict(model.head, open_cache(cache), pd.read_parquet(frames), aus=model.aus, test_part="P2", device="cpu")
+table.to_parquet(out)
+"""
+
+
+def test_a_process_without_prefect_and_detectors_predicts_the_same(tmp_path):
+    from pipeline.cache.codecs import make_codec
+    from pipeline.cache.reader import open_cache
+    from pipeline.training.predict import predict
+    from tests.unit import small_cache
+
+    frames, boxes = small_cache.make_world(tmp_path)
+    shapes = {name: (channels, 16, 16) for name, (channels, _, _) in small_cache.SHAPES.items()}
+
+    def extract(images):
+        means = images.reshape(len(images), 16, 2, 16, 2, 3).mean((2, 4, 5), dtype=np.float64)[:, None] / 255
+        return {name: (means * np.arange(1, 1 + channels)[:, None, None]).astype(np.float16)
+                for name, (channels, _, _) in shapes.items()}
+
+    cache = small_cache.make_cache(
+        tmp_path, frames, small_cache.make_crops(tmp_path, frames, boxes), format=small_cache.make_format(shapes),
+        codec=make_codec("exact", shapes), extractor=extract,
+    ).folder
+    head = trained_head(num_aus=2)
+    write_deployed(tmp_path / "fold", head.deployed(), aus=(1, 2), features={}, averages_flip=False)
+    frames.to_parquet(tmp_path / "frames.parquet")
+    script = tmp_path / "predict_alone.py"
+    script.write_text(PREDICT_ALONE)
+    subprocess.run([sys.executable, script, tmp_path / "fold", cache, tmp_path / "frames.parquet", tmp_path / "out"],
+                   check=True, cwd=Path(__file__).parents[3], env={"PYTHONPATH": "."})
+    here = predict(head.deployed(), open_cache(cache), frames, aus=(1, 2), test_part="P2", device="cpu")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out"), here, check_exact=True)

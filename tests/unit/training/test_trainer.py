@@ -1,0 +1,286 @@
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.cache.codecs import make_codec
+from pipeline.cache.reader import open_cache
+from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
+from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.protocols import Protocol
+from pipeline.report.run import read_report, write_report
+from pipeline.training import loader
+from pipeline.training.export import load_deployed
+from pipeline.training.predict import predict
+from pipeline.training.runs import TrainingRun, fold_parts, head_shape, write_record
+from pipeline.training.trainer import HeadTraining, learning_rate, train_heads
+from tests.devices import DEVICES
+from tests.unit import small_cache
+
+RULES = Protocol(name="small", aus=(1, 2), subject_parts={}, assigns_by_number=True, bad_frames={})
+HEAD = HeadConfig(dim=8, num_blocks=1)
+TRAIN = TrainConfig(num_epochs=3, batch_size=4, lr=1e-2)
+
+
+def make_run(folder: Path, **changes) -> TrainingRun:
+    cache = next(iter((folder / "cache").glob("*/current.json"))).parent
+    experiment = ExperimentConfig(name="small", source="small", head=changes.pop("head", HEAD),
+                                  train=changes.pop("train", TRAIN))
+    reader = open_cache(cache)
+    record = {"aus": list(RULES.aus), "cache": reader.fingerprint, "head": experiment.head.model_dump()}
+    return TrainingRun(experiment=experiment, dataset="small", rules=RULES, frames=small_cache.make_frames(),
+                       cache=reader, folder=folder / "runs" / changes.pop("name", "a"), init_from=None, record=record)
+
+
+def train_fold(run: TrainingRun, part: str, *, device: str = "cpu") -> Path:
+    train_heads([(run, part)], device=device)
+    return run.fold_folder(part)
+
+
+def make_pages_small():
+    """So that an epoch has several, and batches go over their ends."""
+    loader.MAX_PAGE_ROWS, loader.RUN_ROWS = 8, 2
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    monkeypatch.setattr(loader, "MAX_PAGE_ROWS", loader.MAX_PAGE_ROWS)
+    monkeypatch.setattr(loader, "RUN_ROWS", loader.RUN_ROWS)
+    make_pages_small()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    frames, boxes = small_cache.make_world(tmp_path)
+    shapes = {name: (channels, 16, 16) for name, (channels, _, _) in small_cache.SHAPES.items()}
+    monkeypatch.setattr(small_cache, "SHAPES", shapes)
+    format = small_cache.make_format(shapes)
+    crops = small_cache.make_crops(tmp_path, frames, boxes)
+    small_cache.make_cache(tmp_path, frames, crops, format=format, codec=make_codec("exact", shapes),
+                           extractor=_extract_16)
+    return tmp_path
+
+
+def _extract_16(images):
+    means = images.reshape(len(images), 16, 2, 16, 2, 3).mean((2, 4, 5), dtype=np.float64)[:, None] / 255
+    return {name: (means * np.arange(1, 1 + channels)[:, None, None]).astype(np.float16)
+            for name, (channels, _, _) in small_cache.SHAPES.items()}
+
+
+def test_a_fold_trains_scores_and_is_not_trained_twice(folder):
+    run = make_run(folder)
+    fold = train_fold(run, "P1")
+    result = json.loads((fold / "result.json").read_text())
+    assert len(result["history"]) == 3
+    assert result["history"][-1]["loss"] < result["history"][0]["loss"]
+    assert result["num_test_frames"] == 10
+    assert not (fold / "checkpoint.pt").exists()
+    counts = pd.read_parquet(fold / "counts.parquet")
+    assert counts[["tp", "fp", "fn", "tn", "unknown"]].to_numpy().sum() == 2 * 10
+    assert counts.loc[counts["au"] == 2, "unknown"].sum() == 2  # frame 1 of either tested subject
+    before = (fold / "head.safetensors").stat().st_mtime_ns
+    assert train_fold(run, "P1") == fold
+    assert (fold / "head.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_deployed_weights_give_the_stored_predictions(folder):
+    run = make_run(folder)
+    fold = train_fold(run, "P2")
+    head = load_deployed(fold / "deployed").head
+    again = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu")
+    pd.testing.assert_frame_equal(again, pd.read_parquet(fold / "predictions.parquet"))
+    flipped = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu", averages_flip=True)
+    assert not np.allclose(flipped["p_01"], again["p_01"])
+
+
+def _train_and_die(folder: Path, device: str) -> None:
+    make_pages_small()
+    run = make_run(Path(folder), name="killed")
+    see = HeadTraining.see
+
+    def dying(self, page, *, step):
+        if (page.epoch, page.number) == (2, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        see(self, page, step=step)
+
+    HeadTraining.see = dying
+    train_fold(run, "P1", device=device)
+
+
+@pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, device):
+    whole = train_fold(make_run(folder), "P1", device=device)
+    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(folder, device))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run = make_run(folder, name="killed")
+    assert (run.fold_folder("P1") / "checkpoint.pt").is_file()
+    assert not run.is_done("P1")
+    resumed = train_fold(run, "P1", device=device)
+    for name, tensor in load_file(whole / "head.safetensors").items():
+        assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
+
+
+def weights_of(folds):
+    return [load_file(fold / "head.safetensors") for fold in folds]
+
+
+@pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("device", DEVICES)
+def test_heads_that_read_together_learn_what_each_learns_alone(folder, device):
+    settings = [TRAIN, TrainConfig(num_epochs=2, batch_size=3, lr=1e-2, seed=5), TRAIN]
+    heads = [HEAD, HEAD, HeadConfig(dim=8, num_blocks=1, variant="baseline")]
+    alone = [make_run(folder, name=f"alone-{i}", train=settings[i], head=heads[i]) for i in range(3)]
+    for run in alone:
+        for part in ("P1", "P2", "P3"):
+            train_fold(run, part, device=device)
+    together = [make_run(folder, name=f"together-{i}", train=settings[i], head=heads[i]) for i in range(3)]
+    train_fold(together[0], "P2", device=device)
+    share = train_heads([(run, part) for run in together for part in ("P1", "P2", "P3")], device=device)
+    assert 0 <= share <= 1
+    for one, other in zip(alone, together, strict=True):
+        for part in ("P1", "P2", "P3"):
+            ours, theirs = weights_of([one.fold_folder(part), other.fold_folder(part)])
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+            pd.testing.assert_frame_equal(*(pd.read_parquet(run.fold_folder(part) / "predictions.parquet")
+                                            for run in (one, other)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bf16_learns_in_a_lower_precision_and_keeps_weights_in_fp32(folder, device):
+    fp32, bf16 = (make_run(folder, name=name, train=TRAIN.model_copy(update={"precision": name}))
+                  for name in ("fp32", "bf16"))
+    folds = [train_fold(run, "P1", device=device) for run in (fp32, bf16)]
+    one, other = weights_of(folds)
+    assert all(tensor.dtype != torch.bfloat16 for tensor in other.values())
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    first_losses = [json.loads((fold / "result.json").read_bytes())["history"][0]["loss"] for fold in folds]
+    assert first_losses[1] == pytest.approx(first_losses[0], rel=0.02)
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_weights_do_not_depend_on_the_number_of_threads(folder):
+    num_threads = torch.get_num_threads()
+    folds = []
+    for num in (1, 3):
+        torch.set_num_threads(num)
+        run = make_run(folder, name=f"threads-{num}")
+        train_heads([(run, part) for part in ("P1", "P2", "P3")])
+        folds.append(run.fold_folder("P2"))
+    torch.set_num_threads(num_threads)
+    one, three = weights_of(folds)
+    assert all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_a_fault_in_one_head_ends_the_training_and_keeps_what_was_finished(folder, monkeypatch):
+    run = make_run(folder)
+    finish = HeadTraining.finish
+
+    def failing(self):
+        if self.test_part == "P3":
+            raise DataError("the disk is gone")
+        finish(self)
+
+    monkeypatch.setattr(HeadTraining, "finish", failing)
+    with pytest.raises(DataError, match="the disk is gone"):
+        train_heads([(run, part) for part in ("P1", "P2", "P3")])
+    monkeypatch.undo()
+    assert (run.fold_folder("P3") / "checkpoint.pt").is_file()
+    train_heads([(run, part) for part in ("P1", "P2", "P3")])
+    assert all(run.is_done(part) for part in ("P1", "P2", "P3"))
+
+
+def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_trained(folder, monkeypatch):
+    good, wild = make_run(folder, name="good"), make_run(folder, name="wild")
+    learn = HeadTraining._learn
+
+    def blowing_up(self, batch):
+        return learn(self, batch) * (float("nan") if self.run is wild and self.num_epochs_done == 1 else 1.0)
+
+    monkeypatch.setattr(HeadTraining, "_learn", blowing_up)
+    with pytest.raises(TrainingError, match=r"small, fold P2: the loss of epoch 2 is nan; lower `train.lr`"):
+        train_heads([(run, part) for run in (good, wild) for part in ("P1", "P2")])
+    assert good.is_done("P1")
+    assert good.is_done("P2")
+    assert not wild.is_done("P1")
+    monkeypatch.undo()
+    train_heads([(wild, "P1")])
+    assert all(torch.equal(*pair) for pair in zip(*(tensors.values() for tensors in weights_of(
+        [good.fold_folder("P1"), wild.fold_folder("P1")])), strict=True))
+
+
+def test_report_aggregates_the_finished_folds(folder):
+    run = make_run(folder)
+    write_record(run)
+    with pytest.raises(DataError, match="has no finished fold"):
+        read_report(run.folder)
+    for part in ("P1", "P3"):
+        train_fold(run, part)
+    report = write_report(run.folder)
+    content = json.loads((run.folder / "report.json").read_text())
+    assert content["tested_parts"] == ["P1", "P3"]
+    by_hand = [
+        np.nanmean([f["f1_percent"] if f["f1_percent"] is not None else np.nan
+                    for f in content["folds"] if f["au"] == au]) for au in RULES.aus
+    ]
+    assert content["mean_f1_percent"] == pytest.approx(np.mean(by_hand))
+    table = pd.read_csv(run.folder / "report.csv")
+    assert table["au"].tolist() == ["AU1", "AU2", "mean"]
+    assert table.loc[2, "f1_percent"] == pytest.approx(report.scores.f1_percent)
+    assert "| AU1 |" in (run.folder / "report.md").read_text()
+    with pytest.raises(DataError, match="is no run"):
+        read_report(folder)
+
+
+def test_a_head_starts_from_the_same_part_of_another_run(folder):
+    source = make_run(folder)
+    train_fold(source, "P1")
+    run = make_run(folder, name="b", train=TrainConfig(num_epochs=1, batch_size=4, lr=1e-9))
+    object.__setattr__(run, "init_from", source.folder)
+    started = load_file(train_fold(run, "P1") / "head.safetensors")
+    trained = load_file(source.fold_folder("P1") / "head.safetensors")
+    torch.testing.assert_close(started["conv.reduce.weight"], trained["conv.reduce.weight"], atol=1e-5, rtol=0)
+    with pytest.raises(DataError, match="fold-P2"):
+        train_fold(run, "P2")
+    other = make_run(folder, name="c", head=HeadConfig(dim=8, num_blocks=1, attention_drop="full"))
+    object.__setattr__(other, "init_from", source.folder)
+    with pytest.raises(ConfigError, match=r"cannot start from a: its head is .* this run's is"):
+        train_fold(other, "P1")
+
+
+@pytest.mark.parametrize(("epoch", "lr"), [(0, 1e-4), (3, 1e-4), (4, 3e-5), (8, 9e-6), (11, 9e-6)])
+def test_step_schedule_drops_after_epochs_4_and_8(epoch, lr):
+    assert learning_rate(TrainConfig(), step=epoch * 10 + 9, num_steps=120, steps_an_epoch=10) == pytest.approx(lr)
+
+
+def test_one_cycle_rises_then_falls_to_zero():
+    settings = TrainConfig(schedule="one_cycle", lr=1.0)
+    rates = [learning_rate(settings, step=s, num_steps=100, steps_an_epoch=10) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[-1] < 0.01
+
+
+def test_faults_are_one_sentence(folder):
+    run = make_run(folder, head=HeadConfig(dim=8, top_k=3))
+    with pytest.raises(ConfigError, match="experiment small: top_k must lie in 1 to 2"):
+        head_shape(run)
+    with pytest.raises(DataError, match="no part 'P4'"):
+        fold_parts(run, ["P4"])
+    assert fold_parts(run, None) == ("P1", "P2", "P3")
+    never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
+    object.__setattr__(run, "frames", never)
+    object.__setattr__(run, "experiment", ExperimentConfig(name="small", source="small", head=HEAD, train=TRAIN))
+    with pytest.raises(DataError, match="no training frame is positive for AU1"):
+        train_fold(run, "P1")
