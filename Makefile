@@ -37,6 +37,7 @@ kill-test: $(READY)  ## a refresh killed at 200 random moments and before every 
 	FANTRANS_KILLS=200 FANTRANS_MODEL_STEPS=2000 $(BIN)/pytest tests/integration/test_kills.py tests/integration/test_cache_model.py
 
 check: $(READY)  ## style, types and import contracts
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -58,8 +58,13 @@ def measure(dataset: str, num_workers: int, num_views: int) -> dict[str, object]
             started = time.monotonic()
             summary = extract_features(job, client.get_executor(pure=False))
             seconds = time.monotonic() - started
-        return {"workers": num_workers, "views": summary.num_done * num_views, "seconds": round(seconds, 1),
-                "views_per_s": round(summary.num_done * num_views / seconds, 2), "sha256": digest(Path(folder))}
+        return {
+            "workers": num_workers,
+            "views": summary.num_done * num_views,
+            "seconds": round(seconds, 1),
+            "views_per_s": round(summary.num_done * num_views / seconds, 2),
+            "sha256": digest(Path(folder)),
+        }
 
 
 def warm_up(job: RefreshJob, core: int) -> None:

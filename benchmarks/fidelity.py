@@ -44,10 +44,13 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = {profile: trained(arguments, profile) for profile in PROFILES}
     own = {profile: [stored_counts(run) for run in runs[profile]] for profile in PROFILES}
-    moved = {profile: [counts_of_heads(of_exact, runs[profile][0]) for of_exact in runs["exact"]]
-             for profile in PROFILES[1:]}
-    result = {profile: {**storage(runs[profile][0]), "f1": [mean_f1(counts) for counts in own[profile]]}
-              for profile in PROFILES}
+    moved = {
+        profile: [counts_of_heads(of_exact, runs[profile][0]) for of_exact in runs["exact"]] for profile in PROFILES[1:]
+    }
+    result = {
+        profile: {**storage(runs[profile][0]), "f1": [mean_f1(counts) for counts in own[profile]]}
+        for profile in PROFILES
+    }
     for profile in PROFILES[1:]:
         result[profile]["trained_on_it"] = difference(own[profile], own["exact"])
         result[profile]["trained_on_exact"] = difference(moved[profile], own["exact"])
@@ -60,10 +63,15 @@ def trained(arguments: argparse.Namespace, profile: str) -> list[TrainingRun]:
     for seed in arguments.seeds:
         path = Path("var/fidelity") / f"{profile}_seed{seed}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({
-            "base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed},
-            "cache": {"features": {"profile": profile}},
-        }))
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "base": str(CONFIG_FOLDER / arguments.config),
+                    "train": {"seed": seed},
+                    "cache": {"features": {"profile": profile}},
+                }
+            )
+        )
         runs.append(prepare_run(str(path), dataset=arguments.dataset))
     train_heads([(run, part) for run in runs for part in run.experiment.parts])
     return runs
@@ -90,8 +98,11 @@ def storage(run: TrainingRun) -> dict[str, object]:
     (losses,) = dask.compute(map_losses(run.cache, view=0, rows=run.cache.rows()))
     num_bytes = manifest["num_bytes"] / manifest["num_rows"] / run.cache.num_views
     fp16 = sum(2 * int(np.prod(run.cache.codec.shapes[name])) for name in MAPS)
-    return {"bytes": round(num_bytes), "of_fp16": num_bytes / fp16,
-            "relative_l2": {name: float(loss) for name, loss in losses.items()} or dict.fromkeys(MAPS, 0.0)}
+    return {
+        "bytes": round(num_bytes),
+        "of_fp16": num_bytes / fp16,
+        "relative_l2": {name: float(loss) for name, loss in losses.items()} or dict.fromkeys(MAPS, 0.0),
+    }
 
 
 def mean_f1(counts: pd.DataFrame) -> float:
@@ -114,7 +125,8 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
     seeds = " ".join(map(str, arguments.seeds))
     command = f"benchmarks/fidelity.py --dataset {arguments.dataset} --config {arguments.config} --seeds {seeds}"
     lines = [
-        "# What the profiles cost", "",
+        "# What the profiles cost",
+        "",
         f"`python {command}` writes this file:",
         f"features of {exact.experiment.cache.features.weights} on the data set {arguments.dataset} "
         f"({exact.cache.manifest['num_rows']:,} frames), seeds {seeds}, 3 folds.",
@@ -123,7 +135,7 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
         "compact's H1 and H2 are the gated maps. F1 is in percent; differences are to `exact`, in points: of heads",
         "trained on the profile, and of heads trained on `exact` that read the profile. Their 95 % intervals come from",
         "resampling subjects and leave out the chance in a training, which moves F1 by a point or more: with few",
-        "seeds, \"trained on it\" shows that chance rather than the profile, and \"on exact\" is the better witness.",
+        'seeds, "trained on it" shows that chance rather than the profile, and "on exact" is the better witness.',
         "",
         "| profile | bytes a frame and view | of fp16 | error LF | H1 | H2 | F1 by seed | trained on it | on exact |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -132,14 +144,24 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
         row = result[profile]
         errors = [f"{100 * row['relative_l2'][name]:.1f} %" for name in row["relative_l2"] if name != "hm"]
         gaps = [said(row[name]) if name in row else "" for name in ("trained_on_it", "trained_on_exact")]
-        cells = [profile, f"{row['bytes']:,}", f"{100 * row['of_fp16']:.1f} %", *errors,
-                 ", ".join(f"{f1:.2f}" for f1 in row["f1"]), *gaps]
+        cells = [
+            profile,
+            f"{row['bytes']:,}",
+            f"{100 * row['of_fp16']:.1f} %",
+            *errors,
+            ", ".join(f"{f1:.2f}" for f1 in row["f1"]),
+            *gaps,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     DOCUMENT.write_text("\n".join(lines) + "\n")
     stated = json.loads(FIDELITY_FILE.read_bytes())
     stated[exact.cache.document["features"]["sha256"]] = {
-        profile: {"dataset": arguments.dataset, "num_seeds": len(arguments.seeds), "command": command,
-                  **{name: rounded(result[profile][name]) for name in ("trained_on_it", "trained_on_exact")}}
+        profile: {
+            "dataset": arguments.dataset,
+            "num_seeds": len(arguments.seeds),
+            "command": command,
+            **{name: rounded(result[profile][name]) for name in ("trained_on_it", "trained_on_exact")},
+        }
         for profile in PROFILES[1:]
     }
     FIDELITY_FILE.write_text(json.dumps(stated, indent=2) + "\n")

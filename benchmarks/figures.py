@@ -1,6 +1,6 @@
 """The README's picture: a demo frame with its box and landmarks, its cached maps, and the F1 of the demo's report.
 
-    fantrans demo && python benchmarks/figures.py
+fantrans demo && python benchmarks/figures.py
 """
 
 from __future__ import annotations

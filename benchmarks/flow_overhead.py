@@ -45,9 +45,13 @@ def measure(deployment: str, parameters: dict[str, Any]) -> dict[str, float]:
     created, started, ended = (time for time in times if isinstance(time, datetime))
     stages = stage_seconds(deployment.split("/")[1])
     flow = (ended - started).total_seconds()
-    return {"start_up_s": round((started - created).total_seconds(), 1), "flow_s": round(flow, 1),
-            "stages_s": round(stages, 1), "overhead_percent": round(100 * (flow - stages) / max(stages, 0.1), 2),
-            "whole_s": round((ended - created).total_seconds(), 1)}
+    return {
+        "start_up_s": round((started - created).total_seconds(), 1),
+        "flow_s": round(flow, 1),
+        "stages_s": round(stages, 1),
+        "overhead_percent": round(100 * (flow - stages) / max(stages, 0.1), 2),
+        "whole_s": round((ended - created).total_seconds(), 1),
+    }
 
 
 def main() -> None:

@@ -85,8 +85,15 @@ def probe_percent(run: TrainingRun, pooled: np.ndarray, frames: pd.DataFrame, cl
             model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight=class_weight))
             model.fit(pooled[is_known], labels[is_known, i])
             probabilities[:, i] = model.predict_proba(pooled[is_test])[:, 1]
-        counts.append(confusion_counts(labels[is_test], probabilities, subjects=frames["subject"][is_test].to_numpy(),
-                                       aus=run.rules.aus, part=part))
+        counts.append(
+            confusion_counts(
+                labels[is_test],
+                probabilities,
+                subjects=frames["subject"][is_test].to_numpy(),
+                aus=run.rules.aus,
+                part=part,
+            )
+        )
     return summarise(pd.concat(counts)).f1_percent
 
 

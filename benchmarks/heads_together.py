@@ -41,8 +41,10 @@ def main() -> None:
     variants = catalog.experiments_of(arguments.dataset, arguments.set).variants
     prepared = Runs(catalog, arguments.dataset)
     with TemporaryDirectory() as place:
-        runs = [replace(prepared.of(variant.experiments[0]), folder=Path(place) / variant.name)
-                for variant in variants[: arguments.variants]]
+        runs = [
+            replace(prepared.of(variant.experiments[0]), folder=Path(place) / variant.name)
+            for variant in variants[: arguments.variants]
+        ]
         result = measured(runs)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2))
@@ -60,7 +62,9 @@ def measured(runs: list[TrainingRun]) -> dict[str, float]:
     seconds["alone_all_threads"] = timed(lambda: [alone(run, part) for run in runs for part in parts_of(run)])
     frames = sum(head.batches.num_batches * head.settings.batch_size for head in heads_of(runs))
     return {
-        "num_heads": len(heads_of(runs)), "num_threads": num_threads, "head_frames": frames,
+        "num_heads": len(heads_of(runs)),
+        "num_threads": num_threads,
+        "head_frames": frames,
         **{f"{name}_s": took for name, (took, _) in seconds.items()},
         **{f"{name}_head_frames_a_second": frames / took for name, (took, _) in seconds.items()},
         "together_of_alone": seconds["together"][0] / seconds["alone"][0],
@@ -94,8 +98,7 @@ def together(runs: list[TrainingRun], num_threads: int, parts: tuple[str, ...] |
     """One reading for all."""
     heads = heads_of(runs, parts)
     needed = {part for head in heads for part in train_parts(head.test_part)}
-    return relay(pages_of(runs[0], needed), [partial(head.see, step=ignore) for head in heads],
-                 num_threads=num_threads)
+    return relay(pages_of(runs[0], needed), [partial(head.see, step=ignore) for head in heads], num_threads=num_threads)
 
 
 def alone(run: TrainingRun, part: str) -> None:

@@ -64,10 +64,15 @@ def use_catalog(root: Path, protocol: str, weights: dict[str, object]) -> None:
     entries = {name: json.loads(entry.model_dump_json(exclude_none=True)) for name, entry in known.weights.items()}
     roots = {name: str((PLACE / name).resolve()) for name in ("work", "cache", "runs")}
     path = PLACE / "catalog.yaml"
-    path.write_text(yaml.safe_dump({
-        "roots": roots, "weights": {**entries, **weights},
-        "datasets": {"measured": {"root": str(root.resolve()), "layout": "bp4d", "protocol": protocol}},
-    }))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "roots": roots,
+                "weights": {**entries, **weights},
+                "datasets": {"measured": {"root": str(root.resolve()), "layout": "bp4d", "protocol": protocol}},
+            }
+        )
+    )
     os.environ["FANTRANS_CATALOG"] = str(path)
 
 
@@ -102,9 +107,13 @@ def one_percent_more() -> dict[str, float]:
     full_s = timed("demo")
     link(subjects[-1])
     more_s, nothing_s = timed("demo"), timed("demo")
-    return {"num_frames": NUM_COPIES * len(list((whole / IMAGES).glob("*/*/*.jpg"))), "full_s": full_s,
-            "one_percent_more_s": more_s, "nothing_more_s": nothing_s,
-            "more_of_full_percent": 100 * more_s / full_s}
+    return {
+        "num_frames": NUM_COPIES * len(list((whole / IMAGES).glob("*/*/*.jpg"))),
+        "full_s": full_s,
+        "one_percent_more_s": more_s,
+        "nothing_more_s": nothing_s,
+        "more_of_full_percent": 100 * more_s / full_s,
+    }
 
 
 def nothing_to_do() -> dict[str, float]:
@@ -114,12 +123,28 @@ def nothing_to_do() -> dict[str, float]:
     torch.manual_seed(0)
     fan = PLACE / "fan.safetensors"
     save_file(FAN(16).state_dict(), fan)
-    entry = {"path": str(fan.resolve()), "sha256": file_sha256(fan), "family": "fan", "width": 16, "num_stacks": 2,
-             "pooling": "avg"}
+    entry = {
+        "path": str(fan.resolve()),
+        "sha256": file_sha256(fan),
+        "family": "fan",
+        "width": 16,
+        "num_stacks": 2,
+        "pooling": "avg",
+    }
     use_catalog(root, "bp4d", {"tiny": entry})
     config = PLACE / "big.yaml"
-    config.write_text(yaml.safe_dump({"base": "fan_trans", "cache": {
-        "views": {"num_views": 2, "max_shift_px": 0.0}, "crop": {"size_px": 16}, "features": {"weights": "tiny"}}}))
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "base": "fan_trans",
+                "cache": {
+                    "views": {"num_views": 2, "max_shift_px": 0.0},
+                    "crop": {"size_px": 16},
+                    "features": {"weights": "tiny"},
+                },
+            }
+        )
+    )
     job = prepare_refresh("measured", config=str(config))
     index_frames(job)
     make_up_boxes(job)
@@ -169,8 +194,16 @@ def make_up_features(job: RefreshJob) -> None:
     def zeros(images: np.ndarray) -> dict[str, np.ndarray]:
         return {spec.name: np.zeros((len(images), *spec.row_shape), spec.dtype) for spec in stored.codec.arrays}
 
-    refresh(job.catalog.caches_of(job.dataset), table, crop_reader(job), lambda: zeros, format=stored.format,
-            codec=stored.codec, views=job.config.views, view_px=job.config.crop.size_px)
+    refresh(
+        job.catalog.caches_of(job.dataset),
+        table,
+        crop_reader(job),
+        lambda: zeros,
+        format=stored.format,
+        codec=stored.codec,
+        views=job.config.views,
+        view_px=job.config.crop.size_px,
+    )
 
 
 if __name__ == "__main__":

@@ -60,8 +60,7 @@ def measure(root: Path, num_frames: int) -> dict[str, float]:
             writer.publish(plan, provenance={})
     found["units_per_s"] = round(len(plan.units) / found["units_s"], 1)
     found["index_bytes_per_frame"] = round((folder / "index-000001.parquet").stat().st_size / num_frames, 1)
-    found["shard_table_bytes_per_unit"] = round(
-        (folder / "shards-000001.parquet").stat().st_size / len(plan.units), 1)
+    found["shard_table_bytes_per_unit"] = round((folder / "shards-000001.parquet").stat().st_size / len(plan.units), 1)
     with timed(found, "nothing_to_do_s"):
         assert not plan_store(folder, format, frames, GROUPS).is_new
     with timed(found, "one_more_frame_s"), open_writer(folder, format) as writer:
@@ -79,12 +78,14 @@ def measure(root: Path, num_frames: int) -> dict[str, float]:
 def table(num_frames: int) -> pd.DataFrame:
     """Frames as a refresh wants them: names like BP4D's, a key each, three parts."""
     numbers = np.arange(num_frames)
-    return pd.DataFrame({
-        "frame_id": [f"F{n // 4000:06d}/T{n // 500 % 8 + 1}/{n % 500}" for n in numbers],
-        "key": [f"{n * 0x9E3779B97F4A7C15 % 2**128:032x}" for n in numbers.tolist()],
-        "part": [f"P{n // 4000 % 3 + 1}" for n in numbers],
-        "status": "ok",
-    })
+    return pd.DataFrame(
+        {
+            "frame_id": [f"F{n // 4000:06d}/T{n // 500 % 8 + 1}/{n % 500}" for n in numbers],
+            "key": [f"{n * 0x9E3779B97F4A7C15 % 2**128:032x}" for n in numbers.tolist()],
+            "part": [f"P{n // 4000 % 3 + 1}" for n in numbers],
+            "status": "ok",
+        }
+    )
 
 
 @contextmanager

@@ -42,8 +42,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/throughput.json"))
     arguments = parser.parse_args()
     run = prepare_run(arguments.config, dataset=arguments.dataset)
-    result = {"threads": torch.get_num_threads(), "extract": extraction(run), "loader": loading(run),
-              "train": training(run)}
+    result = {
+        "threads": torch.get_num_threads(),
+        "extract": extraction(run),
+        "loader": loading(run),
+        "train": training(run),
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2))
     print(json.dumps(result, indent=2))
@@ -67,6 +71,7 @@ def extraction(run: TrainingRun) -> dict[str, float]:
     crops = np.random.default_rng(0).integers(0, 256, (NUM_CROPS, 256, 256, 3), np.uint8)
     result = {}
     for precision in sorted({settings.precision, "fp32"}):
+
         def ours(precision: str = precision) -> int:
             return len(extract_features(fan, crops, encode=encode, precision=precision)["lf"])
 
@@ -101,8 +106,7 @@ def loading(run: TrainingRun) -> dict[str, float]:
     def ours() -> int:
         return sum(len(batch.frame_ids) for page in pages.epochs(0, 1) for batch in batches.of(page))
 
-    return {"ours": frames_per_s(ours),
-            "zarr_python": frames_per_s(theirs)}
+    return {"ours": frames_per_s(ours), "zarr_python": frames_per_s(theirs)}
 
 
 def training(run: TrainingRun) -> dict[str, float]:

@@ -93,8 +93,10 @@ def wait_for_server(address: str, *, seconds: float, meanwhile: Callable[[], Non
         except httpx.HTTPError:
             pass
         if time.monotonic() > deadline:
-            raise ConfigError(f"no Prefect server answered at {address} within {seconds:.0f} s; start one as in "
-                              "docs/operations.md, or read its log")
+            raise ConfigError(
+                f"no Prefect server answered at {address} within {seconds:.0f} s; start one as in "
+                "docs/operations.md, or read its log"
+            )
         time.sleep(0.5)
 
 
@@ -114,8 +116,9 @@ def _pool(client: SyncPrefectClient, name: str, limit: int | None, queues: tuple
         done = [(f"pool {name}", "was there" if is_same else f"brought up to date, at most {limit} runs")]
     except ObjectNotFound:
         limit = NUM_RUNS[name] if limit is None else limit
-        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=_template(),
-                                               concurrency_limit=limit))
+        client.create_work_pool(
+            WorkPoolCreate(name=name, type="process", base_job_template=_template(), concurrency_limit=limit)
+        )
         done = [(f"pool {name}", f"made, at most {limit} runs")]
     there = {queue.name: queue for queue in client.read_work_queues(work_pool_name=name)}
     for queue in queues:
@@ -141,15 +144,18 @@ def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
             after={f"prefect.flow-run.{event}" for event in (*starts, "heartbeat")},
             expect={f"prefect.flow-run.{event}" for event in ("Running", "heartbeat", *ends)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification({"prefect.resource.role": ["work-pool"],
-                                                 "prefect.resource.name": list(QUEUES)}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": ["work-pool"], "prefect.resource.name": list(QUEUES)}
+            ),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
             within=timedelta(seconds=3 * HEARTBEAT_S),
         ),
-        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message=_NO_HEARTBEAT, force=False),
-                 *_call_webhook()],
+        actions=[
+            ChangeFlowRunState(name=None, state=StateType.CRASHED, message=_NO_HEARTBEAT, force=False),
+            *_call_webhook(),
+        ],
     )
     there = client.read_automations_by_name(ZOMBIE_NAME)
     if not there:
@@ -183,8 +189,10 @@ def _deploy() -> list[str]:
     """Deploy prefect.yaml, with schedules on or off as the server has them; returns the names of its deployments."""
     content = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())
     with get_client(sync_client=True) as client:
-        are_on = {(each.entrypoint, each.name): [schedule.active for schedule in each.schedules]
-                  for each in client.read_deployments()}
+        are_on = {
+            (each.entrypoint, each.name): [schedule.active for schedule in each.schedules]
+            for each in client.read_deployments()
+        }
     for deployment in content["deployments"]:
         there = are_on.get((deployment["entrypoint"], deployment["name"]), [])
         for schedule, is_on in zip(deployment.get("schedules", []), there, strict=False):
@@ -195,15 +203,23 @@ def _deploy() -> list[str]:
         file.flush()
         result = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name],
-            cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            cwd=CHECKOUT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     if result.returncode:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
         raise ConfigError(f"prefect.yaml was not deployed: {last}; mend it and run `python -m flows.bootstrap` again")
     ours = {(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
     with get_client(sync_client=True) as client:
-        return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in client.read_deployments()
-                      if (each.entrypoint, each.name) in ours)
+        return sorted(
+            f"{client.read_flow(each.flow_id).name}/{each.name}"
+            for each in client.read_deployments()
+            if (each.entrypoint, each.name) in ours
+        )
 
 
 def main() -> None:

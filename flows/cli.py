@@ -46,8 +46,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1...", callback=_chec
 Start = typer.Option(exists=True, dir_okay=False, help="Weights to go on from; for a FAN, of its width or half of it.")
 MaybeDataset = Annotated[str | None, typer.Argument(help="One data set; default: all.")]
 Base = Annotated[str | None, typer.Option(help="What a set's variants change; default: the data set's experiment.")]
-InitFrom = Annotated[str | None, typer.Option(
-    help="A run whose heads, part by part, are the start; or a data set: its run of the same experiment.")]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(help="A run whose heads, part by part, are the start; or a data set: its run of the same experiment."),
+]
 WhichCache = Annotated[str | None, typer.Option(help="Of the cache (the beginning is enough); default: the only one.")]
 ConfigName = Annotated[str | None, typer.Option(help="An experiment, or SET:VARIANT; default: the data set's own.")]
 
@@ -171,12 +173,20 @@ def synth(
     if out is None:
         raise typer.BadParameter("give --out FOLDER, or --dataset NAME for one of the catalog")
     write_dataset(
-        out, layout=layout.value, num_subjects=subjects, num_tasks=tasks, num_frames=frames, seed=seed, size_px=size,
+        out,
+        layout=layout.value,
+        num_subjects=subjects,
+        num_tasks=tasks,
+        num_frames=frames,
+        seed=seed,
+        size_px=size,
         num_workers=workers,
     )
     protocol = {Layout.BP4D: "rendered_bp4d", Layout.DISFA: "disfa"}[layout]
-    _say(f"for `datasets:` in data_catalog.yaml:\n  {out.name}: {{root: {out.resolve()}, layout: {layout.value}, "
-         f"protocol: {protocol}}}")
+    _say(
+        f"for `datasets:` in data_catalog.yaml:\n  {out.name}: {{root: {out.resolve()}, layout: {layout.value}, "
+        f"protocol: {protocol}}}"
+    )
 
 
 @app.command()
@@ -196,13 +206,22 @@ def refresh(
         from pipeline.refresh.dry_run import plan_job
         from pipeline.refresh.job import prepare_refresh
 
-        job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=views, limit=limit,
-                              device=device)
+        job = prepare_refresh(
+            dataset, config=config, base=base, profile=profile, num_views=views, limit=limit, device=device
+        )
         _print_plan(plan_job(job))
         return
     run = _flow_or_function("refresh_cache", flow_module="flows.refresh", function_module="pipeline.refresh.stages")
-    run(dataset, config=config, base=base, profile=profile, num_views=views, limit=limit, device=device,
-        num_workers=workers)
+    run(
+        dataset,
+        config=config,
+        base=base,
+        profile=profile,
+        num_views=views,
+        limit=limit,
+        device=device,
+        num_workers=workers,
+    )
 
 
 def _print_plan(plans: list[StagePlan]) -> None:
@@ -224,12 +243,29 @@ def cache_ls(dataset: MaybeDataset = None) -> None:
     catalog = load_catalog()
     for name in catalog.names(dataset):
         caches = list_caches(catalog, name)
-        table = Table("fingerprint", "rev", "frames", "size", "age", "made with", "used by", title=name,
-                      title_justify="left", box=SIMPLE)
+        table = Table(
+            "fingerprint",
+            "rev",
+            "frames",
+            "size",
+            "age",
+            "made with",
+            "used by",
+            title=name,
+            title_justify="left",
+            box=SIMPLE,
+        )
         table.columns[0].no_wrap = True
         for cache in caches:
-            table.add_row(cache.fingerprint, str(cache.revision), f"{cache.num_frames:,} x {cache.num_views}",
-                          f"{cache.megabytes:,} MB", cache.age, f"{cache.weights} {cache.profile}", cache.used_by)
+            table.add_row(
+                cache.fingerprint,
+                str(cache.revision),
+                f"{cache.num_frames:,} x {cache.num_views}",
+                f"{cache.megabytes:,} MB",
+                cache.age,
+                f"{cache.weights} {cache.profile}",
+                cache.used_by,
+            )
         if caches:
             console.print(table)
 
@@ -365,8 +401,12 @@ def train(
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Runs (folders, or names under the runs root), or sets of "
-                                                   "experiments in configs/, or SET:VARIANT.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Runs (folders, or names under the runs root), or sets of experiments in configs/, or SET:VARIANT."
+        ),
+    ],
     dataset: Annotated[str | None, typer.Option(help="The data set that a set was trained on.")] = None,
     base: Base = None,
     init_from: InitFrom = None,
@@ -445,8 +485,9 @@ def ops_up(
     cpu_runs: Annotated[int, typer.Option(min=1, help="Runs of the pool cpu at a time.")] = 2,
 ) -> None:
     """A Prefect server, its deployments and workers on this machine, for a trial; Ctrl-C stops them."""
-    _set_up_prefect(PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_HOME=str(_prefect_home()),
-                    PREFECT_LOGGING_LEVEL="INFO")
+    _set_up_prefect(
+        PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_HOME=str(_prefect_home()), PREFECT_LOGGING_LEVEL="INFO"
+    )
     from flows.ops import up
 
     up(port=port, num_gpus=gpus, num_cpu_runs=cpu_runs, say=_say)
@@ -505,8 +546,17 @@ def train_retinaface(
     from pipeline.synthetic.bank import default_bank_path
 
     work = load_catalog().roots.work / "weights" / f"scenes-{scenes}-{seed}"
-    train_retinaface(out, bank_path=default_bank_path(), work=work, device=torch.device(device), num_steps=steps,
-                     num_scenes=scenes, max_lr=lr, seed=seed, init_from=start)
+    train_retinaface(
+        out,
+        bank_path=default_bank_path(),
+        work=work,
+        device=torch.device(device),
+        num_steps=steps,
+        num_scenes=scenes,
+        max_lr=lr,
+        seed=seed,
+        init_from=start,
+    )
     _print_entry(out, "family: retinaface-mobilenet")
 
 
@@ -546,8 +596,13 @@ def fit_codec(
 
     job = prepare_refresh(dataset, config=config, profile="exact", device=device)
     fit_codec(job, out, num_frames=frames)
-    console.print(f"for {job.config.features.weights} in data_catalog.yaml:\n    codec: "
-                  f"{{path: {out}, sha256: {file_sha256(out)}}}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"for {job.config.features.weights} in data_catalog.yaml:\n    codec: "
+        f"{{path: {out}, sha256: {file_sha256(out)}}}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 @weights_app.command("evaluate")
@@ -571,15 +626,17 @@ def evaluate_weights(
 
         num = num or 500
         pool = catalog.roots.work / "weights" / f"unseen-faces-{num}-{seed}"
-        scores = evaluate_fan(load_fan(entry, device), pool_path=pool, bank_path=default_bank_path(), num_faces=num,
-                              seed=seed)
+        scores = evaluate_fan(
+            load_fan(entry, device), pool_path=pool, bank_path=default_bank_path(), num_faces=num, seed=seed
+        )
     else:
         from pipeline.faces.detect import load_detector
         from pipeline.pretraining.retinaface import evaluate_detector
 
         detector = load_detector(entry, torch.device(device))
-        scores = evaluate_detector(detector, bank_path=default_bank_path(), device=torch.device(device),
-                                   num_scenes=num or 1000, seed=seed)._asdict()
+        scores = evaluate_detector(
+            detector, bank_path=default_bank_path(), device=torch.device(device), num_scenes=num or 1000, seed=seed
+        )._asdict()
     for key, value in scores.items():
         console.print(f"{key}: {value:.4g}", highlight=False)
 
@@ -592,8 +649,9 @@ def _print_entry(path: Path, kind: str) -> None:
     from pipeline.runtime.atomic import file_sha256
 
     entry = f"{{path: {path}, sha256: {file_sha256(path)}, {kind}}}"
-    console.print(f"for `weights:` in data_catalog.yaml:\n  {path.stem}: {entry}", soft_wrap=True, highlight=False,
-                  markup=False)
+    console.print(
+        f"for `weights:` in data_catalog.yaml:\n  {path.stem}: {entry}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def _has_nothing_new(name: str, device: str) -> bool:

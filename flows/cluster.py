@@ -46,14 +46,18 @@ class Cluster(BaseModel):
         if self.address is not None:
             return DaskTaskRunner(address=self.address, client_kwargs={"timeout": _START_S})
         if not self.is_cuda:
-            return DaskTaskRunner(cluster_kwargs={"n_workers": self.num_workers, "threads_per_worker": 1,
-                                                  "dashboard_address": None})
+            return DaskTaskRunner(
+                cluster_kwargs={"n_workers": self.num_workers, "threads_per_worker": 1, "dashboard_address": None}
+            )
         try:
-            return DaskTaskRunner(cluster_class="dask_cuda.LocalCUDACluster",
-                                  cluster_kwargs={"resources": {GPU: 1}, "dashboard_address": None})
+            return DaskTaskRunner(
+                cluster_class="dask_cuda.LocalCUDACluster",
+                cluster_kwargs={"resources": {GPU: 1}, "dashboard_address": None},
+            )
         except ImportError:
-            raise ConfigError("a cluster with is_cuda needs dask-cuda, which is not there; "
-                              "run `pip install dask-cuda`") from None
+            raise ConfigError(
+                "a cluster with is_cuda needs dask-cuda, which is not there; run `pip install dask-cuda`"
+            ) from None
 
 
 @contextmanager
@@ -66,7 +70,9 @@ def cluster_workers(device: str) -> Iterator[Executor]:
     with worker_client() as client:
         offered = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
         if needed and not any(resources.get(GPU, 0) >= 1 for resources in offered):
-            raise ConfigError(f"none of the {len(offered)} workers of {client.scheduler.address} offers a {GPU}, which "
-                              f"device {device} needs; start one with `dask worker ADDRESS --nthreads 1 --resources "
-                              f"{GPU}=1`")
+            raise ConfigError(
+                f"none of the {len(offered)} workers of {client.scheduler.address} offers a {GPU}, which "
+                f"device {device} needs; start one with `dask worker ADDRESS --nthreads 1 --resources "
+                f"{GPU}=1`"
+            )
         yield client.get_executor(pure=False, resources=needed)

@@ -16,8 +16,15 @@ from pipeline.refresh import maintenance as stages
 def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, Any]]:
     """A row a store: what is damaged in it."""
     found = stages.verify_caches(load_catalog(), dataset, is_deep=deep, device=device)
-    return [{"data set": dataset, "store": folder.name, "damaged": len(damages),
-             "first": damages[0].what if damages else ""} for folder, damages in found.items()]
+    return [
+        {
+            "data set": dataset,
+            "store": folder.name,
+            "damaged": len(damages),
+            "first": damages[0].what if damages else "",
+        }
+        for folder, damages in found.items()
+    ]
 
 
 @fantrans_task()
@@ -34,8 +41,10 @@ def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "c
     create_table_artifact(rows, key="verified-caches", description="Stores, and what is damaged in each")
     damaged = [f"{row['data set']}/{row['store']}" for row in rows if row["damaged"]]
     if damaged:
-        raise CacheError(f"{len(damaged)} of {len(rows)} stores are damaged ({', '.join(damaged)}); "
-                         "run `fantrans refresh` with their settings: it mends just this")
+        raise CacheError(
+            f"{len(damaged)} of {len(rows)} stores are damaged ({', '.join(damaged)}); "
+            "run `fantrans refresh` with their settings: it mends just this"
+        )
 
 
 @fantrans_flow(name="collect")

@@ -44,8 +44,10 @@ def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None
         try:
             asked.bind(("127.0.0.1", port))
         except OSError:
-            raise ConfigError(f"port {port} is taken, perhaps by a server that runs already (`fantrans ops status`); "
-                              "give another --port") from None
+            raise ConfigError(
+                f"port {port} is taken, perhaps by a server that runs already (`fantrans ops status`); "
+                "give another --port"
+            ) from None
     signal.signal(signal.SIGTERM, _stop)
     with _Processes(home, say) as servers, _Processes(home, say) as workers:
         servers.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -53,8 +55,9 @@ def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None
         for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
             say(f"{name}: {what}")
         for i in range(num_gpus):
-            workers.start(f"gpu-{i}", *_WORKER, "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1",
-                          CUDA_VISIBLE_DEVICES=str(i))
+            workers.start(
+                f"gpu-{i}", *_WORKER, "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1", CUDA_VISIBLE_DEVICES=str(i)
+            )
         workers.start("cpu", *_WORKER, "--pool", "cpu", "--name", "cpu")
         say(f"up: http://127.0.0.1:{port} (logs in {home}); Ctrl-C stops it. In another terminal:")
         say(f"    export PREFECT_API_URL={address}")
@@ -86,8 +89,12 @@ class _Processes:
         self._commands[name] = words, environment
         with (self._logs / f"{name}.log").open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", *words], env=os.environ | environment, stdout=out,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                [sys.executable, "-m", "prefect", *words],
+                env=os.environ | environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         self._running[name] = process, time.monotonic()
 
@@ -124,8 +131,10 @@ def check_server() -> None:
     try:
         httpx.get(f"{address}/health", timeout=5).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL):
-        raise ConfigError(f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
-                          "start one with `fantrans ops up`, or set PREFECT_API_URL to yours") from None
+        raise ConfigError(
+            f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
+            "start one with `fantrans ops up`, or set PREFECT_API_URL to yours"
+        ) from None
 
 
 Rows = list[tuple[str, ...]]
@@ -149,8 +158,9 @@ def _workers(client: SyncPrefectClient) -> Rows:
             rows.append((pool, "no such pool; run `python -m flows.bootstrap`", "", ""))
             continue
         workers = client.read_workers_for_work_pool(pool)
-        rows += [(pool, worker.name, worker.status.value.lower(), _when(worker.last_heartbeat_time))
-                 for worker in workers] or [(pool, "none", "", "")]
+        rows += [
+            (pool, worker.name, worker.status.value.lower(), _when(worker.last_heartbeat_time)) for worker in workers
+        ] or [(pool, "none", "", "")]
     return rows
 
 
@@ -160,15 +170,20 @@ def _deployments(client: SyncPrefectClient) -> Rows:
         of = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
         begun = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(not_any_=[StateType.SCHEDULED])))
         planned = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=[StateType.SCHEDULED])))
-        last = client.read_flow_runs(flow_run_filter=begun, deployment_filter=of, limit=1,
-                                     sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-        coming = client.read_flow_runs(flow_run_filter=planned, deployment_filter=of, limit=1,
-                                       sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
-        rows.append((
-            f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
-            _when(last[0].start_time) if last else "never", last[0].state_name or "" if last else "",
-            _when(coming[0].next_scheduled_start_time) if coming else "not scheduled",
-        ))
+        last = client.read_flow_runs(
+            flow_run_filter=begun, deployment_filter=of, limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC
+        )
+        coming = client.read_flow_runs(
+            flow_run_filter=planned, deployment_filter=of, limit=1, sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC
+        )
+        rows.append(
+            (
+                f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
+                _when(last[0].start_time) if last else "never",
+                last[0].state_name or "" if last else "",
+                _when(coming[0].next_scheduled_start_time) if coming else "not scheduled",
+            )
+        )
     return [rows[0], *sorted(rows[1:])]
 
 
@@ -181,8 +196,17 @@ def _caches() -> Rows:
         except FantransError as error:
             rows.append((dataset, str(error), "", "", "", ""))
             continue
-        rows += [(dataset, cache.fingerprint, str(cache.revision), f"{cache.num_frames:,} x {cache.num_views}",
-                  f"{cache.weights} {cache.profile}", cache.age) for cache in caches]
+        rows += [
+            (
+                dataset,
+                cache.fingerprint,
+                str(cache.revision),
+                f"{cache.num_frames:,} x {cache.num_views}",
+                f"{cache.weights} {cache.profile}",
+                cache.age,
+            )
+            for cache in caches
+        ]
     return rows
 
 

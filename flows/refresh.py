@@ -72,8 +72,17 @@ def refresh_cache(
     With a cluster, its workers detect and extract in place of `num_workers` processes here.
     """
     render_faces(dataset)
-    job = prepare_refresh(dataset, config=config, base=base, profile=profile, num_views=num_views, limit=limit,
-                          device=device, is_device_here=cluster is None, num_workers=num_workers)
+    job = prepare_refresh(
+        dataset,
+        config=config,
+        base=base,
+        profile=profile,
+        num_views=num_views,
+        limit=limit,
+        device=device,
+        is_device_here=cluster is None,
+        num_workers=num_workers,
+    )
     if cluster is None:
         done = [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
     else:
@@ -83,6 +92,9 @@ def refresh_cache(
             done.append(crop_faces(job))
             done.append(runner.submit(extract_features, {"job": job, "on_cluster": True}).result())
     markdown, page = write_summary(job, done)
-    create_markdown_artifact(f"{markdown}\n[This page]({page.as_uri()})\n", key=artifact_key("refresh", dataset),
-                             description=f"What the refresh of {dataset} did")
+    create_markdown_artifact(
+        f"{markdown}\n[This page]({page.as_uri()})\n",
+        key=artifact_key("refresh", dataset),
+        description=f"What the refresh of {dataset} did",
+    )
     return done

@@ -28,7 +28,9 @@ def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | N
 def report(config: str, dataset: str, base: str | None = None, init_from: str | None = None) -> Report | SetTable:
     """The F1 table as files below the runs root, and as an artifact with a history under one key."""
     result, page = aggregate(config, dataset=dataset, base=base, init_from=init_from)
-    create_table_artifact(json.loads(result.table().to_json(orient="records")),
-                          key=artifact_key("f1", dataset, Path(config).stem),
-                          description=f"F1 of {config} on {dataset}; [the whole report]({page.as_uri()})")
+    create_table_artifact(
+        json.loads(result.table().to_json(orient="records")),
+        key=artifact_key("f1", dataset, Path(config).stem),
+        description=f"F1 of {config} on {dataset}; [the whole report]({page.as_uri()})",
+    )
     return result

@@ -97,7 +97,10 @@ def fantrans_task(**settings: Any) -> Callable[[Callable[_P, _Out]], Task[_P, _O
 
 
 _TASK: dict[str, Any] = {
-    "cache_policy": NO_CACHE, "retries": 3, "retry_delay_seconds": exponential_backoff(10), "retry_jitter_factor": 0.5,
+    "cache_policy": NO_CACHE,
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(10),
+    "retry_jitter_factor": 0.5,
     "retry_condition_fn": may_pass,
 }
 

@@ -165,8 +165,11 @@ class ConvModule(nn.Module):
             stacked_BCHW[:, sum(each.shape[1] for each in maps[:num_plain]) :] *= features["hm"]
         weights = self.reduce.weight.flatten(1).chunk(len(names), 1)  # D, C of each map
         weight_DC = torch.cat(
-            [w_DC @ features[f"{name}_basis"] if f"{name}_basis" in features else w_DC
-             for name, w_DC in zip(names, weights, strict=True)], 1,
+            [
+                w_DC @ features[f"{name}_basis"] if f"{name}_basis" in features else w_DC
+                for name, w_DC in zip(names, weights, strict=True)
+            ],
+            1,
         )
         num_frames, _, *size = stacked_BCHW.shape
         weight_BCD = weight_DC.t().expand(num_frames, -1, -1)
@@ -257,10 +260,12 @@ def _embedding(shape: HeadShape) -> nn.Module:
 
 def _trunk(shape: HeadShape) -> nn.Sequential:
     num_blocks = 0 if shape.variant == "baseline" else shape.num_blocks
-    return nn.Sequential(*(
-        TransBlock(shape.width, shape.num_aus, shape.attention_drop, mask_start=shape.mask_start)
-        for _ in range(num_blocks)
-    ))
+    return nn.Sequential(
+        *(
+            TransBlock(shape.width, shape.num_aus, shape.attention_drop, mask_start=shape.mask_start)
+            for _ in range(num_blocks)
+        )
+    )
 
 
 class DeployedHead(nn.Module):

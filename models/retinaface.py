@@ -170,8 +170,14 @@ def _mobilenet_body() -> _Body:
         return nn.Sequential(*depthwise, *_conv_layers(inputs, outputs, kernel=1, slope=0.1))
 
     stages = {
-        "stage1": [_conv(3, 8, stride=2, slope=0.1), separable(8, 16), separable(16, 32, 2), separable(32, 32),
-                   separable(32, 64, 2), separable(64, 64)],
+        "stage1": [
+            _conv(3, 8, stride=2, slope=0.1),
+            separable(8, 16),
+            separable(16, 32, 2),
+            separable(32, 32),
+            separable(32, 64, 2),
+            separable(64, 64),
+        ],
         "stage2": [separable(64, 128, 2), *(separable(128, 128) for _ in range(5))],
         "stage3": [separable(128, 256, 2), separable(256, 256)],
     }

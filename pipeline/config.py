@@ -88,7 +88,13 @@ class HeadConfig(Settings):
     """The trained part of FAN-Trans (paper 3.2, 3.3)."""
 
     variant: Literal[
-        "baseline", "c_t_o2o", "c_t_o2m", "t1_o2o_t1_o2m", "t1_o2o_t2_o2o", "t1_o2m_t2_o2m", "t1_o2o_t2_o2m",
+        "baseline",
+        "c_t_o2o",
+        "c_t_o2m",
+        "t1_o2o_t1_o2m",
+        "t1_o2o_t2_o2o",
+        "t1_o2m_t2_o2m",
+        "t1_o2o_t2_o2m",
         "t1_o2o_t2_o2m_t3_o2m",
     ] = "t1_o2o_t2_o2m"
     """Row of Table 1, the last of which is FAN-Trans, or its three branches."""
@@ -242,8 +248,9 @@ def load_set(address: str, *, base: str) -> ExperimentSet:
         source = f"{name_or_path}:{name} --base {base}" if "cache" in over else base
         merged = _overlaid(under, over)
         experiments = tuple(
-            _experiment(_overlaid(merged, {"train": {"seed": seed}}) | {"name": f"{name}-seed{seed}", "source": source},
-                        path)
+            _experiment(
+                _overlaid(merged, {"train": {"seed": seed}}) | {"name": f"{name}-seed{seed}", "source": source}, path
+            )
             for seed in seeds
         )
         made.append(Variant(name, published, experiments))

@@ -21,6 +21,7 @@ from pipeline.store.fingerprint import fingerprint
 FORMAT_VERSION = 2
 """Raised when the same settings give other values or another layout."""
 
+
 def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     """Everything that decides boxes, given the frames."""
     detector = settings.detector.model_dump(exclude={"weights"})
@@ -56,8 +57,10 @@ def map_shapes_of(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
     if entry.family == "resnet18":
         return resnet.MAP_SHAPES
     if entry.width is None:
-        raise ConfigError(f"features come from a fan or a resnet18, and {entry.path} is a {entry.family}; name another "
-                          "in `cache: {features: {weights}}`")
+        raise ConfigError(
+            f"features come from a fan or a resnet18, and {entry.path} is a {entry.family}; name another "
+            "in `cache: {features: {weights}}`"
+        )
     return fan.map_shapes(entry.width)
 
 
@@ -66,8 +69,10 @@ def codec_of(settings: CacheConfig, catalog: Catalog) -> FileEntry:
     name = settings.features.weights
     entry = catalog.weights_of(name)
     if entry.family != "fan":
-        raise ConfigError(f"the profile compact is made for a FAN's maps, and {name} is a {entry.family}; set "
-                          "`cache: {features: {profile: standard}}`")
+        raise ConfigError(
+            f"the profile compact is made for a FAN's maps, and {name} is a {entry.family}; set "
+            "`cache: {features: {profile: standard}}`"
+        )
     codec = entry.codec
     if codec is None:
         raise ConfigError(

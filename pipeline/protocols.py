@@ -91,8 +91,16 @@ _DISFA_BAD_FRAMES = {
     "SN006": ((1349, 1405),),
     "SN009": ((1736, 1808), (1851, 1885)),
     "SN011": ((4529, 4533), (4830, 4845)),
-    "SN021": ((574, 616), (985, 1164), (1190, 1205), (1305, 1338),
-              (1665, 1710), (1862, 2477), (2554, 4657), (4710, 4722)),
+    "SN021": (
+        (574, 616),
+        (985, 1164),
+        (1190, 1205),
+        (1305, 1338),
+        (1665, 1710),
+        (1862, 2477),
+        (2554, 4657),
+        (4710, 4722),
+    ),
     "SN023": ((1021, 1049), (3378, 3557), (3584, 3668), (4547, 4621), (4741, 4772), (4825, 4845)),
     "SN025": ((4596, 4662), (4816, 4835)),
     "SN027": ((3461, 3494), (4738, 4785)),
@@ -109,10 +117,21 @@ PROTOCOLS = {
     for protocol in (
         Protocol(name="bp4d", aus=_BP4D_AUS, subject_parts=_BP4D_PARTS, bad_frames={}),
         Protocol(name="rendered_bp4d", aus=_BP4D_AUS, subject_parts={}, assigns_by_number=True, bad_frames={}),
-        Protocol(name="disfa", aus=_DISFA_AUS, subject_parts=_DISFA_PARTS, min_positive_intensity=2,
-                 bad_frames=_DISFA_BAD_FRAMES),
-        Protocol(name="rendered_disfa", aus=_DISFA_AUS, subject_parts={}, assigns_by_number=True,
-                 min_positive_intensity=2, bad_frames={}),
+        Protocol(
+            name="disfa",
+            aus=_DISFA_AUS,
+            subject_parts=_DISFA_PARTS,
+            min_positive_intensity=2,
+            bad_frames=_DISFA_BAD_FRAMES,
+        ),
+        Protocol(
+            name="rendered_disfa",
+            aus=_DISFA_AUS,
+            subject_parts={},
+            assigns_by_number=True,
+            min_positive_intensity=2,
+            bad_frames={},
+        ),
     )
 }
 

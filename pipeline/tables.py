@@ -24,8 +24,17 @@ FRAME_COLUMNS = ("frame_id", "subject", "task", "frame", "source_file", "source_
 `source_file` is relative to the dataset's root; `source_frame` is the 0-based frame of a video, -1 for an image.
 """
 
-BOX_COLUMNS = ("frame_id", "x1", "y1", "x2", "y2", "score",
-               *(f"p{i}{axis}" for i in range(5) for axis in "xy"), "num_faces", "status")
+BOX_COLUMNS = (
+    "frame_id",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "score",
+    *(f"p{i}{axis}" for i in range(5) for axis in "xy"),
+    "num_faces",
+    "status",
+)
 """`boxes.parquet`: box and five points in full-frame px; missing values are NaN, never zero."""
 
 
@@ -96,6 +105,7 @@ def read_record(path: Path, *, keys: tuple[str, ...], made_by: str) -> dict[str,
     except ValueError:
         record = None
     if not isinstance(record, dict) or not record.keys() >= set(keys):
-        raise DataError(f"{path} is damaged: expected JSON with {', '.join(keys)}; delete it, and run `{made_by}` "
-                        "to make it anew")
+        raise DataError(
+            f"{path} is damaged: expected JSON with {', '.join(keys)}; delete it, and run `{made_by}` to make it anew"
+        )
     return record

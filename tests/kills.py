@@ -51,21 +51,30 @@ class World:
         tiny = folder / "tiny.safetensors"
         save_file(FAN(16).state_dict(), tiny)
         detector = load_catalog(CATALOG_FILE, environment={}).weights_of("retinaface-mobilenet")
-        entries = {"retinaface-mobilenet": detector, "tiny": WeightsEntry(
-            path=tiny, sha256=file_sha256(tiny), family="fan", width=16, num_stacks=2, pooling="avg")}
+        entries = {
+            "retinaface-mobilenet": detector,
+            "tiny": WeightsEntry(
+                path=tiny, sha256=file_sha256(tiny), family="fan", width=16, num_stacks=2, pooling="avg"
+            ),
+        }
         weights = [f"  {name}: {entry.model_dump_json(exclude_none=True)}" for name, entry in entries.items()]
         (folder / "catalog.yaml").write_text(CATALOG.format(weights="\n".join(weights)))
         (folder / "small.yaml").write_text(CONFIG)
 
     def environment(self, state: Path, data: str) -> dict[str, str]:
         """Variables of a refresh of the data set's state `data`, with all that it writes below `state`."""
-        return {"FANTRANS_CATALOG": str(self.folder / "catalog.yaml"), "FACES": str(self.folder / data),
-                **{f"FANTRANS_{name}": str(state / name.lower()) for name in ("WORK", "CACHE", "RUNS")}}
+        return {
+            "FANTRANS_CATALOG": str(self.folder / "catalog.yaml"),
+            "FACES": str(self.folder / data),
+            **{f"FANTRANS_{name}": str(state / name.lower()) for name in ("WORK", "CACHE", "RUNS")},
+        }
 
     def variables(self, state: Path, data: str) -> dict[str, str]:
         """The environment of a command line that works on `state`."""
-        return {**{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FANTRANS_"))},
-                **self.environment(state, data)}
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FANTRANS_"))},
+            **self.environment(state, data),
+        }
 
     @property
     def config(self) -> str:
@@ -118,8 +127,11 @@ def finished_shards(caches: Path) -> dict[Path, int]:
 
 def written(state: Path) -> dict[str, bytes]:
     """Every file that a refresh left, with its bytes."""
-    return {str(path.relative_to(state)): path.read_bytes() for path in sorted(state.rglob("*"))
-            if path.is_file() and path.name not in UNCOMPARED}
+    return {
+        str(path.relative_to(state)): path.read_bytes()
+        for path in sorted(state.rglob("*"))
+        if path.is_file() and path.name not in UNCOMPARED
+    }
 
 
 def _refresh(environment: dict[str, str], config: str, kill_before: str | None, trace: Path | None) -> None:

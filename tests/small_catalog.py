@@ -18,11 +18,17 @@ def write_small_catalog(folder, *, dataset, **num_views):
     for name, views in num_views.items():
         (folder / f"{name}.yaml").write_text(
             f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: {views}}}}}\n"
-            "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n")
+            "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n"
+        )
     content = yaml.safe_load(CATALOG_FILE.read_text())
     content["roots"] = {"work": "work", "cache": "cache", "runs": "runs"}
-    entry = {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d",
-             "experiment": str(folder / f"{next(iter(num_views))}.yaml"), "rendered": RENDERED}
+    entry = {
+        "root": "raw",
+        "layout": "bp4d",
+        "protocol": "rendered_bp4d",
+        "experiment": str(folder / f"{next(iter(num_views))}.yaml"),
+        "rendered": RENDERED,
+    }
     content["datasets"] = {dataset: entry, "undisturbed": entry}
     for entry in content["weights"].values():
         for file in filter(None, (entry, entry.get("codec"))):

@@ -82,10 +82,20 @@ class Codec:
         if self.profile == "standard" and HEATMAPS in self.shapes:
             maps.append(_map_spec(HEATMAPS, (1, *size), dtype="float16", compressor="zstd"))
         coded, num = list(self._num_stored), sum(self._num_stored.values())
-        scale = ArraySpec(name=SCALE, row_shape=(num,), dtype="float32", axes=("scale_channel",),
-                          attributes={"of": coded, "times": "int8 values are channels or components"})
-        loss = ArraySpec(name=LOSS, row_shape=(len(coded),), dtype="float32", axes=("map",),
-                         attributes={"of": coded, "is": "relative L2 error against fp16"})
+        scale = ArraySpec(
+            name=SCALE,
+            row_shape=(num,),
+            dtype="float32",
+            axes=("scale_channel",),
+            attributes={"of": coded, "times": "int8 values are channels or components"},
+        )
+        loss = ArraySpec(
+            name=LOSS,
+            row_shape=(len(coded),),
+            dtype="float32",
+            axes=("map",),
+            attributes={"of": coded, "is": "relative L2 error against fp16"},
+        )
         return (*maps, scale, loss)
 
     @property
@@ -150,9 +160,7 @@ class Codec:
         if self.profile == "exact":
             return {name: _landmark_sum(stored[name]) if name == HEATMAPS else stored[name] for name in self._taps}
         scales = stored[SCALE].split(list(self._num_stored.values()), 1)
-        features = {
-            name: _channels(stored[name], scale) for name, scale in zip(self._num_stored, scales, strict=True)
-        }
+        features = {name: _channels(stored[name], scale) for name, scale in zip(self._num_stored, scales, strict=True)}
         if HEATMAPS in stored:
             features[HEATMAPS] = stored[HEATMAPS]
         for name, basis in self.bases.items():
@@ -206,10 +214,19 @@ def filled(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _map_spec(name: str, row_shape: tuple[int, ...], *, dtype: str, compressor: Literal["zstd"] | None) -> ArraySpec:
-    attributes = {"tap": name.removeprefix("hm_"), "is_gated": name.startswith("hm_"),
-                  "is_landmark_sum": name == HEATMAPS and row_shape[0] == 1}
-    return ArraySpec(name=name, row_shape=row_shape, dtype=dtype, axes=(f"{name}_channel", "y", "x"),
-                     attributes=attributes, compressor=compressor)
+    attributes = {
+        "tap": name.removeprefix("hm_"),
+        "is_gated": name.startswith("hm_"),
+        "is_landmark_sum": name == HEATMAPS and row_shape[0] == 1,
+    }
+    return ArraySpec(
+        name=name,
+        row_shape=row_shape,
+        dtype=dtype,
+        axes=(f"{name}_channel", "y", "x"),
+        attributes=attributes,
+        compressor=compressor,
+    )
 
 
 def _landmark_sum(hm: Tensor) -> Tensor:

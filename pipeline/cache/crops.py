@@ -57,10 +57,20 @@ def crops_format(
     return StoreFormat(
         document=document,
         arrays=(
-            ArraySpec(name="crops", row_shape=(side, side, 3), dtype="uint8", axes=("y", "x", "rgb"),
-                      attributes={"colour": "RGB", "outside_frame": 0}),
-            ArraySpec(name="affines", row_shape=(2, 3), dtype="float64", axes=("xy", "column"),
-                      attributes={"maps": "crop px to frame px", "pixel_centres": "whole numbers"}),
+            ArraySpec(
+                name="crops",
+                row_shape=(side, side, 3),
+                dtype="uint8",
+                axes=("y", "x", "rgb"),
+                attributes={"colour": "RGB", "outside_frame": 0},
+            ),
+            ArraySpec(
+                name="affines",
+                row_shape=(2, 3),
+                dtype="float64",
+                axes=("xy", "column"),
+                attributes={"maps": "crop px to frame px", "pixel_centres": "whole numbers"},
+            ),
         ),
         attributes={"kind": "crops", "document": json.loads(canonical_json(document))},
         is_shuffled=False,
@@ -137,13 +147,15 @@ def _wanted(frames: pd.DataFrame, boxes: pd.DataFrame, images_root: Path, folder
     revision = load_revision(folder)
     known = None if revision is None else revision.index
     sources = source_hashes(images_root, frames["source_file"], known=known)
-    wanted = pd.DataFrame({
-        "frame_id": frames["frame_id"],
-        "key": "",
-        "part": "",
-        "status": boxes["status"].astype(str),
-        "source_file": frames["source_file"],
-    })
+    wanted = pd.DataFrame(
+        {
+            "frame_id": frames["frame_id"],
+            "key": "",
+            "part": "",
+            "status": boxes["status"].astype(str),
+            "source_file": frames["source_file"],
+        }
+    )
     wanted[list(SOURCE_COLUMNS[1:])] = sources.loc[frames["source_file"]].to_numpy()
     was_unreadable = _unreadable_before(wanted, known)
     is_gone = (wanted["source_sha256"] == "").to_numpy()

@@ -35,12 +35,15 @@ def view_number(group: str) -> int:
     return int(group.removeprefix(_VIEW_PREFIX))
 
 
-def features_format(
-    document: Mapping[str, Any], codec: Codec, *, block_rows: int = DEFAULT_BLOCK_ROWS
-) -> StoreFormat:
+def features_format(document: Mapping[str, Any], codec: Codec, *, block_rows: int = DEFAULT_BLOCK_ROWS) -> StoreFormat:
     """What a cache folder of this fingerprint document holds."""
-    params = ArraySpec(name=PARAMS, row_shape=(len(PARAM_NAMES),), dtype="float64", axes=("param",),
-                       attributes={"names": list(PARAM_NAMES)})
+    params = ArraySpec(
+        name=PARAMS,
+        row_shape=(len(PARAM_NAMES),),
+        dtype="float64",
+        axes=("param",),
+        attributes={"names": list(PARAM_NAMES)},
+    )
     return StoreFormat(
         document=document,
         arrays=(*codec.arrays, params),

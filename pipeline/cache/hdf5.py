@@ -1,11 +1,11 @@
 """A store as HDF5 files and back, because labs exchange HDF5: one file a part, one frame a chunk.
 
-    {out}/P1.h5
-        attrs        document, arrays, manifest and columns as JSON; schema, part, block_rows
-        frame_id     strings, in the order of the rows of every array
-        key, status  what a frame's values depend on, and whether it has any
-        view_00/lf   the array as it is stored; attributes: axes, and the array's own
-        codec        bytes of the basis, where the profile has one
+{out}/P1.h5
+    attrs        document, arrays, manifest and columns as JSON; schema, part, block_rows
+    frame_id     strings, in the order of the rows of every array
+    key, status  what a frame's values depend on, and whether it has any
+    view_00/lf   the array as it is stored; attributes: axes, and the array's own
+    codec        bytes of the basis, where the profile has one
 """
 
 from __future__ import annotations
@@ -52,10 +52,20 @@ def _write_part(path: Path, *, store: StoreReader, part: str, step: Callable[[in
     listed = store.listed[store.listed["part"] == part]
     arrays = [store.spec(name) for name in store.array_names]
     with h5py.File(path, "w") as file:
-        described = {"document": store.document, "arrays": [spec.as_json() for spec in arrays],
-                     "manifest": store.manifest, "columns": list(listed.columns.drop("row"))}
-        file.attrs.update({"schema": SCHEMA, "part": part, "block_rows": store.block_rows,
-                           **{name: json.dumps(value) for name, value in described.items()}})
+        described = {
+            "document": store.document,
+            "arrays": [spec.as_json() for spec in arrays],
+            "manifest": store.manifest,
+            "columns": list(listed.columns.drop("row")),
+        }
+        file.attrs.update(
+            {
+                "schema": SCHEMA,
+                "part": part,
+                "block_rows": store.block_rows,
+                **{name: json.dumps(value) for name, value in described.items()},
+            }
+        )
         for name in listed.columns.drop("row"):
             values = listed[name].to_numpy()
             is_text = values.dtype.kind in "OUT"
@@ -68,8 +78,9 @@ def _write_part(path: Path, *, store: StoreReader, part: str, step: Callable[[in
         for group in store.groups:
             for spec in arrays:
                 place = f"{group}/{spec.name}".lstrip("/")
-                dataset = file.create_dataset(place, (len(rows), *spec.row_shape), spec.dtype,
-                                              chunks=(1, *spec.row_shape) if len(rows) else None)
+                dataset = file.create_dataset(
+                    place, (len(rows), *spec.row_shape), spec.dtype, chunks=(1, *spec.row_shape) if len(rows) else None
+                )
                 dataset.attrs.update({"axes": ["row", *spec.axes], "attributes": json.dumps(dict(spec.attributes))})
                 for start in range(0, len(rows), _BATCH_ROWS):
                     here = rows[start : start + _BATCH_ROWS]
@@ -94,8 +105,10 @@ def import_hdf5(
         first = files[0]
         for path, file in zip(paths, files, strict=True):
             if file.attrs.get("schema") != SCHEMA:
-                raise CacheError(f"{path} is of schema {file.attrs.get('schema')}, this version imports {SCHEMA}; "
-                                 "export it again with the version that reads its cache")
+                raise CacheError(
+                    f"{path} is of schema {file.attrs.get('schema')}, this version imports {SCHEMA}; "
+                    "export it again with the version that reads its cache"
+                )
             if file.attrs["document"] != first.attrs["document"]:
                 raise CacheError(f"{path} and {paths[0]} are of caches with different settings; import them one by one")
         document = json.loads(first.attrs["document"])

@@ -62,8 +62,12 @@ def channel_ranges(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[s
             continue
         values = channels(cache, name, view=view, rows=rows)
         axes = (0, 2, 3)
-        ranges[name] = {"min": values.min(axes), "max": values.max(axes), "mean": values.mean(axes),
-                        "rms": da.sqrt((values**2).mean(axes))}
+        ranges[name] = {
+            "min": values.min(axes),
+            "max": values.max(axes),
+            "mean": values.mean(axes),
+            "rms": da.sqrt((values**2).mean(axes)),
+        }
     return ranges
 
 

@@ -258,8 +258,15 @@ def refresh(
         for unit in plan.units:
             blocks.setdefault(unit.block, []).append(UnitTask(unit, rows_of[unit.block], unit in writer.damaged))
         source = UnitSource(
-            folder=folder, arrays=format.arrays, block_rows=writer.block_rows, crops_folder=crops.folder,
-            crops_revision=crops.revision, views=views, view_px=view_px, make_extractor=make_extractor, codec=codec,
+            folder=folder,
+            arrays=format.arrays,
+            block_rows=writer.block_rows,
+            crops_folder=crops.folder,
+            crops_revision=crops.revision,
+            views=views,
+            view_px=view_px,
+            make_extractor=make_extractor,
+            codec=codec,
             exact=exact,
         )
         if executor is None:
@@ -291,12 +298,21 @@ def stated_fidelity(folder: Path, codec: Codec, plan: Plan, document: Mapping[st
     losses = np.empty((len(rows), *specs[LOSS].row_shape), np.float32)
     for block in np.unique(blocks).tolist():
         at = np.flatnonzero(blocks == block)
-        read_shard(shard_path(folder, Unit(block, view_group(0)), specs[LOSS]), slots[at], spec=specs[LOSS],
-                   block_rows=plan.block_rows, out=losses, at=at)
+        read_shard(
+            shard_path(folder, Unit(block, view_group(0)), specs[LOSS]),
+            slots[at],
+            spec=specs[LOSS],
+            block_rows=plan.block_rows,
+            out=losses,
+            at=at,
+        )
     means = losses.mean(0, dtype=np.float64).tolist() if len(rows) else []
     measured = json.loads(FIDELITY_FILE.read_bytes()).get(document["features"]["sha256"], {})
-    return {"relative_l2": dict(zip(specs[LOSS].attributes["of"], means, strict=False)), "num_frames": len(rows),
-            "f1": measured.get(codec.profile)}
+    return {
+        "relative_l2": dict(zip(specs[LOSS].attributes["of"], means, strict=False)),
+        "num_frames": len(rows),
+        "f1": measured.get(codec.profile),
+    }
 
 
 def _wanted(frames: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:

@@ -41,14 +41,16 @@ def _subject_rows(folder: Path, root: Path, rules: Protocol) -> pd.DataFrame:
         raise DataError(f"{folder}: AU {short} lacks frames that other AUs code; expected the same frames in all files")
     frames = intensities.index.to_numpy(np.int64)
     video = VIDEOS / f"LeftVideo{subject}_comp.avi"
-    rows = pd.DataFrame({
-        "frame_id": [f"{subject}/{TASK}/{frame}" for frame in frames],
-        "subject": subject,
-        "task": TASK,
-        "frame": frames,
-        "source_file": str(video) if (root / video).is_file() else "",
-        "source_frame": frames - 1,
-    })
+    rows = pd.DataFrame(
+        {
+            "frame_id": [f"{subject}/{TASK}/{frame}" for frame in frames],
+            "subject": subject,
+            "task": TASK,
+            "frame": frames,
+            "source_file": str(video) if (root / video).is_file() else "",
+            "source_frame": frames - 1,
+        }
+    )
     assert rules.min_positive_intensity is not None
     for au in rules.aus:
         values = intensities[au].to_numpy()

@@ -34,8 +34,10 @@ def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFra
     is_bad = [rules.is_bad_frame(s, f) for s, f in zip(rows["subject"], rows["frame"], strict=True)]
     rows = rows[~pd.Series(is_bad, index=rows.index)]
     if (rows["source_file"] == "").all():
-        raise DataError(f"none of the {len(rows):,} coded frames in {entry.root} has its image or video; expected "
-                        f"{entry.root / SOURCES[entry.layout]}")
+        raise DataError(
+            f"none of the {len(rows):,} coded frames in {entry.root} has its image or video; expected "
+            f"{entry.root / SOURCES[entry.layout]}"
+        )
     part_of = {subject: rules.part_of(subject) for subject in rows["subject"].unique()}
     rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(part_of))
     rows = rows.sort_values(["subject", "task", "frame"], ignore_index=True)

@@ -64,8 +64,7 @@ def detect_frames(
     """
     if done is not None:
         left = frames[~frames["frame_id"].isin(done["frame_id"])]
-        new = detect_frames(left, root, detector, settings=settings, device=device, batch_size=batch_size,
-                            step=step)
+        new = detect_frames(left, root, detector, settings=settings, device=device, batch_size=batch_size, step=step)
         return pd.concat([done, new]).set_index("frame_id").loc[frames["frame_id"]].reset_index()
 
     values = np.full((len(frames), len(VALUE_COLUMNS)), np.nan, np.float32)

@@ -64,8 +64,12 @@ def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
     assert entry.num_stacks is not None
     assert entry.pooling is not None  # the entry sees to all three
     fan = FAN(entry.width, entry.num_stacks, pooling=entry.pooling)
-    load_weights(fan, entry, whose=f"a FAN of width {entry.width} with {entry.num_stacks} stacks",
-                 mend="`width`, `num_stacks` or `path`")
+    load_weights(
+        fan,
+        entry,
+        whose=f"a FAN of width {entry.width} with {entry.num_stacks} stacks",
+        mend="`width`, `num_stacks` or `path`",
+    )
     return frozen(fan, device)
 
 

@@ -373,8 +373,14 @@ class _Run:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, settings.max_lr, total_steps=settings.num_steps + 1, pct_start=0.1, final_div_factor=100
         )
-        self.checkpoint = Checkpoint(out, settings.model_dump(), fan=self.fan, average=self.average,
-                                     optimiser=self.optimiser, schedule=self.schedule)
+        self.checkpoint = Checkpoint(
+            out,
+            settings.model_dump(),
+            fan=self.fan,
+            average=self.average,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+        )
         self.step = self.checkpoint.resume(device)
 
     def take_step(self, pool: FacePool) -> float:

@@ -63,8 +63,9 @@ def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device:
     net = timm.create_model("resnet18", num_classes=len(pool)).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.max_lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.max_lr, total_steps=settings.num_steps + 1)
-    checkpoint = Checkpoint(out, settings.model_dump() | {"num_faces": len(pool)}, net=net, optimiser=optimiser,
-                            schedule=schedule)
+    checkpoint = Checkpoint(
+        out, settings.model_dump() | {"num_faces": len(pool)}, net=net, optimiser=optimiser, schedule=schedule
+    )
     first = checkpoint.resume(device)
     net.train()
     with track("train ResNet-18", total=settings.num_steps, unit="steps", num_before=first) as step:
@@ -79,8 +80,11 @@ def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device:
             schedule.step()
             step(1)
             checkpoint.save_at_times(i + 1)
-    kept = {name: values.half() if values.is_floating_point() else values
-            for name, values in net.state_dict().items() if name.startswith(KEPT)}
+    kept = {
+        name: values.half() if values.is_floating_point() else values
+        for name, values in net.state_dict().items()
+        if name.startswith(KEPT)
+    }
     write_bytes_atomically(out, safetensors.torch.save({name: v.contiguous().cpu() for name, v in kept.items()}))
     checkpoint.remove()
     return exemplar_accuracy(net, pool, settings)

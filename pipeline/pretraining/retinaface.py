@@ -200,13 +200,23 @@ def train_retinaface(
 
     `work` holds the rendered scenes. A killed training goes on from its `Checkpoint`.
     """
-    rendered = render_scenes(work / f"scenes_{scene_px}_{seed}", bank_path=bank_path, num_scenes=num_scenes, seed=seed,
-                             size_px=scene_px, num_workers=num_workers)
+    rendered = render_scenes(
+        work / f"scenes_{scene_px}_{seed}",
+        bank_path=bank_path,
+        num_scenes=num_scenes,
+        seed=seed,
+        size_px=scene_px,
+        num_workers=num_workers,
+    )
     torch.manual_seed(seed)
     network = RetinaFace("mobilenet0.25").to(device).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=max_lr, weight_decay=0.01)
     settings: dict[str, float | str] = {
-        "num_steps": num_steps, "num_scenes": num_scenes, "scene_px": scene_px, "max_lr": max_lr, "seed": seed,
+        "num_steps": num_steps,
+        "num_scenes": num_scenes,
+        "scene_px": scene_px,
+        "max_lr": max_lr,
+        "seed": seed,
         "init_from": file_sha256(init_from) if init_from else "nothing",
     }
     if init_from:

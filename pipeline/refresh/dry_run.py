@@ -36,12 +36,24 @@ def plan_job(job: RefreshJob) -> list[StagePlan]:
     table, before = index_layout(job)
     is_same = before is not None and before.equals(table)
     gone = 0 if before is None else len(set(before["frame_id"]) - set(table["frame_id"]))
-    plans = [StagePlan(stage="index", num_kept=len(table) if is_same else 0, num_computed=0 if is_same else len(table),
-                       num_dropped=gone)]
+    plans = [
+        StagePlan(
+            stage="index",
+            num_kept=len(table) if is_same else 0,
+            num_computed=0 if is_same else len(table),
+            num_dropped=gone,
+        )
+    ]
     found, _ = known_boxes(job, table)
     num_left = len(table) - int(table["frame_id"].isin(found["frame_id"]).sum())
-    plans.append(StagePlan(stage="detect", num_kept=len(table) - num_left, num_computed=num_left,
-                           seconds=seconds_for(job, "detect", num_left)))
+    plans.append(
+        StagePlan(
+            stage="detect",
+            num_kept=len(table) - num_left,
+            num_computed=num_left,
+            seconds=seconds_for(job, "detect", num_left),
+        )
+    )
     boxes = table[["frame_id"]].merge(found, on="frame_id", how="left")
     filled = read_table_if_whole(job.boxes_path)
     if filled is not None:  # gaps that were filled stay filled
@@ -50,8 +62,7 @@ def plan_job(job: RefreshJob) -> list[StagePlan]:
         boxes = filled.set_index("frame_id").combine_first(boxes.set_index("frame_id")).reindex(boxes["frame_id"])
         boxes = boxes.reset_index()
     boxes["status"] = boxes["status"].fillna(Status.OK.value)
-    cut = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root,
-                           format=crops_format_of(job))
+    cut = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=crops_format_of(job))
     plans.append(_stage_plan("crop", cut, seconds=seconds_for(job, "crop", cut.num_computed)))
     features, root = features_of(job), job.catalog.caches_of(job.dataset)
     extracted = plan_refresh(root, table, cut.index, format=features.format, views=job.config.views)
@@ -63,8 +74,14 @@ def plan_job(job: RefreshJob) -> list[StagePlan]:
 
 
 def _stage_plan(stage: str, plan: Plan, *, seconds: float | None, num_bytes: int | None = None) -> StagePlan:
-    return StagePlan(stage=stage, num_kept=plan.num_kept, num_computed=plan.num_computed, num_dropped=plan.num_dropped,
-                     num_bytes=plan.num_bytes if num_bytes is None else num_bytes, seconds=seconds)
+    return StagePlan(
+        stage=stage,
+        num_kept=plan.num_kept,
+        num_computed=plan.num_computed,
+        num_dropped=plan.num_dropped,
+        num_bytes=plan.num_bytes if num_bytes is None else num_bytes,
+        seconds=seconds,
+    )
 
 
 def _packing(folder: Path, format: StoreFormat) -> float:

@@ -47,13 +47,25 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
     stored = features_of(exact)
     with track("extract a sample", total=len(sample) * NUM_VIEWS, unit="views") as step:
         cache = refresh(
-            job.work / "codec-sample", sample, crops, partial(make_extractor, exact), format=stored.format,
-            codec=stored.codec, views=views, view_px=job.config.crop.size_px, exact=exact_beside(job), step=step,
+            job.work / "codec-sample",
+            sample,
+            crops,
+            partial(make_extractor, exact),
+            format=stored.format,
+            codec=stored.codec,
+            views=views,
+            view_px=job.config.crop.size_px,
+            exact=exact_beside(job),
+            step=step,
         )
     tensors = fit_basis(cache)
     names = sorted(cache.index["frame_id"])
-    record: dict[str, object] = {"dataset": job.dataset, "fan_sha256": job.catalog.weights_of(features.weights).sha256,
-              "num_views": NUM_VIEWS, "frames": names}
+    record: dict[str, object] = {
+        "dataset": job.dataset,
+        "fan_sha256": job.catalog.weights_of(features.weights).sha256,
+        "num_views": NUM_VIEWS,
+        "frames": names,
+    }
     metadata = {"sample": json.dumps(record)}  # a single key: safetensors writes several in no order
     write_bytes_atomically(out, save(tensors, metadata=metadata))
     return out
@@ -64,8 +76,10 @@ def sample_frames(table: pd.DataFrame, listed: pd.DataFrame, *, num_frames: int)
     has_crop = set(listed.loc[listed["row"] != NO_ROW, "frame_id"])
     there = table[table["frame_id"].isin(has_crop)]
     if len(there) < num_frames:
-        raise DataError(f"only {len(there)} frames have crops, and the basis is fitted on {num_frames}; "
-                        "ask for fewer with --frames, or refresh more of the data set first")
+        raise DataError(
+            f"only {len(there)} frames have crops, and the basis is fitted on {num_frames}; "
+            "ask for fewer with --frames, or refresh more of the data set first"
+        )
     order = there["frame_id"].map(lambda name: hashlib.sha256(name.encode()).hexdigest())
     return there.loc[order.sort_values().index[:num_frames]].sort_index().reset_index(drop=True)
 

@@ -1,9 +1,9 @@
 """A refresh and everything that decides its result: the data set, its settings, where things lie, what the cache holds.
 
-    {work}/{dataset}/frames.parquet
-    {work}/{dataset}/boxes-{detector fingerprint}.parquet, and .parts/ while it is being made
-    {work}/{dataset}/crops/{crop fingerprint}/
-    {cache}/{dataset}/{cache fingerprint}/
+{work}/{dataset}/frames.parquet
+{work}/{dataset}/boxes-{detector fingerprint}.parquet, and .parts/ while it is being made
+{work}/{dataset}/crops/{crop fingerprint}/
+{cache}/{dataset}/{cache fingerprint}/
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def prepare_refresh(
         raise ConfigError(first_fault(error)) from None
     catalog.weights_of(cache.detector.weights)
     fingerprint.cache_document(cache, catalog)  # refuses weights that have no features, or not of this profile
-    return RefreshJob(dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device,
-                      num_workers=num_workers)
+    return RefreshJob(
+        dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device, num_workers=num_workers
+    )
 
 
 class Features(NamedTuple):

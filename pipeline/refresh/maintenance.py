@@ -89,11 +89,19 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
         users = [f"{num_runs} run{'s' * (num_runs > 1)}"] * (num_runs > 0)
         users += ["a reader"] * _is_read(folder, revision.number)
         age_s = time.time() - (folder / POINTER_NAME).stat().st_mtime if (folder / POINTER_NAME).is_file() else 0
-        summaries.append(CacheSummary(
-            fingerprint(document), revision.number, manifest["num_rows"], len(revision.groups),
-            round(manifest["num_bytes"] / 1e6), _age(age_s), _network_name(features),
-            features["profile"], ", ".join(users) or "nobody",
-        ))
+        summaries.append(
+            CacheSummary(
+                fingerprint(document),
+                revision.number,
+                manifest["num_rows"],
+                len(revision.groups),
+                round(manifest["num_bytes"] / 1e6),
+                _age(age_s),
+                _network_name(features),
+                features["profile"],
+                ", ".join(users) or "nobody",
+            )
+        )
     return summaries
 
 
@@ -104,9 +112,11 @@ def _network_name(features: Mapping[str, Any]) -> str:
 def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
     """Folders of a data set's feature caches, by name."""
     root = catalog.caches_of(dataset)
-    names = {path.parent if path.parent.name != MIRROR_NAME else path.parent.parent
-             for pattern in (f"*/{FINGERPRINT_NAME}", f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")
-             for path in root.glob(pattern)}
+    names = {
+        path.parent if path.parent.name != MIRROR_NAME else path.parent.parent
+        for pattern in (f"*/{FINGERPRINT_NAME}", f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")
+        for path in root.glob(pattern)
+    }
     return sorted(names)
 
 
@@ -187,8 +197,10 @@ def recompute_sample(
     must_agree = device == "cpu" and cache.manifest["provenance"].get("device") == "cpu"
     damages = []
     for group in dict.fromkeys((cache.groups[0], cache.groups[-1])):
-        tasks = [UnitTask(Unit(int(row["row"]) // cache.block_rows, group), sample.loc[[i]], is_damaged=False)
-                 for i, row in sample.iterrows()]
+        tasks = [
+            UnitTask(Unit(int(row["row"]) // cache.block_rows, group), sample.loc[[i]], is_damaged=False)
+            for i, row in sample.iterrows()
+        ]
         for task, computed in source.computed(tasks):
             if isinstance(computed, Exception):
                 raise computed
@@ -216,9 +228,13 @@ def _source_of(catalog: Catalog, dataset: str, cache: CacheReader, device: str) 
         logger.warning("%s: no frame was computed again, as %s", cache.folder, lacking)
         return None
     return UnitSource(
-        folder=cache.folder, arrays=tuple(cache.spec(name) for name in cache.array_names),
-        block_rows=cache.block_rows, crops_folder=crops, crops_revision=CropReader(crops).revision,
-        codec=cache.codec, exact=None,
+        folder=cache.folder,
+        arrays=tuple(cache.spec(name) for name in cache.array_names),
+        block_rows=cache.block_rows,
+        crops_folder=crops,
+        crops_revision=CropReader(crops).revision,
+        codec=cache.codec,
+        exact=None,
         views=ViewConfig(num_views=max(2, cache.num_views), **cache.document["views"]),
         view_px=cache.document["crop"]["size_px"],
         make_extractor=partial(_extractor, weights, cache, device, features["precision"]),
@@ -245,8 +261,9 @@ def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
     if len(folders) != 1:
         there = ", ".join(folder.name for folder in cache_folders(catalog, dataset)) or "none"
         which = f"no cache {name!r}" if name and not folders else f"{len(folders)} caches to choose from"
-        raise CacheError(f"{dataset} has {which}; there are: {there} (`fantrans cache ls {dataset}`); name one with "
-                         "--fingerprint")
+        raise CacheError(
+            f"{dataset} has {which}; there are: {there} (`fantrans cache ls {dataset}`); name one with --fingerprint"
+        )
     return folders[0]
 
 
@@ -282,14 +299,27 @@ def cache_statistics(
     frames = frames[frames["frame_id"].isin(cache.index["frame_id"])]
     aus = catalog.dataset(dataset).rules.aus
     rows = cache.rows()[:num_frames]
-    graphs = (statistics.base_rates(frames, aus), statistics.channel_ranges(cache, view=0, rows=rows),
-              statistics.map_losses(cache, view=0, rows=rows))
+    graphs = (
+        statistics.base_rates(frames, aus),
+        statistics.channel_ranges(cache, view=0, rows=rows),
+        statistics.map_losses(cache, view=0, rows=rows),
+    )
     rates, ranges, losses = dask.compute(*graphs)
     yield "percent positive among known labels", pd.DataFrame(rates, index=[f"AU{au}" for au in aus])
-    yield f"channels over {len(rows)} frames", pd.DataFrame({
-        name: {"channels": len(each["min"]), "least": each["min"].min(), "greatest": each["max"].max(),
-               "smallest rms": each["rms"].min(), "largest rms": each["rms"].max()}
-        for name, each in ranges.items()
-    }).T
+    yield (
+        f"channels over {len(rows)} frames",
+        pd.DataFrame(
+            {
+                name: {
+                    "channels": len(each["min"]),
+                    "least": each["min"].min(),
+                    "greatest": each["max"].max(),
+                    "smallest rms": each["rms"].min(),
+                    "largest rms": each["rms"].max(),
+                }
+                for name, each in ranges.items()
+            }
+        ).T,
+    )
     if losses:
         yield "relative L2 error against fp16", pd.DataFrame({"error": losses})

@@ -14,5 +14,6 @@ def render_dataset(dataset: str, *, num_workers: int | None = None) -> None:
     entry = catalog.dataset(dataset)
     if entry.rendered is None:
         return
-    write_dataset(entry.root, layout=entry.layout, num_workers=num_workers or os.cpu_count() or 1,
-                  **entry.rendered.model_dump())
+    write_dataset(
+        entry.root, layout=entry.layout, num_workers=num_workers or os.cpu_count() or 1, **entry.rendered.model_dump()
+    )

@@ -236,8 +236,14 @@ def crop_faces(job: RefreshJob) -> StageSummary:
         started = time.monotonic()
         with track("cut crops", total=plan.num_computed, unit="faces") as step:
             crops.refresh_crops(
-                job.work / "crops", table, boxes, images_root=job.entry.root, settings=job.config.crop, format=format,
-                provenance=_provenance(job), step=step,
+                job.work / "crops",
+                table,
+                boxes,
+                images_root=job.entry.root,
+                settings=job.config.crop,
+                format=format,
+                provenance=_provenance(job),
+                step=step,
             )
         remember_rate(job, "crop", plan.num_computed, seconds=time.monotonic() - started)
     return StageSummary(stage="crop", num_kept=plan.num_kept, num_done=plan.num_computed, num_dropped=plan.num_dropped)
@@ -271,10 +277,21 @@ def extract_features(job: RefreshJob, executor: Executor | None = None) -> Stage
         workers = _workers(job, executor, num_pieces=max(1, len({unit.block for unit in plan.units})))
         with track("extract features", total=num_images, unit="views") as step, workers as pool:
             refresh_features(
-                root, table, reader, partial(make_extractor, job), format=cache.format, codec=cache.codec,
-                basis=cache.basis, views=views, view_px=job.config.crop.size_px, exact=exact,
-                executor=pool, provenance=_provenance(job), step=step,
+                root,
+                table,
+                reader,
+                partial(make_extractor, job),
+                format=cache.format,
+                codec=cache.codec,
+                basis=cache.basis,
+                views=views,
+                view_px=job.config.crop.size_px,
+                exact=exact,
+                executor=pool,
+                provenance=_provenance(job),
+                step=step,
             )
         remember_rate(job, "extract" if exact is None else "encode", num_images, seconds=time.monotonic() - started)
-    return StageSummary(stage="extract", num_kept=plan.num_kept, num_done=plan.num_computed,
-                        num_dropped=plan.num_dropped)
+    return StageSummary(
+        stage="extract", num_kept=plan.num_kept, num_done=plan.num_computed, num_dropped=plan.num_dropped
+    )

@@ -20,8 +20,15 @@ def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str,
     """The page as Markdown, and where it was written as HTML: in the data set's work folder."""
     cache = open_cache(features_of(job).format.folder_in(job.catalog.caches_of(job.dataset)))
     now = datetime.now().astimezone()
-    lines = [f"# Refresh of {job.dataset}, {now:%Y-%m-%d %H:%M}", "", *_stages(stages), "",
-             *_frames(job), "", *_cache(cache)]
+    lines = [
+        f"# Refresh of {job.dataset}, {now:%Y-%m-%d %H:%M}",
+        "",
+        *_stages(stages),
+        "",
+        *_frames(job),
+        "",
+        *_cache(cache),
+    ]
     markdown = "\n".join(lines) + "\n"
     path = job.work / PAGE_NAME
     write_html(path, markdown)
@@ -29,8 +36,10 @@ def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str,
 
 
 def _stages(stages: Sequence[StageSummary]) -> list[str]:
-    rows = [f"| {s.stage} | {s.num_kept:,} | {s.num_done:,} | {s.num_dropped:,} | {s.seconds:,.1f} | {_rate(s)} |"
-            for s in stages]
+    rows = [
+        f"| {s.stage} | {s.num_kept:,} | {s.num_done:,} | {s.num_dropped:,} | {s.seconds:,.1f} | {_rate(s)} |"
+        for s in stages
+    ]
     return ["| stage | frames kept | computed | dropped | seconds | frames/s |", "|---|---|---|---|---|---|", *rows]
 
 

@@ -126,10 +126,12 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
             for batch in evaluation_batches(cache, found, batch_size=_BATCH_SIZE):
                 f_c_BDHW = head.conv(batch.features)
                 tokens = [trunk(head.embedding(f_c_BDHW)) for trunk in head.trunks]
-                probabilities.append([
-                    classifier(tokens[branch.trunk]).sigmoid().numpy()
-                    for branch, classifier in zip(head.shape.branches, head.classifiers, strict=True)
-                ])
+                probabilities.append(
+                    [
+                        classifier(tokens[branch.trunk]).sigmoid().numpy()
+                        for branch, classifier in zip(head.shape.branches, head.classifiers, strict=True)
+                    ]
+                )
                 if head.gate is not None:
                     gates.append(head.gate(f_c_BDHW).mean(0).numpy())
                 if head.shape.variant != "baseline":
@@ -142,16 +144,22 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
     labels_NA = np.concatenate(labels).astype(np.float32)
     labels_NA[labels_NA < 0] = np.nan
     return Probe(
-        name, aus, labels_NA,
+        name,
+        aus,
+        labels_NA,
         {name: np.concatenate([each[i] for each in probabilities]) for i, name in enumerate(names)},
-        np.mean(gates, 0) if gates else None, np.mean(masks, 0) if masks else None,
-        np.concatenate(similarities) if similarities else None, histories,
+        np.mean(gates, 0) if gates else None,
+        np.mean(masks, 0) if masks else None,
+        np.concatenate(similarities) if similarities else None,
+        histories,
     )
 
 
 def _branch_names(head: FanTransHead) -> list[str]:
-    return [f"T{branch.trunk + 1} {branch.classifier}" if branch.classifier != "pooled" else "pooled"
-            for branch in head.shape.branches]
+    return [
+        f"T{branch.trunk + 1} {branch.classifier}" if branch.classifier != "pooled" else "pooled"
+        for branch in head.shape.branches
+    ]
 
 
 def _pair_cosines(tokens_BAD: Tensor) -> np.ndarray:
@@ -177,8 +185,9 @@ def draw_curves(probe: Probe) -> Figure:
     """Losses by epoch, a line a fold."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, column, title in zip(axes, ("loss_cls", "loss_kd"), ("classification loss", "distillation loss"),
-                                   strict=True):
+    for axis, column, title in zip(
+        axes, ("loss_cls", "loss_kd"), ("classification loss", "distillation loss"), strict=True
+    ):
         for (part, history), dash in zip(probe.histories.items(), _DASHES, strict=False):
             axis.plot(history["epoch"] + 1, history[column], dash, color="black", lw=1.4, label=f"tests {part}")
         axis.set(xlabel="epoch", title=title, ylim=(0, None))
@@ -199,8 +208,15 @@ def draw_correlations(probe: Probe) -> Figure:
         axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
         for (i, j), value in np.ndenumerate(matrix):
             if not np.isnan(value):
-                axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6,
-                          color="black" if value > 0 else "white")
+                axis.text(
+                    j,
+                    i,
+                    f"{100 * value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="black" if value > 0 else "white",
+                )
         distance = "" if title == "labels" else f", distance {correlation_distance(matrices['labels'], matrix):.4f}"
         axis.set(title=f"{title}{distance}", xlabel="AU")
         axis.set_xticks(range(len(names)), names, fontsize=8)
@@ -216,10 +232,19 @@ def draw_gates(probe: Probe) -> Figure:
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axis = figure.subplots()
     bottom = np.zeros(len(probe.aus))
-    for (name, weights_A), grey, hatch in zip(zip(probe.probabilities, probe.gates_RA, strict=True),
-                                              ("0.25", "0.85", "0.55"), ("", "//", ".."), strict=False):
-        axis.bar(range(len(probe.aus)), weights_A, bottom=bottom, color=grey, hatch=hatch, edgecolor="black", lw=0.6,
-                 label=name)
+    for (name, weights_A), grey, hatch in zip(
+        zip(probe.probabilities, probe.gates_RA, strict=True), ("0.25", "0.85", "0.55"), ("", "//", ".."), strict=False
+    ):
+        axis.bar(
+            range(len(probe.aus)),
+            weights_A,
+            bottom=bottom,
+            color=grey,
+            hatch=hatch,
+            edgecolor="black",
+            lw=0.6,
+            label=name,
+        )
         bottom += weights_A
     axis.axhline(1 / len(probe.gates_RA), color="white", lw=1, ls="--")
     axis.set_xticks(range(len(probe.aus)), [f"AU{au}" for au in probe.aus])
@@ -343,8 +368,10 @@ def _network_of(catalog: Catalog, cache: CacheReader) -> Network:
     features = cache.document["features"]
     entry = weights_in(features, catalog)
     if entry is None:
-        raise DataError(f"{cache.folder} was made with weights that the catalog lacks (sha256 "
-                        f"{features['sha256'][:12]}...); add them to it")
+        raise DataError(
+            f"{cache.folder} was made with weights that the catalog lacks (sha256 "
+            f"{features['sha256'][:12]}...); add them to it"
+        )
     return load_network(entry, "cpu")
 
 

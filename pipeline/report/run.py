@@ -71,12 +71,17 @@ class Report:
 
     def rich_table(self) -> Table:
         """The table for a terminal."""
-        table = Table(title=f"F1 in percent: {self.experiment} on {self.dataset}", caption=_legend(self),
-                      title_justify="left", caption_justify="left")
+        table = Table(
+            title=f"F1 in percent: {self.experiment} on {self.dataset}",
+            caption=_legend(self),
+            title_justify="left",
+            caption_justify="left",
+        )
         columns = [name for name in _display_columns(self.parts) if name not in _NOT_ON_TERMINAL]
         for name in columns:
-            table.add_column(name, justify="left" if name == "AU" else "right", style="bold" if name == "F1" else "",
-                             no_wrap=True)
+            table.add_column(
+                name, justify="left" if name == "AU" else "right", style="bold" if name == "F1" else "", no_wrap=True
+            )
         rows = [
             [cell for name, cell in zip(_display_columns(self.parts), cells, strict=True) if name in columns]
             for cells in _display_rows(self)

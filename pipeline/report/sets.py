@@ -90,10 +90,14 @@ class Difference:
     def sentence(self) -> str:
         """What may be said of the means."""
         points, low, high = self.points[-1], self.low[-1], self.high[-1]
-        runs = "a run each, whose chance is not in it" if self.num_runs == (1, 1) else "{} and {} runs".format(
-            *self.num_runs)
-        numbers = (f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, "
-                   f"{runs})")
+        runs = (
+            "a run each, whose chance is not in it"
+            if self.num_runs == (1, 1)
+            else "{} and {} runs".format(*self.num_runs)
+        )
+        numbers = (
+            f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, {runs})"
+        )
         if low <= 0 <= high:
             return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}"
         return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
@@ -103,8 +107,9 @@ class Difference:
         table = Table(title=f"{self.ours} minus {self.theirs}, points of F1", title_justify="left")
         for name in ("AU", "difference", "95 %"):
             table.add_column(name, justify="left" if name == "AU" else "right")
-        for name, *numbers in zip([*(f"AU{au}" for au in self.aus), "mean"], self.points, self.low, self.high,
-                                  strict=True):
+        for name, *numbers in zip(
+            [*(f"AU{au}" for au in self.aus), "mean"], self.points, self.low, self.high, strict=True
+        ):
             table.add_row(name, f"{numbers[0]:+.1f}", f"{numbers[1]:+.1f} to {numbers[2]:+.1f}")
         return table
 
@@ -138,8 +143,13 @@ class SetTable:
         if row.values is not None:
             record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
             low, high = row.interval
-            record |= {"f1_percent": row.values[0, -1], "deviation": row.deviation, "low_percent": low,
-                       "high_percent": high, "num_undefined": row.num_undefined}
+            record |= {
+                "f1_percent": row.values[0, -1],
+                "deviation": row.deviation,
+                "low_percent": low,
+                "high_percent": high,
+                "num_undefined": row.num_undefined,
+            }
             first = self.rows[0]
             if first.values is not None and row is not first:
                 gap = difference(row, first)
@@ -160,8 +170,9 @@ class SetTable:
 
     def orderings(self) -> Orderings:
         """Each two rows whose published means differ, and whether ours differ the same way."""
-        known = [(row, value) for row in self.rows
-                 if row.values is not None and (value := self._published(row)) is not None]
+        known = [
+            (row, value) for row in self.rows if row.values is not None and (value := self._published(row)) is not None
+        ]
         found: dict[str, list[tuple[str, str]]] = {"alike": [], "unclear": [], "reverse": []}
         for (one, one_percent), (other, other_percent) in itertools.combinations(known, 2):
             if one_percent == other_percent:
@@ -199,8 +210,14 @@ class SetTable:
 
     def rich_table(self) -> Table:
         """For a terminal."""
-        table = Table(title=f"{self.name} on {self.dataset}", caption=self.legend(), title_justify="left",
-                      caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        table = Table(
+            title=f"{self.name} on {self.dataset}",
+            caption=self.legend(),
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE,
+            padding=(0, 1, 0, 0),
+        )
         shown = [i for i, name in enumerate(_COLUMNS) if name not in _NOT_ON_TERMINAL]
         for i in shown:
             table.add_column(_COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=_COLUMNS[i] != "over first")
@@ -230,11 +247,15 @@ class SetTable:
     def _cells(self) -> list[list[str]]:
         return [
             [
-                record["variant"], f"{record['seeds']}",
-                _number(record, "f1_percent"), _number(record, "deviation"),
+                record["variant"],
+                f"{record['seeds']}",
+                _number(record, "f1_percent"),
+                _number(record, "deviation"),
                 _span(record, "low_percent", "high_percent", ".1f"),
-                _number(record, "published_percent"), _number(record, "minus_published", "+.1f"),
-                _number(record, "over_first", "+.1f"), _span(record, "over_first_low", "over_first_high", "+.1f"),
+                _number(record, "published_percent"),
+                _number(record, "minus_published", "+.1f"),
+                _number(record, "over_first", "+.1f"),
+                _span(record, "over_first_low", "over_first_high", "+.1f"),
                 _number(record, "published_over_first", "+.1f"),
             ]
             for record in self.table().to_dict("records")
@@ -276,8 +297,13 @@ def write_set_report(
     records = json.loads(table.table().to_json(orient="records"))
     for record, row in zip(records, rows, strict=True):
         record["runs"] = [folder.name for folder in row.folders]
-    document = {"set": chosen.name, "dataset": dataset, "measured_on": what, "rows": records,
-                "orderings": table.orderings()._asdict()}
+    document = {
+        "set": chosen.name,
+        "dataset": dataset,
+        "measured_on": what,
+        "rows": records,
+        "orderings": table.orderings()._asdict(),
+    }
     write_bytes_atomically(as_json, json.dumps(document, indent=2).encode())
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
@@ -290,12 +316,16 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
         return
     known = set(published.loc[published["table"] == chosen.published_table, "method"])
     if not known:
-        raise ConfigError(f"{chosen.address}: there is no `published_table` {chosen.published_table!r}; known ones: "
-                          f"{', '.join(sorted(set(published['table'])))}")
+        raise ConfigError(
+            f"{chosen.address}: there is no `published_table` {chosen.published_table!r}; known ones: "
+            f"{', '.join(sorted(set(published['table'])))}"
+        )
     for variant in chosen.variants:
         if variant.published is not None and variant.published not in known:
-            raise ConfigError(f"{chosen.address}: {chosen.published_table} has no row {variant.published!r} for "
-                              f"{variant.name}; known ones: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{chosen.address}: {chosen.published_table} has no row {variant.published!r} for "
+                f"{variant.name}; known ones: {', '.join(sorted(known))}"
+            )
 
 
 def compare_runs(
@@ -315,12 +345,14 @@ def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | Non
     if folder is not None:
         return row_of(name, [folder] if done_folds(folder) else [], published=None)
     if dataset is None:
-        raise DataError(f"{name} is no run; for an experiment, or a set's variant as in table1:baseline, name its "
-                        "--dataset")
+        raise DataError(
+            f"{name} is no run; for an experiment, or a set's variant as in table1:baseline, name its --dataset"
+        )
     chosen = catalog.experiments_of(dataset, name, base=base)
     if len(chosen.variants) > 1:
-        raise DataError(f"{name} has {len(chosen.variants)} variants; name one, such as "
-                        f"{name}:{chosen.variants[0].name}")
+        raise DataError(
+            f"{name} has {len(chosen.variants)} variants; name one, such as {name}:{chosen.variants[0].name}"
+        )
     return _row_of_variant(chosen.variants[0], Runs(catalog, dataset, init_from=init_from))
 
 
@@ -337,18 +369,22 @@ def _row_of_variant(variant: Variant, runs: Runs) -> Row:
 
 def row_of(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
     """The mean of runs over their finished folds of `parts`; `DataError` if they were tested on different frames."""
-    tables = [pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])
-              for folder in folders]
+    tables = [
+        pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])
+        for folder in folders
+    ]
     if not tables:
         return Row(name, published, (), None)
     tested = [_tested(table) for table in tables]
     if len(set(tested)) > 1:
-        raise DataError(f"the runs of {name} were tested on different frames or labels; compare runs of the same folds "
-                        "and labels")
+        raise DataError(
+            f"the runs of {name} were tested on different frames or labels; compare runs of the same folds and labels"
+        )
     values_SRV = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
     aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values_SRV[:, 0, -1]))
-    num_undefined = sum(int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum())
-                        for table in tables)
+    num_undefined = sum(
+        int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum()) for table in tables
+    )
     return Row(name, published, tuple(folders), _over_runs(values_SRV), aus, tested[0], percents, num_undefined)
 
 
@@ -387,8 +423,9 @@ def difference(ours: Row, theirs: Row) -> Difference:
     gaps_RA = (ours.values - theirs.values)[:, :-1]
     gaps = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
     num_runs = (len(ours.folders), len(theirs.folders))
-    return Difference(ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0],
-                      *interval_percent(gaps[1:]))
+    return Difference(
+        ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0], *interval_percent(gaps[1:])
+    )
 
 
 def _number(record: dict, name: str, form: str = ".1f") -> str:

@@ -42,11 +42,14 @@ class Checkpoint:
             return 0
         state = torch.load(self._path, map_location=device, weights_only=True)
         then = state["settings"]
-        changed = [f"{name} {then.get(name)}, now {value}" for name, value in self._settings.items()
-                   if then.get(name) != value]
+        changed = [
+            f"{name} {then.get(name)}, now {value}" for name, value in self._settings.items() if then.get(name) != value
+        ]
         if changed:
-            raise WeightsError(f"{self._path} has other settings ({'; '.join(changed)}); delete it to start anew, or "
-                               "go on with its own")
+            raise WeightsError(
+                f"{self._path} has other settings ({'; '.join(changed)}); delete it to start anew, or "
+                "go on with its own"
+            )
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         return int(state["num_steps"])

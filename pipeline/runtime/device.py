@@ -15,9 +15,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def map_batches(
-    forward: Callable[[_In], _Out], batches: Iterable[_In], device: torch.device
-) -> Iterator[_Out]:
+def map_batches(forward: Callable[[_In], _Out], batches: Iterable[_In], device: torch.device) -> Iterator[_Out]:
     """`map` of a network over batches.
 
     On a CPU as many run at once as torch has threads, each on one: a kernel that shares a batch among threads rounds by
@@ -50,6 +48,7 @@ def checked_device(device: str) -> str:
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"there is no device {device!r}; expected cpu, cuda or cuda:N")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
-                          "give --device cpu")
+        raise ConfigError(
+            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; give --device cpu"
+        )
     return device

@@ -37,15 +37,18 @@ def worker_processes(num_workers: int) -> Iterator[Executor | None]:
         return
     before = set(active_children())
     num_threads = max(1, (os.cpu_count() or 1) // num_workers)
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker,
-                               initargs=(num_threads, os.getpid()))
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(num_threads, os.getpid())
+    )
     try:
         yield pool
     except BrokenProcessPool:
         for worker in set(active_children()) - before:  # one that started as another died would wait for ever
             worker.kill()
-        raise CacheError("a worker process died, perhaps for lack of memory; what was finished is kept: run this "
-                         "again, with fewer --workers") from None
+        raise CacheError(
+            "a worker process died, perhaps for lack of memory; what was finished is kept: run this "
+            "again, with fewer --workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -95,8 +98,10 @@ def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) 
         first = islice(failed.items(), _MAX_NAMED)
         named = "; ".join(f"{name}: {str(error) or type(error).__name__}" for name, error in first)
         more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
-        raise CacheError(f"{len(failed)} of {num_all} {what} failed ({named}{more}); the others are kept, and running "
-                         "this again tries just these")
+        raise CacheError(
+            f"{len(failed)} of {num_all} {what} failed ({named}{more}); the others are kept, and running "
+            "this again tries just these"
+        )
 
 
 def _start_worker(num_threads: int, parent: int) -> None:

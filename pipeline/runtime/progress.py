@@ -83,8 +83,16 @@ def track(description: str, *, total: int, unit: str, num_before: int = 0) -> It
         elif piece or now - said >= LOG_EVERY_S:
             said = now
             left_s = (total - num_before - done) / rate() if done else float("inf")
-            logger.info("%s: %s%d of %d %s, %.1f/s, %.0f s left", description, piece and f"{piece}; ",
-                        num_before + done, total, unit, rate(), left_s)
+            logger.info(
+                "%s: %s%d of %d %s, %.1f/s, %.0f s left",
+                description,
+                piece and f"{piece}; ",
+                num_before + done,
+                total,
+                unit,
+                rate(),
+                left_s,
+            )
         if listener is not None and now - heard >= LOG_EVERY_S:
             heard = now
             listener(description, 100 * (num_before + done) / max(total, 1))

@@ -89,12 +89,15 @@ def read_copy(folder: Path, name: str, check: Check) -> bytes:
     if (data := _bytes_if_good(path, check)) is not None:
         return data
     if (data := _bytes_if_good(mirror, check)) is not None:
-        logger.warning("%s is missing or damaged: reading its copy in %s/; `fantrans refresh` puts it back", path,
-                       MIRROR_NAME)
+        logger.warning(
+            "%s is missing or damaged: reading its copy in %s/; `fantrans refresh` puts it back", path, MIRROR_NAME
+        )
         return data
     what = "damaged" if path.is_file() else "missing"
-    raise CacheError(f"{path} is {what}, and so is its copy in {MIRROR_NAME}/; restore one from a backup, or "
-                     f"remove {folder} and run `fantrans refresh` again")
+    raise CacheError(
+        f"{path} is {what}, and so is its copy in {MIRROR_NAME}/; restore one from a backup, or "
+        f"remove {folder} and run `fantrans refresh` again"
+    )
 
 
 def write_copies(folder: Path, name: str, data: bytes) -> None:

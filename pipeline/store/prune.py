@@ -46,8 +46,10 @@ class Collected:
     def __str__(self) -> str:
         """One line for people."""
         stay = [f"{n} {what}" for n, what in ((self.num_held, "held by readers"), (self.num_young, "too young")) if n]
-        return (f"freed {self.num_bytes / 1e6:,.1f} MB in {self.num_files:,} files, {self.num_revisions} revisions; "
-                f"moved {self.num_moved_rows:,} rows" + (f"; left alone: {', '.join(stay)}" if stay else ""))
+        return (
+            f"freed {self.num_bytes / 1e6:,.1f} MB in {self.num_files:,} files, {self.num_revisions} revisions; "
+            f"moved {self.num_moved_rows:,} rows" + (f"; left alone: {', '.join(stay)}" if stay else "")
+        )
 
 
 def collect(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE_S) -> Collected:
@@ -81,8 +83,12 @@ def collect(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE
         for path in files:
             path.unlink()
         return Collected(
-            num_bytes=sum(sizes), num_files=len(files), num_revisions=len(dropped), num_moved_rows=num_moved,
-            num_held=num_held, num_young=num_young + young,
+            num_bytes=sum(sizes),
+            num_files=len(files),
+            num_revisions=len(dropped),
+            num_moved_rows=num_moved,
+            num_held=num_held,
+            num_young=num_young + young,
         )
 
 
@@ -156,8 +162,11 @@ def _wasteful_blocks(folder: Path, revision: Revision) -> Iterable[int]:
     spec = min(revision.arrays.values(), key=lambda spec: spec.row_bytes)
     for _, blocks in candidates.groupby("part"):
         num_stored = sum(
-            int(stored_slots(shard_path(folder, Unit(block, revision.groups[0]), spec),
-                             block_rows=revision.block_rows).sum())
+            int(
+                stored_slots(
+                    shard_path(folder, Unit(block, revision.groups[0]), spec), block_rows=revision.block_rows
+                ).sum()
+            )
             for block in blocks.index
         )
         num_live = int(blocks["num"].sum())

@@ -104,8 +104,14 @@ def readable_rows(
         values[spec.name] = np.zeros((len(slots), *spec.row_shape), spec.dtype)
         for i, slot in enumerate(slots):
             try:
-                read_shard(shard_path(folder, unit, spec), np.array([slot]), spec=spec, block_rows=block_rows,
-                           out=values[spec.name], at=np.array([i]))
+                read_shard(
+                    shard_path(folder, unit, spec),
+                    np.array([slot]),
+                    spec=spec,
+                    block_rows=block_rows,
+                    out=values[spec.name],
+                    at=np.array([i]),
+                )
             except CacheError:
                 is_good[i] = False
     return is_good, values

@@ -85,8 +85,10 @@ class Revision:
     @property
     def arrays(self) -> dict[str, ArraySpec]:
         """What every group holds, by name."""
-        specs = (ArraySpec(**{**each, "row_shape": tuple(each["row_shape"]), "axes": tuple(each["axes"])})
-                 for each in self.manifest["arrays"])
+        specs = (
+            ArraySpec(**{**each, "row_shape": tuple(each["row_shape"]), "axes": tuple(each["axes"])})
+            for each in self.manifest["arrays"]
+        )
         return {spec.name: spec for spec in specs}
 
     @cached_property

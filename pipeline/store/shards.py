@@ -156,19 +156,21 @@ def array_metadata(spec: ArraySpec, *, num_rows: int, block_rows: int) -> bytes:
         "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc32c],
         "index_location": "end",
     }
-    return _json({
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [num_rows, *spec.row_shape],
-        "data_type": spec.dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [block_rows, *spec.row_shape]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": "NaN" if dtype.kind == "f" else 0,
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "attributes": dict(spec.attributes),
-        "dimension_names": ["row", *spec.axes],
-        "storage_transformers": [],
-    })
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [num_rows, *spec.row_shape],
+            "data_type": spec.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [block_rows, *spec.row_shape]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": "NaN" if dtype.kind == "f" else 0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": dict(spec.attributes),
+            "dimension_names": ["row", *spec.axes],
+            "storage_transformers": [],
+        }
+    )
 
 
 def group_metadata(attributes: Mapping[str, Any]) -> bytes:

@@ -45,8 +45,13 @@ def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = l
         raise CacheError(f"{folder} has no finished revision to verify; run `fantrans refresh` to the end")
     found = []
     if not has_whole_tables(folder):
-        found.append(Damage("a table, a manifest, the fingerprint or the pointer is damaged or missing in one of its "
-                            "two copies", None, ()))
+        found.append(
+            Damage(
+                "a table, a manifest, the fingerprint or the pointer is damaged or missing in one of its two copies",
+                None,
+                (),
+            )
+        )
     sizes = shard_sizes(folder)
     rows_in = dict(iter(revision.index[revision.index["row"] != NO_ROW].groupby(_blocks(revision))))
 

@@ -140,8 +140,12 @@ def stage_unit(
                 discard(shard.result()[0])
         raise
     return StagedUnit(
-        unit=unit, frame_ids=rows["frame_id"].tolist(), keys=rows["key"].tolist(), slots=slots.tolist(),
-        is_present=present.tolist(), temps={name: temp for name, (temp, _) in staged.items()},
+        unit=unit,
+        frame_ids=rows["frame_id"].tolist(),
+        keys=rows["key"].tolist(),
+        slots=slots.tolist(),
+        is_present=present.tolist(),
+        temps={name: temp for name, (temp, _) in staged.items()},
         files={name: record for name, (_, record) in staged.items()},
     )
 
@@ -187,9 +191,7 @@ class StoreWriter:
             (frame_id, key) in published for frame_id, key, _ in state.journal_rows
         )
 
-    def plan(
-        self, wanted: pd.DataFrame, groups: Sequence[str], *, moved: frozenset[int] = frozenset()
-    ) -> Plan:
+    def plan(self, wanted: pd.DataFrame, groups: Sequence[str], *, moved: frozenset[int] = frozenset()) -> Plan:
         """What is missing; see `plan_store`. Rows of the blocks `moved` get new places."""
         return self._state.plan(wanted, groups, moved=moved)
 
@@ -198,9 +200,9 @@ class StoreWriter:
     ) -> None:
         """`stage_unit`, then `commit_unit`."""
         arrays = self._state.format.arrays
-        self.commit_unit(stage_unit(
-            self.folder, arrays, unit, rows, values, block_rows=self.block_rows, is_present=is_present
-        ))
+        self.commit_unit(
+            stage_unit(self.folder, arrays, unit, rows, values, block_rows=self.block_rows, is_present=is_present)
+        )
 
     def commit_unit(self, staged: StagedUnit) -> None:
         """Give staged shards their names, then write the unit's journal entry, which is what makes it count."""
@@ -235,12 +237,18 @@ class StoreWriter:
         records = {unit: state.records[unit] for unit in (Unit(b, g) for b in blocks for g in plan.groups)}
         revision = state.revision
         num_blocks = max([state.first_free_block, *(block + 1 for block in blocks)])
-        _describe(self.folder, state.format, plan.groups, num_rows=num_blocks * self.block_rows,
-                  block_rows=self.block_rows)
+        _describe(
+            self.folder, state.format, plan.groups, num_rows=num_blocks * self.block_rows, block_rows=self.block_rows
+        )
         if revision is None or not is_same_index(index, revision.index) or records != revision.records:
             revision = publish(
-                self.folder, index=index, records=records, groups=plan.groups, num_blocks=num_blocks,
-                block_rows=self.block_rows, arrays=state.format.arrays,
+                self.folder,
+                index=index,
+                records=records,
+                groups=plan.groups,
+                num_blocks=num_blocks,
+                block_rows=self.block_rows,
+                arrays=state.format.arrays,
                 fingerprint=fingerprint(state.format.document),
                 provenance={**provenance, "versions": package_versions()},
             )
@@ -257,8 +265,10 @@ def _metadata(
     arrays = folder / ARRAYS_NAME
     for group in groups:
         for spec in format.arrays:
-            yield arrays / group / spec.name / METADATA_NAME, array_metadata(
-                spec, num_rows=num_rows, block_rows=block_rows)
+            yield (
+                arrays / group / spec.name / METADATA_NAME,
+                array_metadata(spec, num_rows=num_rows, block_rows=block_rows),
+            )
         if group:
             yield arrays / group / METADATA_NAME, group_metadata(format.group_attributes(group))
     yield arrays / METADATA_NAME, group_metadata(format.attributes)
@@ -344,8 +354,13 @@ class _State:
             return False
         if (self.folder / DAMAGE_NAME).exists() or any((self.folder / JOURNAL_NAME).glob("*.json")):
             return False
-        expected = _metadata(self.folder, self.format, self.revision.groups, block_rows=self.block_rows,
-                             num_rows=self.revision.num_blocks * self.block_rows)
+        expected = _metadata(
+            self.folder,
+            self.format,
+            self.revision.groups,
+            block_rows=self.block_rows,
+            num_rows=self.revision.num_blocks * self.block_rows,
+        )
         return all(path.is_file() and path.read_bytes() == content for path, content in expected)
 
     def sweep(self) -> None:

@@ -145,8 +145,11 @@ def _window(scene: Scene, x: int, y: int, window_px: int, side_px: int, *, fill:
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + window_px, width), min(y + window_px, height)
     scale = side_px / window_px
     left, top, right, bottom = (round(v * scale) for v in (x1 - x, y1 - y, x2 - x, y2 - y))
-    part = cv2.resize(scene.image[y1:y2, x1:x2], (right - left, bottom - top),
-                      interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    part = cv2.resize(
+        scene.image[y1:y2, x1:x2],
+        (right - left, bottom - top),
+        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
+    )
     image = np.empty((side_px, side_px, 3), np.uint8)
     image[:] = fill
     image[top:bottom, left:right] = part
@@ -186,9 +189,11 @@ def marked(scene: Scene) -> Scene:
     height, width = scene.image.shape[:2]
     x1, y1, x2, y2 = scene.boxes.T
     area = (x2 - x1) * (y2 - y1)
-    inside = (x2.clip(-0.5, width - 0.5) - x1.clip(-0.5, width - 0.5)) * (
-        y2.clip(-0.5, height - 0.5) - y1.clip(-0.5, height - 0.5)
-    ) / np.maximum(area, 1e-6)
+    inside = (
+        (x2.clip(-0.5, width - 0.5) - x1.clip(-0.5, width - 0.5))
+        * (y2.clip(-0.5, height - 0.5) - y1.clip(-0.5, height - 0.5))
+        / np.maximum(area, 1e-6)
+    )
     is_learned = scene.is_learned & (np.sqrt(area) >= MIN_FACE_PX) & (inside >= MIN_SEEN_FRAC)
     kept = inside >= MIN_TOUCHED_FRAC
     return Scene(scene.image, scene.boxes[kept], scene.points[kept], is_learned[kept])
@@ -199,8 +204,11 @@ def covered(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     image = scene.image.copy()
     height, width = image.shape[:2]
     sizes = scene.boxes[:, 2:] - scene.boxes[:, :2]
-    places = [(box[:2] + rng.uniform(-0.1, 0.9, 2) * size, size * rng.uniform(0.1, 0.55, 2))
-              for box, size in zip(scene.boxes, sizes, strict=True) if rng.random() < 0.5]
+    places = [
+        (box[:2] + rng.uniform(-0.1, 0.9, 2) * size, size * rng.uniform(0.1, 0.55, 2))
+        for box, size in zip(scene.boxes, sizes, strict=True)
+        if rng.random() < 0.5
+    ]
     places += [(rng.uniform(0, width, 2), rng.uniform(8, 0.3 * width, 2)) for _ in range(rng.integers(0, 3))]
     for corner, size in places:
         x1, y1 = np.clip(corner, 0, (width, height)).astype(int)

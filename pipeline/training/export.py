@@ -57,8 +57,13 @@ def write_deployed(
     logits averaged with those of the flipped view.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    description = {"shape": asdict(head.shape), "aus": list(aus), "threshold": THRESHOLD, "features": dict(features),
-                   "averages_flip": averages_flip}
+    description = {
+        "shape": asdict(head.shape),
+        "aus": list(aus),
+        "threshold": THRESHOLD,
+        "features": dict(features),
+        "averages_flip": averages_flip,
+    }
     write_atomically(folder / WEIGHTS_NAME, lambda temp: save_file(tensors, temp))
     write_bytes_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=2).encode())
 
@@ -78,8 +83,13 @@ def load_deployed(folder: Path | str) -> DeployedModel:
 def export_deployed(source: Path, out: Path) -> float:
     """Copy the model of a fold to a folder of its own, add ONNX; returns how far the two differ at most."""
     model = load_deployed(source)
-    write_deployed(out, model.head, aus=model.aus, features=model.description["features"],
-                   averages_flip=model.description["averages_flip"])
+    write_deployed(
+        out,
+        model.head,
+        aus=model.aus,
+        features=model.description["features"],
+        averages_flip=model.description["averages_flip"],
+    )
     return write_onnx(out)
 
 
@@ -110,8 +120,9 @@ def write_onnx(folder: Path) -> float:
     shape = model.head.shape
     generator = torch.Generator().manual_seed(0)
     maps = {
-        name: torch.randn(3, 1 if name == "hm" else shape.fan_width, shape.map_size, shape.map_size,
-                          generator=generator)
+        name: torch.randn(
+            3, 1 if name == "hm" else shape.fan_width, shape.map_size, shape.map_size, generator=generator
+        )
         for name in shape.feature_names
     }
     batch = torch.export.Dim("batch")
@@ -121,9 +132,15 @@ def write_onnx(folder: Path) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _ByPosition(model.head), tuple(maps.values()), str(path), input_names=list(maps),
-                output_names=["logits"], dynamic_shapes=(tuple({0: batch} for _ in maps),), dynamo=True,
-                external_data=False, verbose=False,
+                _ByPosition(model.head),
+                tuple(maps.values()),
+                str(path),
+                input_names=list(maps),
+                output_names=["logits"],
+                dynamic_shapes=(tuple({0: batch} for _ in maps),),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
             )
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for num in (1, 3):
@@ -133,8 +150,10 @@ def write_onnx(folder: Path) -> float:
                 ours = model.head(here).numpy()
             gaps.append(float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
         if max(gaps) > ONNX_TOLERANCE:
-            raise ConfigError(f"{folder / ONNX_NAME} would differ from the model by {max(gaps):.1e}, more than "
-                              f"{ONNX_TOLERANCE}, and is not written")
+            raise ConfigError(
+                f"{folder / ONNX_NAME} would differ from the model by {max(gaps):.1e}, more than "
+                f"{ONNX_TOLERANCE}, and is not written"
+            )
 
     write_atomically(folder / ONNX_NAME, export)
     return max(gaps)

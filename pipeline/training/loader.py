@@ -88,7 +88,11 @@ class CachedFrames:
 
 
 def evaluation_batches(
-    cache: CacheReader, frames: CachedFrames, *, batch_size: int, view: int = CLEAN_VIEW,
+    cache: CacheReader,
+    frames: CachedFrames,
+    *,
+    batch_size: int,
+    view: int = CLEAN_VIEW,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """All frames in the cache's order, of the clean or the flipped view; raises `DataError` for another view."""

@@ -1,12 +1,12 @@
 """A run: one experiment on one revision of one cache, in a folder that is named by all that decides its result.
 
-    runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
-        run.json                 resolved settings, seeds, versions, cache fingerprint and revision
-        fold-P1/checkpoint.pt    state after the last whole epoch, gone once the fold is done
-        fold-P1/head.safetensors         the head as it was trained
-        fold-P1/deployed/                the branch that is used afterwards, see pipeline/training/export.py
-        fold-P1/predictions.parquet, counts.parquet
-        fold-P1/result.json      history and sizes; written last, so a fold that has it is done
+runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
+    run.json                 resolved settings, seeds, versions, cache fingerprint and revision
+    fold-P1/checkpoint.pt    state after the last whole epoch, gone once the fold is done
+    fold-P1/head.safetensors         the head as it was trained
+    fold-P1/deployed/                the branch that is used afterwards, see pipeline/training/export.py
+    fold-P1/predictions.parquet, counts.parquet
+    fold-P1/result.json      history and sizes; written last, so a fold that has it is done
 """
 
 from __future__ import annotations
@@ -122,8 +122,14 @@ class Runs:
         runs, seed = catalog.roots.runs, experiment.train.seed
         name = f"{dataset}-{experiment.head.variant}-seed{seed}-{fingerprint(document)}"
         return TrainingRun(
-            experiment=experiment, dataset=dataset, rules=rules, frames=frames, cache=cache, folder=runs / name,
-            init_from=source, record=document | {"revision": cache.revision},
+            experiment=experiment,
+            dataset=dataset,
+            rules=rules,
+            frames=frames,
+            cache=cache,
+            folder=runs / name,
+            init_from=source,
+            record=document | {"revision": cache.revision},
         )
 
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
@@ -150,9 +156,7 @@ def prepare_run(config: str, *, dataset: str, init_from: str | None = None) -> T
     return Runs(load_catalog(), dataset, init_from=init_from).of(load_experiment(config))
 
 
-def runs_of(
-    config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
-) -> list[TrainingRun]:
+def runs_of(config: str, *, dataset: str, base: str | None = None, init_from: str | None = None) -> list[TrainingRun]:
     """The runs of an experiment (one), or of a set (one a variant and seed), on the data set's newest caches."""
     catalog = load_catalog()
     runs = Runs(catalog, dataset, init_from=init_from)
@@ -182,8 +186,12 @@ def head_shape(run: TrainingRun) -> HeadShape:
     Raises `ConfigError` for settings that no head can be built from.
     """
     try:
-        return HeadShape(fan_width=run.cache.num_channels, map_size=run.cache.map_size, num_aus=len(run.rules.aus),
-                         **run.experiment.head.model_dump())
+        return HeadShape(
+            fan_width=run.cache.num_channels,
+            map_size=run.cache.map_size,
+            num_aus=len(run.rules.aus),
+            **run.experiment.head.model_dump(),
+        )
     except ValueError as error:
         raise ConfigError(f"experiment {run.experiment.name}: {error}") from None
 
@@ -197,8 +205,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What `run.json` says; `DataError` if the folder is no run's, or the file is damaged."""
     if not (folder / RECORD_NAME).is_file():
         raise DataError(f"{folder} is no run: it has no {RECORD_NAME}; give a folder that `fantrans train` printed")
-    return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"),
-                       made_by=_MADE_BY)
+    return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
 
 
 def done_folds(folder: Path) -> dict[str, Path]:

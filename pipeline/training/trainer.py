@@ -103,11 +103,16 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     run = heads[0].run
     num_missing = int((~run.frames["frame_id"].isin(run.cache.index["frame_id"])).sum())
     if num_missing:
-        logger.info("%d of %d frames are not in the cache (no face, unreadable): heads neither learn from them nor are "
-                    "scored on them", num_missing, len(run.frames))
+        logger.info(
+            "%d of %d frames are not in the cache (no face, unreadable): heads neither learn from them nor are "
+            "scored on them",
+            num_missing,
+            len(run.frames),
+        )
     parts = {part for head in heads for part in train_parts(head.test_part)}
-    pages = TrainingPages(run.cache, run.frames, parts=parts, num_views=run.experiment.cache.views.num_views,
-                          device=device)
+    pages = TrainingPages(
+        run.cache, run.frames, parts=parts, num_views=run.experiment.cache.views.num_views, device=device
+    )
     first = min(head.num_epochs_done for head in heads)
     end = max(head.settings.num_epochs for head in heads)
     num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
@@ -179,8 +184,9 @@ class HeadTraining:
     def start(cls, run: TrainingRun, test_part: str, device: str) -> HeadTraining:
         """A head at its beginning, or where its checkpoint left off."""
         settings = run.experiment.train
-        frames = CachedFrames(run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part),
-                              at_least=settings.batch_size)
+        frames = CachedFrames(
+            run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part), at_least=settings.batch_size
+        )
         try:
             weights_A = class_weights(torch.from_numpy(frames.labels_NA), aus=run.rules.aus).to(device)
         except ValueError as error:
@@ -250,8 +256,14 @@ class HeadTraining:
         with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
             f_c_BDHW = self.head.conv(batch.features)
         output = self.head.answer(f_c_BDHW.float())
-        terms = total_loss(output, batch.labels_BA, self.weights_A, kd_weight=settings.kd_weight,
-                           kd_form=settings.kd_form, kd_temperature=settings.kd_temperature)
+        terms = total_loss(
+            output,
+            batch.labels_BA,
+            self.weights_A,
+            kd_weight=settings.kd_weight,
+            kd_form=settings.kd_form,
+            kd_temperature=settings.kd_temperature,
+        )
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
         self.optimiser.step()
@@ -259,14 +271,20 @@ class HeadTraining:
 
     def _learning_rate(self) -> float:
         an_epoch = self.batches.num_batches
-        return learning_rate(self.settings, step=self.num_epochs_done * an_epoch + len(self._epoch),
-                             num_steps=self.settings.num_epochs * an_epoch, steps_an_epoch=an_epoch)
+        return learning_rate(
+            self.settings,
+            step=self.num_epochs_done * an_epoch + len(self._epoch),
+            num_steps=self.settings.num_epochs * an_epoch,
+            steps_an_epoch=an_epoch,
+        )
 
     def _end_epoch(self) -> None:
         means = torch.stack(self._epoch).double().mean(0).tolist()
         if not math.isfinite(means[0]):
-            self.fault = (f"{self.run.experiment.name}, fold {self.test_part}: the loss of epoch "
-                          f"{self.num_epochs_done + 1} is {means[0]}; lower `train.lr`, or train in fp32")
+            self.fault = (
+                f"{self.run.experiment.name}, fold {self.test_part}: the loss of epoch "
+                f"{self.num_epochs_done + 1} is {means[0]}; lower `train.lr`, or train in fp32"
+            )
             return
         named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
         lr = self.optimiser.param_groups[0]["lr"]
@@ -280,10 +298,22 @@ class HeadTraining:
         deployed = self.head.deployed()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         write_atomically(folder / "head.safetensors", lambda temp: save_file(tensors, temp))
-        write_deployed(folder / DEPLOYED_NAME, deployed, aus=run.rules.aus, features=run.cache.document["features"],
-                       averages_flip=self.settings.averages_flip)
-        predictions = predict(deployed, run.cache, run.frames, aus=run.rules.aus, test_part=self.test_part,
-                              device=self.device, averages_flip=self.settings.averages_flip)
+        write_deployed(
+            folder / DEPLOYED_NAME,
+            deployed,
+            aus=run.rules.aus,
+            features=run.cache.document["features"],
+            averages_flip=self.settings.averages_flip,
+        )
+        predictions = predict(
+            deployed,
+            run.cache,
+            run.frames,
+            aus=run.rules.aus,
+            test_part=self.test_part,
+            device=self.device,
+            averages_flip=self.settings.averages_flip,
+        )
         write_table(folder / PREDICTIONS_NAME, predictions)
         write_table(folder / COUNTS_NAME, count(predictions, aus=run.rules.aus, test_part=self.test_part))
         result = {
@@ -297,9 +327,15 @@ class HeadTraining:
         }
         write_bytes_atomically(folder / RESULT_NAME, json.dumps(result, indent=2).encode())
         self.checkpoint.unlink(missing_ok=True)
-        logger.info("%s, fold %s: %d epochs in %.0f s, loss %.3f, %d frames scored", folder.parent.name, self.test_part,
-                    len(self.history), sum(each["seconds"] for each in self.history), self.history[-1]["loss"],
-                    len(predictions))
+        logger.info(
+            "%s, fold %s: %d epochs in %.0f s, loss %.3f, %d frames scored",
+            folder.parent.name,
+            self.test_part,
+            len(self.history),
+            sum(each["seconds"] for each in self.history),
+            self.history[-1]["loss"],
+            len(predictions),
+        )
 
 
 def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:

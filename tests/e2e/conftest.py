@@ -41,14 +41,20 @@ class Trial:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment = inherited | {
             "FANTRANS_CATALOG": str(write_small_catalog(folder, dataset="bp4d-synthetic", small=2, slow=6)),
-            "PREFECT_API_URL": self.address, "PREFECT_WORKER_QUERY_SECONDS": "1", "FANTRANS_WEBHOOK": webhook,
+            "PREFECT_API_URL": self.address,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "FANTRANS_WEBHOOK": webhook,
         }
         elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(folder / "elsewhere")}
         self.log = folder / "up.log"
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([BIN / "fantrans", "ops", "up", "--port", self.port],
-                                            env=self.environment | elsewhere, stdout=log, stderr=log,
-                                            start_new_session=True)
+            self.process = subprocess.Popen(
+                [BIN / "fantrans", "ops", "up", "--port", self.port],
+                env=self.environment | elsewhere,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         try:
             self.until(lambda: "Ctrl-C stops it" in self.log.read_text())
         except BaseException:
@@ -70,8 +76,9 @@ class Trial:
         return answer
 
     def command(self, *words, cwd=None, **more):
-        return subprocess.run(words, env=self.environment | more, cwd=cwd, capture_output=True, text=True,
-                              timeout=PATIENCE_S, check=False)
+        return subprocess.run(
+            words, env=self.environment | more, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
 
     def run(self, deployment, **parameters):
         """`prefect deployment run --watch`; returns the finished process."""
@@ -150,13 +157,19 @@ class Trial:
 
     def process_of(self, run):
         """Process that executes the run, once there is one."""
-        return self.until(lambda: next(
-            (pid for pid, words in processes(f"PREFECT__FLOW_RUN_ID={run}") if "prefect.engine" in words), None))
+        return self.until(
+            lambda: next(
+                (pid for pid, words in processes(f"PREFECT__FLOW_RUN_ID={run}") if "prefect.engine" in words), None
+            )
+        )
 
     def worker(self):
         """Process of the worker, once there is one."""
-        return self.until(lambda: next((pid for pid, words in processes(f"PREFECT_API_URL={self.address}")
-                                        if "worker start" in words), None))
+        return self.until(
+            lambda: next(
+                (pid for pid, words in processes(f"PREFECT_API_URL={self.address}") if "worker start" in words), None
+            )
+        )
 
 
 def processes(setting):
@@ -193,8 +206,9 @@ def undisturbed(trial, refreshed):
     elsewhere = "refresh-cache/disfa"
     trial.request("PATCH", f"deployments/{trial.deployment(elsewhere)['id']}", json={"work_pool_name": "cpu"})
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(trial.run, elsewhere, dataset="undisturbed", device="cpu", config=trial.slow,
-                          cluster={"num_workers": 4})
+        yield pool.submit(
+            trial.run, elsewhere, dataset="undisturbed", device="cpu", config=trial.slow, cluster={"num_workers": 4}
+        )
 
 
 @pytest.fixture(scope="package")

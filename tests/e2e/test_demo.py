@@ -30,14 +30,16 @@ def environment(tmp_path_factory):
 
 
 def demo(environment):
-    return subprocess.run([FANTRANS, "demo", "--quick"], env=environment, capture_output=True, text=True,
-                          timeout=PATIENCE_S, check=False)
+    return subprocess.run(
+        [FANTRANS, "demo", "--quick"], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
 
 
 def kill_once(condition, environment, log):
     """Start the demo and SIGKILL its whole process group as soon as `condition()` holds."""
-    process = subprocess.Popen([FANTRANS, "demo", "--quick"], env=environment, stdout=log, stderr=log,
-                               start_new_session=True)
+    process = subprocess.Popen(
+        [FANTRANS, "demo", "--quick"], env=environment, stdout=log, stderr=log, start_new_session=True
+    )
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert process.poll() is None, "the demo ended before it could be killed"

@@ -28,8 +28,11 @@ def name_of_worker(_):
 
 
 def test_without_a_worker_that_offers_a_gpu_it_says_so_at_once(client):
-    with pytest.raises(ConfigError, match=r"none of the 1 workers of .* offers a GPU, which device cuda:0 needs; start "
-                                          r"one with `dask worker ADDRESS --nthreads 1 --resources GPU=1`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"none of the 1 workers of .* offers a GPU, which device cuda:0 needs; start "
+        r"one with `dask worker ADDRESS --nthreads 1 --resources GPU=1`",
+    ):
         client.submit(names_of_workers, "cuda:0", 1, pure=False).result(60)
     assert len(client.submit(names_of_workers, "cpu", 3, pure=False).result(60)) == 3
 

@@ -78,12 +78,18 @@ def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tm
     from pipeline.report.sets import compare_runs, write_set_report
 
     path = Path(environment).with_name("pair.yaml")
-    path.write_text("published_table: table1\nseeds: [0, 1]\nvariants:\n"
-                    "  baseline: {published: Baseline, head: {variant: baseline}}\n"
-                    "  shallow: {head: {num_blocks: 1}}\n")
+    path.write_text(
+        "published_table: table1\nseeds: [0, 1]\nvariants:\n"
+        "  baseline: {published: Baseline, head: {variant: baseline}}\n"
+        "  shallow: {head: {num_blocks: 1}}\n"
+    )
     folders = train_folds(str(path), dataset="small", base=environment)
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
-        "small-baseline-seed0", "small-baseline-seed1", "small-t1_o2o_t2_o2m-seed0", "small-t1_o2o_t2_o2m-seed1"]
+        "small-baseline-seed0",
+        "small-baseline-seed1",
+        "small-t1_o2o_t2_o2m-seed0",
+        "small-t1_o2o_t2_o2m-seed1",
+    ]
     first = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.safetensors")}
     assert len(first) == 4 * 2 * 2  # runs, folds, the whole head and the deployed one
     assert train_folds(str(path), dataset="small", base=environment) == folders
@@ -95,8 +101,9 @@ def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tm
     assert (compared.num_subjects, compared.num_runs) == (8, (2, 2))
     shallow, baseline = (folder / "figures" for folder in (folders[2], folders[0]))
     drawn = write_figures(load_catalog(), {"shallow": folders[2], "baseline": folders[0]}, together=tmp_path / "alike")
-    assert {shallow / f"{name}.{kind}" for name in ("curves", "correlations", "gates", "masks")
-            for kind in ("png", "svg")} <= set(drawn)
+    assert {
+        shallow / f"{name}.{kind}" for name in ("curves", "correlations", "gates", "masks") for kind in ("png", "svg")
+    } <= set(drawn)
     assert tmp_path / "alike.svg" in drawn
     assert baseline / "gates.png" not in drawn
     assert all(path.stat().st_size > 1000 for path in drawn)
@@ -108,8 +115,12 @@ def test_tasks_never_use_prefects_cache():
 
     from flows import maintain, refresh, report, train
 
-    tasks = [each for module in (maintain, refresh, report, train) for each in vars(module).values()
-             if isinstance(each, Task)]
+    tasks = [
+        each
+        for module in (maintain, refresh, report, train)
+        for each in vars(module).values()
+        if isinstance(each, Task)
+    ]
     assert len(tasks) == 9
     assert all(each.cache_policy == NO_CACHE for each in tasks)
 
@@ -161,9 +172,11 @@ def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(
     from pipeline.training.trainer import train_folds
 
     path = Path(environment).with_name("own.yaml")
-    path.write_text("variants:\n  plain: {head: {variant: baseline}}\n"
-                    "  r18: {head: {variant: baseline, input_features: lf_only},\n"
-                    "        cache: {features: {weights: resnet18-rendered}}}\n")
+    path.write_text(
+        "variants:\n  plain: {head: {variant: baseline}}\n"
+        "  r18: {head: {variant: baseline, input_features: lf_only},\n"
+        "        cache: {features: {weights: resnet18-rendered}}}\n"
+    )
     advice = rf"run `fantrans refresh small --config {path}:r18 --base {environment}`"
     with pytest.raises(CacheError, match=advice):
         train_folds(str(path), dataset="small", base=environment)

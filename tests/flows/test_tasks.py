@@ -20,16 +20,19 @@ class State:
         return self.error
 
 
-@pytest.mark.parametrize(("error", "again"), [
-    (OSError(errno.EIO, "the disk hiccuped"), True),
-    (ConnectionResetError(errno.ECONNRESET, "peer"), True),
-    (OSError(errno.ENOSPC, "full"), False),
-    (FileNotFoundError(errno.ENOENT, "gone"), False),
-    (PlaceError("a hiccup", errno.EIO), True),
-    (PlaceError("full", errno.ENOSPC), False),
-    (DataError("bad input"), False),
-    (KeyError("a defect"), False),
-])
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (OSError(errno.EIO, "the disk hiccuped"), True),
+        (ConnectionResetError(errno.ECONNRESET, "peer"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (FileNotFoundError(errno.ENOENT, "gone"), False),
+        (PlaceError("a hiccup", errno.EIO), True),
+        (PlaceError("full", errno.ENOSPC), False),
+        (DataError("bad input"), False),
+        (KeyError("a defect"), False),
+    ],
+)
 def test_only_passing_faults_of_input_and_output_are_tried_again(error, again):
     assert may_pass(None, None, State(error)) is again
 
@@ -86,7 +89,8 @@ def test_the_address_of_a_webhook_that_refuses_is_not_in_the_log(monkeypatch, ca
         say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
     assert len(lines) == 1
     assert [f"{WEBHOOK} of a was not told: HTTPStatusError 500"] == [
-        line for line in caplog.messages if line.startswith(WEBHOOK)]
+        line for line in caplog.messages if line.startswith(WEBHOOK)
+    ]
     assert not any("secret" in record.getMessage() for record in caplog.records if record.name == "fantrans")
 
 

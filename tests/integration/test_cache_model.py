@@ -196,12 +196,19 @@ class CacheLife(RuleBasedStateMachine):
 
     def _tables(self):
         names = sorted(self.wanted)
-        frames = pd.DataFrame({
-            "frame_id": names, "subject": [name[:4] for name in names], "task": "T1",
-            "frame": [int(name.rsplit("/", 1)[1]) for name in names], "source_file": [f"{name}.png" for name in names],
-            "source_frame": -1, "part": [f"P{int(name[1:4]) % 3 + 1}" for name in names],
-            "au_01": [self.wanted[name]["label"] for name in names], "au_02": -1,
-        }).astype({"au_01": "Int8", "au_02": "Int8"})
+        frames = pd.DataFrame(
+            {
+                "frame_id": names,
+                "subject": [name[:4] for name in names],
+                "task": "T1",
+                "frame": [int(name.rsplit("/", 1)[1]) for name in names],
+                "source_file": [f"{name}.png" for name in names],
+                "source_frame": -1,
+                "part": [f"P{int(name[1:4]) % 3 + 1}" for name in names],
+                "au_01": [self.wanted[name]["label"] for name in names],
+                "au_02": -1,
+            }
+        ).astype({"au_01": "Int8", "au_02": "Int8"})
         boxes = small_cache.make_boxes(frames)
         boxes[["x1", "y1", "x2", "y2"]] = BOX
         return frames, boxes
@@ -214,8 +221,14 @@ class CacheLife(RuleBasedStateMachine):
 
 def test_a_cache_serves_what_was_published_whatever_happens():
     CacheLife.num_steps = CacheLife.num_killed = 0
-    lives = settings(max_examples=5, stateful_step_count=50, deadline=None, database=None,
-                     phases=[Phase.generate, Phase.explain], suppress_health_check=list(HealthCheck))
+    lives = settings(
+        max_examples=5,
+        stateful_step_count=50,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.explain],
+        suppress_health_check=list(HealthCheck),
+    )
     for number in itertools.count():
         run_state_machine_as_test(seed(number)(type("CacheLife", (CacheLife,), {})), settings=lives)
         if CacheLife.num_steps >= NUM_STEPS:

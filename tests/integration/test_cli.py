@@ -12,8 +12,15 @@ FANTRANS = Path(sys.executable).with_name("fantrans")
 
 def run(*arguments, cwd, **variables):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FANTRANS_"))}
-    return subprocess.run([FANTRANS, *arguments], env=inherited | variables, cwd=cwd, capture_output=True, text=True,
-                          timeout=120, check=False)
+    return subprocess.run(
+        [FANTRANS, *arguments],
+        env=inherited | variables,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_catalog_show_lists_every_name(tmp_path):
@@ -67,8 +74,10 @@ def test_a_training_that_cannot_start_renders_nothing(tmp_path):
 def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
     failed = run("train", "fan_trans", "--dataset", "bp4d", cwd=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert failed.returncode == 2
-    assert failed.stderr == ("error: no Prefect server answers at http://127.0.0.1:9/api; start one with `fantrans ops "
-                             "up`, or set PREFECT_API_URL to yours\n")
+    assert failed.stderr == (
+        "error: no Prefect server answers at http://127.0.0.1:9/api; start one with `fantrans ops "
+        "up`, or set PREFECT_API_URL to yours\n"
+    )
 
 
 def test_a_place_that_is_none_is_one_sentence(tmp_path):

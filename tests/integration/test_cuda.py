@@ -93,8 +93,12 @@ def test_it_extracts_the_same_features(place, monkeypatch, tmp_path, profile):
     on_gpu = cache_of(job)
     assert (on_gpu.index["frame_id"] == on_cpu.index["frame_id"]).all()
     for view in range(on_cpu.num_views):
-        ours, theirs = (cache.codec.decode({name: torch.from_numpy(values) for name, values in
-                                            cache.read(cache.rows(), view=view).items()}) for cache in (on_gpu, on_cpu))
+        ours, theirs = (
+            cache.codec.decode(
+                {name: torch.from_numpy(values) for name, values in cache.read(cache.rows(), view=view).items()}
+            )
+            for cache in (on_gpu, on_cpu)
+        )
         for name, values in theirs.items():
             assert relative_l2(ours[name], values) < 0.05, (name, view)  # bf16
     assert not any(verify_caches(load_catalog(), "faces", is_deep=True, device="cuda").values())

@@ -1,7 +1,7 @@
 """What breaks around a refresh, through the command line: one sentence each, and nothing published is lost.
 
-Faults inside a store (lost and damaged files, clocks, readers during `collect`) are in tests/unit/refresh/test_maintenance.py
-and test_cache.py.
+Faults inside a store (lost and damaged files, clocks, readers during `collect`) are in
+tests/unit/refresh/test_maintenance.py and tests/unit/cache/test_build.py.
 """
 
 import json
@@ -49,8 +49,13 @@ def state(world, undisturbed, tmp_path):
 
 
 def command(world, state, data, *arguments):
-    return subprocess.Popen([FANTRANS, *arguments], env=world.variables(state, data), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [FANTRANS, *arguments],
+        env=world.variables(state, data),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def run(world, state, data, *arguments):
@@ -83,8 +88,12 @@ class Tmpfs:
         copy = folder.with_name(folder.name + "-before")
         folder.rename(copy)
         folder.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", folder], check=False,
-                                 capture_output=True, text=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", folder],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         if mounted.returncode:
             pytest.skip(f"no right to mount here: {mounted.stderr.strip()}")
         shutil.copytree(copy, folder, dirs_exist_ok=True)
@@ -191,12 +200,15 @@ def is_worker(cmdline, parent):
 
 
 def assert_same_cache(state, other):
-    found, expected = ({name: data for name, data in kills.written(place).items() if name.startswith("cache/")}
-                       for place in (state, other))
+    found, expected = (
+        {name: data for name, data in kills.written(place).items() if name.startswith("cache/")}
+        for place in (state, other)
+    )
     assert found == expected
 
 
 # --- what a data engineer does
+
 
 def test_a_plan_says_what_a_refresh_would_do_and_does_nothing(world, undisturbed, state):
     before = kills.written(state)
@@ -205,8 +217,12 @@ def test_a_plan_says_what_a_refresh_would_do_and_does_nothing(world, undisturbed
     assert code == 0
     cells = [[cell.strip() for cell in line.split("│")[1:5]] for line in out.splitlines() if "│" in line]
     # two frames of a new subject, one replaced, one lost
-    assert cells == [["index", "0", "12", "0"], ["detect", "8", "4", "0"], ["crop", "8", "3", "2"],
-                     ["extract", "8", "3", "2"]]
+    assert cells == [
+        ["index", "0", "12", "0"],
+        ["detect", "8", "4", "0"],
+        ["crop", "8", "3", "2"],
+        ["extract", "8", "3", "2"],
+    ]
     assert kills.written(state) == before
     code, out = inside(world, undisturbed["late"], "late", *arguments)
     assert code == 0
@@ -256,7 +272,8 @@ def test_listing_counting_exporting_and_collecting(world, state, tmp_path):
         after = kills.written(state)
         assert after.keys() == before.keys()
         assert {name for name in after if after[name] != before[name]} <= {
-            name for name in after if "manifest" in name or "shards-" in name}
+            name for name in after if "manifest" in name or "shards-" in name
+        }
     code, out = inside(world, state, "early", "cache", "collect", "faces", "--grace-hours", "0")
     assert code == 0
     assert out.count("freed 0.0 MB") == 2

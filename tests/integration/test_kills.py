@@ -84,10 +84,17 @@ def test_killed_before_each_kind_of_write_it_ends_with_the_same_bytes(world, und
     assert kills.written(state) == kills.written(undisturbed[data])
     steps = trace.read_text().splitlines()
     kinds = {step.split("#")[0] for step in steps}
-    for needed in ("rename lf/c.N.N.N.N", "fsync lf/temp c.N.N.N.N", "rename journal/N.view_N.json",
-                   "rename N/current.json", "rename N/manifest-N.json", "rename mirror/index-N.parquet",
-                   "unlink journal/N.view_N.json",
-                   "rename faces/frames.parquet", "rename crops/c.N.N.N.N"):
+    for needed in (
+        "rename lf/c.N.N.N.N",
+        "fsync lf/temp c.N.N.N.N",
+        "rename journal/N.view_N.json",
+        "rename N/current.json",
+        "rename N/manifest-N.json",
+        "rename mirror/index-N.parquet",
+        "unlink journal/N.view_N.json",
+        "rename faces/frames.parquet",
+        "rename crops/c.N.N.N.N",
+    ):
         assert needed in kinds
     last = {step.split("#")[0]: step for step in steps}
     chosen = sorted(last.values()) if NUM_KILLS < 100 else sorted({*last.values(), *(f"{kind}#1" for kind in kinds)})

@@ -10,8 +10,10 @@ from pipeline.training.export import export_deployed, write_deployed
 from tests.unit.training.test_export import trained_head
 
 
-@pytest.mark.parametrize(("variant", "drop"), [("t1_o2o_t2_o2m", "learned"), ("t1_o2o_t2_o2m", "row"),
-                                               ("c_t_o2o", "full"), ("baseline", "full")])
+@pytest.mark.parametrize(
+    ("variant", "drop"),
+    [("t1_o2o_t2_o2m", "learned"), ("t1_o2o_t2_o2m", "row"), ("c_t_o2o", "full"), ("baseline", "full")],
+)
 def test_onnx_agrees_with_torch(tmp_path, variant, drop):
     head = trained_head(variant=variant, attention_drop=drop)
     fold, out = tmp_path / "fold", tmp_path / "out"

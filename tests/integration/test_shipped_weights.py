@@ -75,7 +75,8 @@ def test_a_fan_finds_the_parts_of_a_photographed_face(fan):
 
 def test_a_fan_finds_the_landmarks_of_unseen_faces(fan, unseen_faces):
     """A loose bound on few faces: the model cards have the scores of 500."""
-    scores = evaluate_fan(fan, pool_path=unseen_faces, bank_path=default_bank_path(), num_faces=20, seed=7,
-                          num_workers=1)
+    scores = evaluate_fan(
+        fan, pool_path=unseen_faces, bank_path=default_bank_path(), num_faces=20, seed=7, num_workers=1
+    )
     assert scores["mean"] < 4.5
     assert scores["median"] < 4.2

@@ -17,12 +17,18 @@ RUN_BY = {
     "fantrans ops up": ("tests/e2e/conftest.py", '"ops", "up"'),
     "fantrans ops status": ("tests/e2e/test_operations.py", '"ops", "status"'),
     "python -m flows.bootstrap --gpus 2": ("tests/e2e/test_operations.py", '"-m", "flows.bootstrap", "--gpus", "2"'),
-    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch":
-        ("tests/e2e/conftest.py", '"--no-prompt", "deployment", "run", deployment, "--watch"'),
-    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch -p 'cluster={\"num_workers\": 4}'":
-        ("tests/e2e/conftest.py", 'cluster={"num_workers": 4})'),
-    "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic' --watch":
-        ("tests/e2e/test_operations.py", '"train-folds"'),
+    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch": (
+        "tests/e2e/conftest.py",
+        '"--no-prompt", "deployment", "run", deployment, "--watch"',
+    ),
+    "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch -p 'cluster={\"num_workers\": 4}'": (
+        "tests/e2e/conftest.py",
+        'cluster={"num_workers": 4})',
+    ),
+    "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic' --watch": (
+        "tests/e2e/test_operations.py",
+        '"train-folds"',
+    ),
     "prefect --no-prompt deployment run 'report/bp4d-synthetic' --watch": ("tests/e2e/test_operations.py", '"report"'),
     "fantrans refresh bp4d --dry-run --config fan_trans": ("tests/integration/test_faults.py", '"--dry-run"'),
     "fantrans refresh bp4d --workers 4": ("tests/integration/test_faults.py", '"--workers", "4"'),
@@ -60,8 +66,11 @@ def test_units_are_accepted_by_systemd_but_for_programs_that_are_not_here(tmp_pa
     units = [shutil.copy(path, tmp_path) for path in (SITE / "systemd").iterdir()]
     assert len(units) == 4
     found = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
-    complaints = [line for line in found.stderr.splitlines()
-                  if line and not re.search(r"Command /opt/fantrans/.*No such file or directory", line)]
+    complaints = [
+        line
+        for line in found.stderr.splitlines()
+        if line and not re.search(r"Command /opt/fantrans/.*No such file or directory", line)
+    ]
     assert complaints == []
 
 

@@ -48,9 +48,19 @@ def picture(seed):
 
 def make_frames(num_subjects=6, num_frames=5):
     rows = [
-        (f"F{s:03d}/T1/{f}", f"F{s:03d}", "T1", f, f"F{s:03d}/{f}.png", -1, f"P{s % 3 + 1}",
-         (s + f) % 2, -1 if f == 1 else f % 2)
-        for s in range(num_subjects) for f in range(num_frames)
+        (
+            f"F{s:03d}/T1/{f}",
+            f"F{s:03d}",
+            "T1",
+            f,
+            f"F{s:03d}/{f}.png",
+            -1,
+            f"P{s % 3 + 1}",
+            (s + f) % 2,
+            -1 if f == 1 else f % 2,
+        )
+        for s in range(num_subjects)
+        for f in range(num_frames)
     ]
     columns = ["frame_id", "subject", "task", "frame", "source_file", "source_frame", "part", "au_01", "au_02"]
     return pd.DataFrame(rows, columns=columns).astype({"au_01": "Int8", "au_02": "Int8"})
@@ -88,8 +98,17 @@ def extract(images):
 
 
 def make_cache(folder, frames, crops, *, extractor=extract, views=VIEWS, format=FORMAT, codec=CODEC, **more):
-    return refresh(folder / "cache", frames, crops, partial(_same, extractor), format=format, codec=codec, views=views,
-                   view_px=CROP.size_px, **more)
+    return refresh(
+        folder / "cache",
+        frames,
+        crops,
+        partial(_same, extractor),
+        format=format,
+        codec=codec,
+        views=views,
+        view_px=CROP.size_px,
+        **more,
+    )
 
 
 def _same(it):
@@ -104,12 +123,16 @@ def make_world(folder, **sizes):
 
 def stored_bytes(folder):
     """Every file of a store with its bytes, but the lock."""
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def refresh_slowly(folder, crops_folder, unit_s):
     """In a process of its own: a refresh that takes `unit_s` a unit."""
+
     def extractor(images):
         time.sleep(unit_s)
         return extract(images)

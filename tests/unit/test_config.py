@@ -72,13 +72,16 @@ def test_faults_are_one_sentence(tmp_path, text, sentence):
 
 
 def test_a_set_is_its_variants_times_seeds_over_the_base(tmp_path):
-    write(tmp_path, small="""
+    write(
+        tmp_path,
+        small="""
 published_table: table1
 seeds: [0, 3]
 variants:
   full: {published: Full}
   shallow: {head: {num_blocks: 1}, train: {lr: 0.5}}
-""")
+""",
+    )
     chosen = load_set(str(tmp_path / "small.yaml"), base="demo")
     assert (chosen.name, chosen.published_table) == ("small", "table1")
     assert [(variant.name, variant.published) for variant in chosen.variants] == [("full", "Full"), ("shallow", None)]
@@ -122,15 +125,18 @@ def test_one_experiment_takes_no_base():
         catalog.experiments_of("bp4d-synthetic", "demo", base="fan_trans")
 
 
-@pytest.mark.parametrize(("content", "fault"), [
-    ("variants: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
-    ("variants: {a: 3}", "`variants.a` is 3: input should be a valid dictionary"),
-    ("seeds: [0, 0]\nvariants: {a: {}}", "`seeds`: the same seed is there twice"),
-    ("seeds: []\nvariants: {a: {}}", "`seeds`"),
-    ("variants: {a: {train: {seed: 7}}}", "variant a has a `train.seed`; list its seeds in the set's `seeds`"),
-    ("variants: [a, b]", "`variants`: input should be a valid dictionary"),
-    ("variants: {a: {}}\nbase: demo", "unknown key `base`"),
-])
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("variants: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
+        ("variants: {a: 3}", "`variants.a` is 3: input should be a valid dictionary"),
+        ("seeds: [0, 0]\nvariants: {a: {}}", "`seeds`: the same seed is there twice"),
+        ("seeds: []\nvariants: {a: {}}", "`seeds`"),
+        ("variants: {a: {train: {seed: 7}}}", "variant a has a `train.seed`; list its seeds in the set's `seeds`"),
+        ("variants: [a, b]", "`variants`: input should be a valid dictionary"),
+        ("variants: {a: {}}\nbase: demo", "unknown key `base`"),
+    ],
+)
 def test_faults_of_a_set_are_one_sentence(tmp_path, content, fault):
     write(tmp_path, mine=content)
     with pytest.raises(ConfigError, match=re.escape(fault)):

@@ -105,8 +105,12 @@ def test_shards_are_those_that_zarr_itself_would_write(world, tmp_path):
     _, _, cache = world
     group = zarr.open(cache.folder / "arrays.zarr", mode="r")["view_02"]
     copy = zarr.create_array(
-        tmp_path / "copy", shape=group["h1"].shape, chunks=group["h1"].chunks, shards=group["h1"].shards,
-        dtype="float16", compressors=[zarr.codecs.Crc32cCodec()],
+        tmp_path / "copy",
+        shape=group["h1"].shape,
+        chunks=group["h1"].chunks,
+        shards=group["h1"].shards,
+        dtype="float16",
+        compressors=[zarr.codecs.Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
     )
     copy[:BLOCK_ROWS] = group["h1"][:BLOCK_ROWS]
@@ -148,7 +152,8 @@ def test_new_frames_changed_pictures_and_removed_frames_cost_what_they_are(tmp_p
     frames, boxes = small_cache.make_world(tmp_path)
     early = frames["frame"] < 4
     first = make_cache(
-        tmp_path, frames[early],
+        tmp_path,
+        frames[early],
         small_cache.make_crops(tmp_path, frames[early].reset_index(drop=True), boxes[early].reset_index(drop=True)),
     )
     before = first.read(first.rows(), view=2)
@@ -221,6 +226,7 @@ def test_frames_without_crops_are_refused(world, tmp_path):
 
 
 # --- kills
+
 
 def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_path):
     _, crops, undisturbed = world
@@ -342,6 +348,7 @@ def test_what_changed_between_a_kill_and_the_next_refresh_is_computed_anew(world
 
 # --- writers
 
+
 def test_the_second_of_two_writers_leaves_with_the_name_of_the_first(world, tmp_path):
     frames, crops, undisturbed = world
     process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
@@ -365,6 +372,7 @@ def test_the_second_of_two_writers_leaves_with_the_name_of_the_first(world, tmp_
 
 
 # --- damage
+
 
 @pytest.fixture
 def cache_to_harm(world, tmp_path):
@@ -407,9 +415,16 @@ def flip_bit(path, *, at=None):
     path.write_bytes(data)
 
 
-SMALL_FILES = ("index-000001.parquet", "shards-000001.parquet", "manifest-000001.json", "current.json",
-               "fingerprint.json", "arrays.zarr/zarr.json", "arrays.zarr/view_00/zarr.json",
-               "arrays.zarr/view_00/lf/zarr.json")
+SMALL_FILES = (
+    "index-000001.parquet",
+    "shards-000001.parquet",
+    "manifest-000001.json",
+    "current.json",
+    "fingerprint.json",
+    "arrays.zarr/zarr.json",
+    "arrays.zarr/view_00/zarr.json",
+    "arrays.zarr/view_00/lf/zarr.json",
+)
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, flip_bit])

@@ -108,8 +108,9 @@ def test_a_head_reads_every_profile_and_a_basis_folds_into_its_first_convolution
         features = decoded(codec, maps)[1]
         found = head(features).deployed
         if profile == "compact":
-            unfolded = {name: torch.einsum("ck,nkhw->nchw", features[f"{name}_basis"], features[name])
-                        for name in COMPACT_MAPS}
+            unfolded = {
+                name: torch.einsum("ck,nkhw->nchw", features[f"{name}_basis"], features[name]) for name in COMPACT_MAPS
+            }
             torch.testing.assert_close(head(unfolded).deployed, found, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
 

@@ -88,8 +88,9 @@ def test_only_changed_pictures_and_boxes_are_cut_anew(tmp_path):
     same = frames["frame_id"].drop([1, 2])
     assert old.loc[same, "row"].equals(new.loc[same, "row"])
     assert new.loc[frames["frame_id"][1:3], "row"].min() > old["row"].max()
-    np.testing.assert_array_equal(first.read_crops(first.index["row"]), CropReader(first.folder, revision=1).read_crops(
-        first.index["row"]))
+    np.testing.assert_array_equal(
+        first.read_crops(first.index["row"]), CropReader(first.folder, revision=1).read_crops(first.index["row"])
+    )
 
 
 def test_frames_of_a_video_are_cut_too(tmp_path):

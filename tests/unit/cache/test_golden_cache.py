@@ -77,8 +77,10 @@ def write_golden():
 
     def maps(images):
         features = small_cache.extract(images)
-        return {name: np.resize(features[name] / np.float16(256), (len(images), *shape)).astype(np.float16)
-                for name, shape in SHAPES.items()}
+        return {
+            name: np.resize(features[name] / np.float16(256), (len(images), *shape)).astype(np.float16)
+            for name, shape in SHAPES.items()
+        }
 
     for profile in PROFILES:
         basis = random_basis(4, num_components=3, step=0.01) if profile == "compact" else None
@@ -89,11 +91,23 @@ def write_golden():
         format = features_format(document, codec, block_rows=small_cache.BLOCK_ROWS)
 
         def extractor(images, codec=codec):
-            return {name: values.numpy() for name, values in codec.encode(
-                {name: torch.from_numpy(values) for name, values in maps(images).items()}).items()}
+            return {
+                name: values.numpy()
+                for name, values in codec.encode(
+                    {name: torch.from_numpy(values) for name, values in maps(images).items()}
+                ).items()
+            }
 
-        cache = small_cache.make_cache(folder, frames, crops, extractor=extractor, format=format, codec=codec,
-                                       views=ViewConfig(num_views=2), basis=basis)
+        cache = small_cache.make_cache(
+            folder,
+            frames,
+            crops,
+            extractor=extractor,
+            format=format,
+            codec=codec,
+            views=ViewConfig(num_views=2),
+            basis=basis,
+        )
         shutil.copytree(cache.folder, SCHEMA_2 / profile)
         save_file(decoded(open_cache(SCHEMA_2 / profile)), SCHEMA_2 / f"{profile}.safetensors")
     shutil.rmtree(folder)

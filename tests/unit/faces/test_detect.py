@@ -70,11 +70,19 @@ def write_video(path, images):
 def frame_rows(sources, *, numbers=None, task="T1"):
     """A frame index of (source_file, source_frame)."""
     numbers = range(1, len(sources) + 1) if numbers is None else numbers
-    return pd.DataFrame([
-        {"frame_id": f"F001/{task}/{n}", "subject": "F001", "task": task, "frame": n, "source_file": file,
-         "source_frame": source_frame}
-        for n, (file, source_frame) in zip(numbers, sources, strict=True)
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "frame_id": f"F001/{task}/{n}",
+                "subject": "F001",
+                "task": task,
+                "frame": n,
+                "source_file": file,
+                "source_frame": source_frame,
+            }
+            for n, (file, source_frame) in zip(numbers, sources, strict=True)
+        ]
+    )
 
 
 def box_rows(frames, statuses):
@@ -174,7 +182,15 @@ def test_short_gaps_between_found_faces_are_filled():
     boxes = box_rows(frames, ["no_face", "ok", "no_face", "unreadable", "ok", "no_face", "no_face", "ok", "no_face"])
     filled = fill_gaps(frames, boxes, max_gap_frames=5)
     assert filled["status"].tolist() == [
-        "no_face", "ok", "interpolated", "unreadable", "ok", "interpolated", "interpolated", "ok", "no_face"
+        "no_face",
+        "ok",
+        "interpolated",
+        "unreadable",
+        "ok",
+        "interpolated",
+        "interpolated",
+        "ok",
+        "no_face",
     ]
     assert filled.loc[[2, 5, 6], "x1"].tolist() == [3, 9, 13]  # every value was the frame's number
     assert filled.loc[[2, 5, 6], "p4y"].tolist() == [3, 9, 13]

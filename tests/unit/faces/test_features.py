@@ -105,9 +105,7 @@ def test_precision_changes_the_arithmetic_only_when_told(fan, crops, features):
 
 def test_no_crops_give_empty_arrays(fan):
     empty = extract_features(fan, np.empty((0, 256, 256, 3), np.uint8))
-    assert {n: v.shape for n, v in empty.items()} == {
-        n: (0, *s) for n, s in map_shapes(WIDTH).items()
-    }
+    assert {n: v.shape for n, v in empty.items()} == {n: (0, *s) for n, s in map_shapes(WIDTH).items()}
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((1, 128, 128, 3), np.uint8), np.zeros((1, 256, 256, 3), np.float64)])

@@ -22,8 +22,9 @@ from pipeline.faces.views import (
 SETTINGS = ViewConfig()
 EXTREMES = [
     ViewParams(rotation_deg, scale, shift_x_px, shift_y_px, is_flipped)
-    for rotation_deg, scale, shift_x_px, shift_y_px, is_flipped
-    in itertools.product((-15.0, 15.0), (0.75, 1.25), (-10.0, 10.0), (-10.0, 10.0), (False, True))
+    for rotation_deg, scale, shift_x_px, shift_y_px, is_flipped in itertools.product(
+        (-15.0, 15.0), (0.75, 1.25), (-10.0, 10.0), (-10.0, 10.0), (False, True)
+    )
 ]
 
 
@@ -113,8 +114,10 @@ def test_draws_never_change_between_versions_and_processes():
         "shift_y_px=-7.733144472587512, is_flipped=False)"
     )
     assert repr(view_params("F001/T1/2440", 2, SETTINGS)) == expected
-    code = ("from pipeline.faces.views import view_params; from pipeline.config import ViewConfig; "
-            "print(view_params('F001/T1/2440', 2, ViewConfig()))")
+    code = (
+        "from pipeline.faces.views import view_params; from pipeline.config import ViewConfig; "
+        "print(view_params('F001/T1/2440', 2, ViewConfig()))"
+    )
     environment = {"PYTHONHASHSEED": "77"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.strip() == expected

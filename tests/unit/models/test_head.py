@@ -65,8 +65,9 @@ def test_reduction_is_the_convolution_of_the_papers_f_a(name, dtype):
     shape = small_shape(input_features=name)
     features = random_features(shape, dtype=dtype)
     lf, h1, h2, hm = (features[key].float() for key in ("lf", "h1", "h2", "hm"))
-    f_a = {"bl": (lf, hm * h1, hm * h2), "bl_no_lf": (hm * h1, hm * h2), "bl_no_hm": (lf, h1, h2),
-           "lf_only": (lf,)}[name]
+    f_a = {"bl": (lf, hm * h1, hm * h2), "bl_no_lf": (hm * h1, hm * h2), "bl_no_hm": (lf, h1, h2), "lf_only": (lf,)}[
+        name
+    ]
     assert shape.width == 12  # a quarter of three maps' 48, whichever are read
     conv = ConvModule(shape)
     before = {key: values.clone() for key, values in features.items()}
@@ -246,8 +247,14 @@ def test_carry_over_copies_shared_action_units_and_leaves_the_rest_fresh():
         for au in (1, 6, 12):
             assert torch.equal(new[:, disfa.index(au)], old[:, bp4d.index(au)]), name
         assert torch.equal(new[:, disfa.index(9)], start[:, disfa.index(9)]), name
-    for name in ("conv.reduce.weight", "conv.blocks.0.bn1.running_mean", "embedding.position",
-                 "trunks.0.1.mlp.fc1.weight", "classifiers.0.linear.weight", "gate.splits.1.0.weight"):
+    for name in (
+        "conv.reduce.weight",
+        "conv.blocks.0.bn1.running_mean",
+        "embedding.position",
+        "trunks.0.1.mlp.fc1.weight",
+        "classifiers.0.linear.weight",
+        "gate.splits.1.0.weight",
+    ):
         assert torch.equal(ours[name], theirs[name]), name
         assert not torch.equal(fresh[name], theirs[name]), name
 
@@ -261,8 +268,12 @@ def test_carry_over_refuses_another_kind_of_head():
 
 
 def test_head_reads_only_the_maps_it_names():
-    expected_maps = {"bl": {"lf", "h1", "h2", "hm"}, "bl_no_lf": {"h1", "h2", "hm"}, "bl_no_hm": {"lf", "h1", "h2"},
-                     "lf_only": {"lf"}}
+    expected_maps = {
+        "bl": {"lf", "h1", "h2", "hm"},
+        "bl_no_lf": {"h1", "h2", "hm"},
+        "bl_no_hm": {"lf", "h1", "h2"},
+        "lf_only": {"lf"},
+    }
     for name, expected in expected_maps.items():
         shape = small_shape(input_features=name, variant="baseline")
         assert set(shape.feature_names) == expected

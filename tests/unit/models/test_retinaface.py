@@ -111,8 +111,11 @@ def test_images_of_a_batch_do_not_meet_in_suppression(mobilenet, image):
     empty = np.full_like(image, 120)
     alone = model(batch_of(image))[0]
     together = model(batch_of(image, empty, image))
-    assert [len(faces.scores) for faces in together] == [len(alone.scores), len(model(batch_of(empty))[0].scores),
-                                                          len(alone.scores)]
+    assert [len(faces.scores) for faces in together] == [
+        len(alone.scores),
+        len(model(batch_of(empty))[0].scores),
+        len(alone.scores),
+    ]
     for faces in (together[0], together[2]):
         torch.testing.assert_close(faces.boxes, alone.boxes, atol=1e-3, rtol=0)
         assert (faces.scores.diff() <= 0).all()

@@ -228,8 +228,15 @@ def test_learning_rate_rises_and_falls():
 
 def train(folder, *, num_steps=4, seed=0):
     training.train_retinaface(
-        folder / "weights.safetensors", bank_path=folder / "bank.npz", work=folder / "work", num_steps=num_steps,
-        num_scenes=50, scene_px=64, seed=seed, device=CPU, num_workers=1,
+        folder / "weights.safetensors",
+        bank_path=folder / "bank.npz",
+        work=folder / "work",
+        num_steps=num_steps,
+        num_scenes=50,
+        scene_px=64,
+        seed=seed,
+        device=CPU,
+        num_workers=1,
     )
     return load_file(folder / "weights.safetensors")
 
@@ -319,8 +326,16 @@ def test_hidden_faces_are_not_learned(monkeypatch, tmp_path):
 def test_training_goes_on_from_weights(tmp_path):
     first = train(tmp_path / "first", num_steps=1)
     training.train_retinaface(
-        tmp_path / "second.safetensors", bank_path=tmp_path, work=tmp_path / "second", num_steps=1, num_scenes=50,
-        scene_px=64, max_lr=1e-9, device=CPU, num_workers=1, init_from=tmp_path / "first" / "weights.safetensors",
+        tmp_path / "second.safetensors",
+        bank_path=tmp_path,
+        work=tmp_path / "second",
+        num_steps=1,
+        num_scenes=50,
+        scene_px=64,
+        max_lr=1e-9,
+        device=CPU,
+        num_workers=1,
+        init_from=tmp_path / "first" / "weights.safetensors",
     )
     second = load_file(tmp_path / "second.safetensors")
     weights = [name for name in first if name.endswith("conv1x1.weight")]

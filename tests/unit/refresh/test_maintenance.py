@@ -61,11 +61,16 @@ def counting_extractor():
 def everything(cache):
     """All values by frame, view and array."""
     names = cache.index["frame_id"].tolist()
-    return {(name, view, array): values[i].tobytes() for view in range(cache.num_views)
-            for array, values in cache.read(cache.rows(), view=view).items() for i, name in enumerate(names)}
+    return {
+        (name, view, array): values[i].tobytes()
+        for view in range(cache.num_views)
+        for array, values in cache.read(cache.rows(), view=view).items()
+        for i, name in enumerate(names)
+    }
 
 
 # --- verify and repair
+
 
 def damage(shard, kind):
     data = shard.read_bytes()
@@ -79,10 +84,15 @@ def damage(shard, kind):
         shard.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
 
 
-@pytest.mark.parametrize(("kind", "is_found_shallow", "num_hurt"), [
-    ("missing", True, 4), ("truncated", True, 4), ("a flipped bit in a row", False, 1),
-    ("a flipped bit in its index", False, 4),
-])
+@pytest.mark.parametrize(
+    ("kind", "is_found_shallow", "num_hurt"),
+    [
+        ("missing", True, 4),
+        ("truncated", True, 4),
+        ("a flipped bit in a row", False, 1),
+        ("a flipped bit in its index", False, 4),
+    ],
+)
 def test_damage_is_found_named_and_repaired_alone(world, own, tmp_path, kind, is_found_shallow, num_hurt):
     frames, crops, undisturbed = world
     assert verify_store(own.folder, is_deep=True) == []
@@ -135,6 +145,7 @@ def test_damaged_crops_are_cut_anew(world, tmp_path):
 
 # --- collect
 
+
 def changed_twice(tmp_path, world):
     """A cache of three revisions: pictures replaced, frames removed."""
     frames, boxes = small_cache.make_world(tmp_path)
@@ -174,13 +185,20 @@ def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world
 
 
 def test_collect_leaves_what_a_live_reader_holds(world, tmp_path):
-    script = ("import sys; from pathlib import Path; from pipeline.cache.reader import open_cache\n"
-              "cache = open_cache(Path(sys.argv[1])); print('open', flush=True); sys.stdin.readline()\n"
-              "values = [cache.read(cache.rows(), view=view) for view in range(3)]; print(len(cache.index))")
+    script = (
+        "import sys; from pathlib import Path; from pipeline.cache.reader import open_cache\n"
+        "cache = open_cache(Path(sys.argv[1])); print('open', flush=True); sys.stdin.readline()\n"
+        "values = [cache.read(cache.rows(), view=view) for view in range(3)]; print(len(cache.index))"
+    )
     frames, boxes = small_cache.make_world(tmp_path)
     folder = make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes)).folder
-    reader = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    reader = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
     assert reader.stdout.readline() == "open\n"
     fewer, boxes = frames[12:].reset_index(drop=True), boxes[12:].reset_index(drop=True)
     make_cache(tmp_path, fewer, make_crops(tmp_path, fewer, boxes))
@@ -232,8 +250,10 @@ def test_collect_keeps_what_a_killed_refresh_has_finished(world, tmp_path):
 def test_crops_are_collected_too(world, tmp_path):
     _, crops, cache = changed_twice(tmp_path, world)
     folder = crops.folder
-    before = {name: crops.read_crops(crops.index.loc[[i], "row"])[0].tobytes()
-              for i, name in enumerate(crops.index["frame_id"])}
+    before = {
+        name: crops.read_crops(crops.index.loc[[i], "row"])[0].tobytes()
+        for i, name in enumerate(crops.index["frame_id"])
+    }
     del crops
     for _ in range(2):
         collect(folder, stored_crops_format(folder), grace_s=0)
@@ -244,6 +264,7 @@ def test_crops_are_collected_too(world, tmp_path):
 
 
 # --- other readers, HDF5
+
 
 def test_xarray_and_dask_read_it_without_our_code(world):
     _, _, cache = world
@@ -295,6 +316,7 @@ def test_crops_without_a_face_are_exchanged_as_such(tmp_path):
 
 # --- statistics
 
+
 def test_statistics_are_those_of_the_values(world):
     frames, _, cache = world
     rows = cache.rows()
@@ -334,11 +356,26 @@ def test_another_profile_is_encoded_from_exact_without_extracting(world, tmp_pat
     extracted = make_cache(tmp_path / "a", frames, crops, format=format, codec=codec, extractor=encoding)
     assert sum(seen) == 3 * 30
     seen.clear()
-    derived = make_cache(tmp_path / "b", frames, crops, format=format, codec=codec, exact=exact.folder,
-                         extractor=lambda images: pytest.fail("the FAN was run"))
+    derived = make_cache(
+        tmp_path / "b",
+        frames,
+        crops,
+        format=format,
+        codec=codec,
+        exact=exact.folder,
+        extractor=lambda images: pytest.fail("the FAN was run"),
+    )
     assert stored_bytes(derived.folder) == stored_bytes(extracted.folder)
-    four = make_cache(tmp_path / "b", frames, crops, format=format, codec=codec, exact=exact.folder,
-                      views=ViewConfig(num_views=4), extractor=encoding)
+    four = make_cache(
+        tmp_path / "b",
+        frames,
+        crops,
+        format=format,
+        codec=codec,
+        exact=exact.folder,
+        views=ViewConfig(num_views=4),
+        extractor=encoding,
+    )
     assert four.num_views == 4
     assert sum(seen) == 30  # the view that the exact cache lacks
     fidelity = derived.manifest["provenance"]["fidelity"]

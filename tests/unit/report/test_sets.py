@@ -99,8 +99,15 @@ def test_runs_that_differ_by_chance_alone_are_seldom_told_apart_once_there_are_a
     num_covered = {"with runs": 0, "subjects alone": 0}
     for pair in range(40):
         skills = np.random.default_rng(pair).normal(0.7, 0.03, (2, 5))
-        each = [np.stack([resampled_percent(make_counts(skill=skill, seed=10 * pair + 5 * i + j), num_resamples=200)
-                          for j, skill in enumerate(row)]) for i, row in enumerate(skills)]
+        each = [
+            np.stack(
+                [
+                    resampled_percent(make_counts(skill=skill, seed=10 * pair + 5 * i + j), num_resamples=200)
+                    for j, skill in enumerate(row)
+                ]
+            )
+            for i, row in enumerate(skills)
+        ]
         for name, mean in (("with runs", tables._over_runs), ("subjects alone", lambda values: values.mean(0))):
             low, high = interval_percent((mean(each[0]) - mean(each[1]))[1:])
             num_covered[name] += bool(low[-1] <= 0 <= high[-1])
@@ -149,8 +156,9 @@ def test_runs_on_other_subjects_are_not_compared(runs):
 
 
 def test_a_set_is_printed_beside_the_published_table(runs):
-    published = pd.DataFrame({"method": ["Base", "Base", "Ours"], "au": ["AU1", "AVG", "AVG"],
-                              "f1_percent": [50.0, 61.5, 64.8]})
+    published = pd.DataFrame(
+        {"method": ["Base", "Base", "Ours"], "au": ["AU1", "AVG", "AVG"], "f1_percent": [50.0, 61.5, 64.8]}
+    )
     rows = (
         row_of("plain", sorted(runs.glob("plain-*")), published="Base"),
         row_of("good", [runs / "good-seed0"], published="Ours"),

@@ -82,7 +82,8 @@ def test_an_epoch_gives_each_frame_of_the_parts_at_most_once_in_whole_batches(wo
     for batch in epoch:
         assert batch.labels_BA.dtype == torch.int8
         assert {name: (tuple(values.shape), values.dtype) for name, values in batch.features.items()} == {
-            name: ((5, *shape), torch.float16) for name, shape in SHAPES.items()}
+            name: ((5, *shape), torch.float16) for name, shape in SHAPES.items()
+        }
         assert_rows_belong_together(world, batch, view=2)
 
 
@@ -193,8 +194,15 @@ def test_all_landmark_maps_are_summed(world, tmp_path):
         features = small_cache.extract(images)
         return features | {"hm": np.repeat(features["hm"] / np.float16(1024), 68, 1)}
 
-    cache = make_cache(tmp_path, frames, crops, format=small_cache.make_format(shapes), extractor=extract,
-                       codec=make_codec("exact", shapes), views=ViewConfig(num_views=2))
+    cache = make_cache(
+        tmp_path,
+        frames,
+        crops,
+        format=small_cache.make_format(shapes),
+        extractor=extract,
+        codec=make_codec("exact", shapes),
+        views=ViewConfig(num_views=2),
+    )
     _, (batch, *_) = evaluation((frames, crops, cache), batch_size=8, parts=None)
     assert batch.features["hm"].shape == (8, 1, 8, 8)
     stored = cache.read(cache.rows()[:8])["hm"].astype(np.float64).sum(1, keepdims=True)

@@ -69,10 +69,12 @@ def test_f1_is_undefined_only_without_positives_and_answers():
 
 
 def test_mean_of_folds_and_pooled_counts_by_hand():
-    counts = pd.concat([
-        counts_of_answers("P1", au1=(8, 2, 2, 0), au2=(1, 0, 2, 5)),  # F1 80 and 50
-        counts_of_answers("P2", au1=(1, 6, 2, 0), au2=(9, 2, 0, 5)),  # F1 20 and 90
-    ])
+    counts = pd.concat(
+        [
+            counts_of_answers("P1", au1=(8, 2, 2, 0), au2=(1, 0, 2, 5)),  # F1 80 and 50
+            counts_of_answers("P2", au1=(1, 6, 2, 0), au2=(9, 2, 0, 5)),  # F1 20 and 90
+        ]
+    )
     scores = summarise(counts, num_resamples=10)
     assert scores.aus["f1_percent"].tolist() == pytest.approx([50, 70])
     assert scores.f1_percent == pytest.approx(60)
@@ -86,10 +88,12 @@ def test_mean_of_folds_and_pooled_counts_by_hand():
 
 
 def test_undefined_folds_are_counted_and_left_out():
-    counts = pd.concat([
-        counts_of_answers("P1", au1=(8, 2, 2, 0), au2=(0, 0, 0, 9), au4=(0, 0, 0, 9)),
-        counts_of_answers("P2", au1=(4, 1, 1, 0), au2=(1, 0, 2, 5), au4=(0, 0, 0, 9)),
-    ])
+    counts = pd.concat(
+        [
+            counts_of_answers("P1", au1=(8, 2, 2, 0), au2=(0, 0, 0, 9), au4=(0, 0, 0, 9)),
+            counts_of_answers("P2", au1=(4, 1, 1, 0), au2=(1, 0, 2, 5), au4=(0, 0, 0, 9)),
+        ]
+    )
     scores = summarise(counts, num_resamples=10)
     np.testing.assert_allclose(scores.aus["f1_percent"], [80, 50, np.nan])
     assert scores.aus["num_undefined"].tolist() == [0, 1, 2]
@@ -115,12 +119,18 @@ def test_floor_of_the_published_counts(dataset, by_part, mean):
 
 
 def test_interval_resamples_subjects_inside_their_part():
-    counts = pd.concat([confusion_counts(labels, probabilities, **names)
-                        for labels, probabilities, names in (random_fold(part, seed=i) for i, part in enumerate("AB"))])
+    counts = pd.concat(
+        [
+            confusion_counts(labels, probabilities, **names)
+            for labels, probabilities, names in (random_fold(part, seed=i) for i, part in enumerate("AB"))
+        ]
+    )
     scores = summarise(counts, num_resamples=4000, seed=3)
     rng = np.random.default_rng(17)
-    people = {part: [person[["tp", "fp", "fn"]].to_numpy() for _, person in fold.groupby("subject")]
-              for part, fold in counts.groupby("part")}
+    people = {
+        part: [person[["tp", "fp", "fn"]].to_numpy() for _, person in fold.groupby("subject")]
+        for part, fold in counts.groupby("part")
+    }
     means = []
     for _ in range(4000):
         folds = [sum(fold[i] for i in rng.integers(len(fold), size=len(fold))) for fold in people.values()]
@@ -146,8 +156,12 @@ def test_interval_of_alike_subjects_has_no_width_and_frames_do_not_narrow_it():
 
 
 def test_scores_do_not_depend_on_the_order_of_rows():
-    counts = pd.concat([confusion_counts(labels, probabilities, **names)
-                        for labels, probabilities, names in (random_fold(part) for part in ("P2", "P1"))])
+    counts = pd.concat(
+        [
+            confusion_counts(labels, probabilities, **names)
+            for labels, probabilities, names in (random_fold(part) for part in ("P2", "P1"))
+        ]
+    )
     scores, shuffled = summarise(counts), summarise(counts.sample(frac=1, random_state=1))
     pd.testing.assert_frame_equal(scores.aus, shuffled.aus)
     assert (scores.low_percent, scores.high_percent) == (shuffled.low_percent, shuffled.high_percent)

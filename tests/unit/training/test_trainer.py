@@ -31,12 +31,21 @@ TRAIN = TrainConfig(num_epochs=3, batch_size=4, lr=1e-2)
 
 def make_run(folder: Path, **changes) -> TrainingRun:
     cache = next(iter((folder / "cache").glob("*/current.json"))).parent
-    experiment = ExperimentConfig(name="small", source="small", head=changes.pop("head", HEAD),
-                                  train=changes.pop("train", TRAIN))
+    experiment = ExperimentConfig(
+        name="small", source="small", head=changes.pop("head", HEAD), train=changes.pop("train", TRAIN)
+    )
     reader = open_cache(cache)
     record = {"aus": list(RULES.aus), "cache": reader.fingerprint, "head": experiment.head.model_dump()}
-    return TrainingRun(experiment=experiment, dataset="small", rules=RULES, frames=small_cache.make_frames(),
-                       cache=reader, folder=folder / "runs" / changes.pop("name", "a"), init_from=None, record=record)
+    return TrainingRun(
+        experiment=experiment,
+        dataset="small",
+        rules=RULES,
+        frames=small_cache.make_frames(),
+        cache=reader,
+        folder=folder / "runs" / changes.pop("name", "a"),
+        init_from=None,
+        record=record,
+    )
 
 
 def train_fold(run: TrainingRun, part: str, *, device: str = "cpu") -> Path:
@@ -63,15 +72,18 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(small_cache, "SHAPES", shapes)
     format = small_cache.make_format(shapes)
     crops = small_cache.make_crops(tmp_path, frames, boxes)
-    small_cache.make_cache(tmp_path, frames, crops, format=format, codec=make_codec("exact", shapes),
-                           extractor=_extract_16)
+    small_cache.make_cache(
+        tmp_path, frames, crops, format=format, codec=make_codec("exact", shapes), extractor=_extract_16
+    )
     return tmp_path
 
 
 def _extract_16(images):
     means = images.reshape(len(images), 16, 2, 16, 2, 3).mean((2, 4, 5), dtype=np.float64)[:, None] / 255
-    return {name: (means * np.arange(1, 1 + channels)[:, None, None]).astype(np.float16)
-            for name, (channels, _, _) in small_cache.SHAPES.items()}
+    return {
+        name: (means * np.arange(1, 1 + channels)[:, None, None]).astype(np.float16)
+        for name, (channels, _, _) in small_cache.SHAPES.items()
+    }
 
 
 def test_a_fold_trains_scores_and_is_not_trained_twice(folder):
@@ -152,14 +164,16 @@ def test_heads_that_read_together_learn_what_each_learns_alone(folder, device):
             ours, theirs = weights_of([one.fold_folder(part), other.fold_folder(part)])
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-            pd.testing.assert_frame_equal(*(pd.read_parquet(run.fold_folder(part) / "predictions.parquet")
-                                            for run in (one, other)))
+            pd.testing.assert_frame_equal(
+                *(pd.read_parquet(run.fold_folder(part) / "predictions.parquet") for run in (one, other))
+            )
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_bf16_learns_in_a_lower_precision_and_keeps_weights_in_fp32(folder, device):
-    fp32, bf16 = (make_run(folder, name=name, train=TRAIN.model_copy(update={"precision": name}))
-                  for name in ("fp32", "bf16"))
+    fp32, bf16 = (
+        make_run(folder, name=name, train=TRAIN.model_copy(update={"precision": name})) for name in ("fp32", "bf16")
+    )
     folds = [train_fold(run, "P1", device=device) for run in (fp32, bf16)]
     one, other = weights_of(folds)
     assert all(tensor.dtype != torch.bfloat16 for tensor in other.values())
@@ -215,8 +229,12 @@ def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_traine
     assert not wild.is_done("P1")
     monkeypatch.undo()
     train_heads([(wild, "P1")])
-    assert all(torch.equal(*pair) for pair in zip(*(tensors.values() for tensors in weights_of(
-        [good.fold_folder("P1"), wild.fold_folder("P1")])), strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(
+            *(tensors.values() for tensors in weights_of([good.fold_folder("P1"), wild.fold_folder("P1")])), strict=True
+        )
+    )
 
 
 def test_report_aggregates_the_finished_folds(folder):
@@ -230,8 +248,10 @@ def test_report_aggregates_the_finished_folds(folder):
     content = json.loads((run.folder / "report.json").read_text())
     assert content["tested_parts"] == ["P1", "P3"]
     by_hand = [
-        np.nanmean([f["f1_percent"] if f["f1_percent"] is not None else np.nan
-                    for f in content["folds"] if f["au"] == au]) for au in RULES.aus
+        np.nanmean(
+            [f["f1_percent"] if f["f1_percent"] is not None else np.nan for f in content["folds"] if f["au"] == au]
+        )
+        for au in RULES.aus
     ]
     assert content["mean_f1_percent"] == pytest.approx(np.mean(by_hand))
     table = pd.read_csv(run.folder / "report.csv")
