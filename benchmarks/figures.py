@@ -42,7 +42,7 @@ def main() -> None:
     crop_row = crops.index.set_index("frame_id")["row"][row["frame_id"]]
     crop, affine = crops.read_crops([crop_row])[0], crops.read_affines([crop_row])[0]
     face = render_view(crop, ViewParams(), view_px=job.config.crop.size_px)
-    fan = load_fan(catalog.weights_of(job.config.features.weights), "cpu")
+    fan = load_fan(catalog.get_weights(job.config.features.weights), "cpu")
     with torch.inference_mode():
         heatmaps = fan(torch.from_numpy(face).permute(2, 0, 1)[None].float() / 255)[-1]
     points = decode_landmarks(heatmaps)[0].numpy()
@@ -72,7 +72,7 @@ def main() -> None:
     axis = figure.add_subplot(grid[1, :])
     places = np.arange(len(table))
     axis.bar(places - 0.2, table["f1_percent"], 0.4, label="FAN-Trans head", color="#2b6cb0")
-    axis.bar(places + 0.2, table["floor_percent"], 0.4, label="always positive", color="#cbd5e0")
+    axis.bar(places + 0.2, table["always_positive_percent"], 0.4, label="always positive", color="#cbd5e0")
     axis.set_xticks(places, table["au"])
     axis.set_ylabel("F1, %")
     axis.set_ylim(0, 100)

@@ -106,7 +106,7 @@ def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
         path.write_text(yaml.safe_dump({"base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed}}))
         config = str(path)
     scores = read_report(*train_folds(config, dataset=arguments.dataset, device=arguments.device)).scores
-    return {"f1": scores.f1_percent, "floor": scores.floor_percent}
+    return {"f1": scores.f1_percent, "floor": scores.always_positive_percent}
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ import torch
 
 from pipeline.catalog import load_catalog
 from pipeline.protocols import train_parts
-from pipeline.runtime.broadcast import relay
+from pipeline.runtime.broadcast import broadcast
 from pipeline.training.loader import Page, TrainingPages
 from pipeline.training.runs import Runs, TrainingRun
-from pipeline.training.trainer import HeadTraining, keep_freed_memory
+from pipeline.training.trainer import HeadTraining, tune_allocator
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     prepared = Runs(catalog, arguments.dataset)
     with TemporaryDirectory() as place:
         runs = [
-            replace(prepared.of(variant.experiments[0]), folder=Path(place) / variant.name)
+            replace(prepared.resolve(variant.experiments[0]), folder=Path(place) / variant.name)
             for variant in variants[: arguments.variants]
         ]
         result = measured(runs)
@@ -53,7 +53,7 @@ def main() -> None:
 
 def measured(runs: list[TrainingRun]) -> dict[str, float]:
     """Seconds and rates of each way, and the share of the time that passed waiting for data."""
-    keep_freed_memory()
+    tune_allocator()
     num_threads = torch.get_num_threads()
     seconds = {"together": timed(partial(together, runs, num_threads))}
     share = seconds["together"][1]
@@ -98,14 +98,16 @@ def together(runs: list[TrainingRun], num_threads: int, parts: tuple[str, ...] |
     """One reading for all."""
     heads = heads_of(runs, parts)
     needed = {part for head in heads for part in train_parts(head.test_part)}
-    return relay(pages_of(runs[0], needed), [partial(head.see, step=ignore) for head in heads], num_threads=num_threads)
+    return broadcast(
+        pages_of(runs[0], needed), [partial(head.train_on_page, step=ignore) for head in heads], num_threads=num_threads
+    )
 
 
 def alone(run: TrainingRun, part: str) -> None:
     """One head whose kernels use all threads."""
     (head,) = heads_of([run], (part,))
     for page in pages_of(run, train_parts(part)):
-        head.see(page, step=ignore)
+        head.train_on_page(page, step=ignore)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from pipeline.cache.writer import refresh
 from pipeline.catalog import load_catalog
 from pipeline.datasets.bp4d import CODES, IMAGES
 from pipeline.protocols import PROTOCOLS
-from pipeline.refresh.job import RefreshJob, crop_reader, features_of, prepare_refresh
+from pipeline.refresh.job import RefreshJob, crop_reader, feature_storage, prepare_refresh
 from pipeline.refresh.stages import crop_faces, index_frames, refresh_cache
 from pipeline.runtime.atomic import file_sha256
 from pipeline.tables import BOX_COLUMNS, write_table
@@ -189,13 +189,13 @@ def make_up_boxes(job: RefreshJob) -> None:
 
 def make_up_features(job: RefreshJob) -> None:
     """A cache of zeros."""
-    stored, table = features_of(job), pd.read_parquet(job.work / "frames.parquet")
+    stored, table = feature_storage(job), pd.read_parquet(job.work / "frames.parquet")
 
     def zeros(images: np.ndarray) -> dict[str, np.ndarray]:
         return {spec.name: np.zeros((len(images), *spec.row_shape), spec.dtype) for spec in stored.codec.arrays}
 
     refresh(
-        job.catalog.caches_of(job.dataset),
+        job.catalog.cache_dir(job.dataset),
         table,
         crop_reader(job),
         lambda: zeros,

@@ -54,7 +54,7 @@ def measure(root: Path, num_frames: int) -> dict[str, float]:
             plan = writer.plan(frames, GROUPS)
         with timed(found, "units_s"):
             for unit in plan.units:
-                rows = plan.rows_of(unit.block)
+                rows = plan.rows_in(unit.block)
                 writer.write_unit(unit, rows, {spec.name: np.zeros((len(rows), 1), np.uint8) for spec in ARRAYS})
         with timed(found, "publish_s"):
             writer.publish(plan, provenance={})
@@ -66,7 +66,7 @@ def measure(root: Path, num_frames: int) -> dict[str, float]:
     with timed(found, "one_more_frame_s"), open_writer(folder, format) as writer:
         plan = writer.plan(table(num_frames + 1), GROUPS)
         for unit in plan.units:
-            rows = plan.rows_of(unit.block)
+            rows = plan.rows_in(unit.block)
             writer.write_unit(unit, rows, {spec.name: np.zeros((len(rows), 1), np.uint8) for spec in ARRAYS})
         writer.publish(plan, provenance={})
     with timed(found, "open_s"):

@@ -28,7 +28,7 @@ from pipeline.faces.features import extract_features, load_fan
 from pipeline.protocols import PARTS
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches
 from pipeline.training.runs import TrainingRun, head_shape, prepare_run
-from pipeline.training.trainer import keep_freed_memory
+from pipeline.training.trainer import tune_allocator
 
 NUM_CROPS = 64
 REPEATS = 3
@@ -66,7 +66,7 @@ def frames_per_s(work: Callable[[], int]) -> float:
 def extraction(run: TrainingRun) -> dict[str, float]:
     """Ours, encoding included, in the experiment's precision and in fp32, and the peer in fp32."""
     settings, encode = run.experiment.cache.features, run.cache.codec.encode
-    entry = load_catalog().weights_of(settings.weights)
+    entry = load_catalog().get_weights(settings.weights)
     fan = load_fan(entry, "cpu")
     crops = np.random.default_rng(0).integers(0, 256, (NUM_CROPS, 256, 256, 3), np.uint8)
     result = {}
@@ -104,14 +104,14 @@ def loading(run: TrainingRun) -> dict[str, float]:
         return len(rows)
 
     def ours() -> int:
-        return sum(len(batch.frame_ids) for page in pages.epochs(0, 1) for batch in batches.of(page))
+        return sum(len(batch.frame_ids) for page in pages.epochs(0, 1) for batch in batches.from_page(page))
 
     return {"ours": frames_per_s(ours), "zarr_python": frames_per_s(theirs)}
 
 
 def training(run: TrainingRun) -> dict[str, float]:
     """The whole two-branch head on one batch that is at hand."""
-    keep_freed_memory()
+    tune_allocator()
     frames = CachedFrames(run.cache, run.frames, aus=run.rules.aus)
     batch = next(evaluation_batches(run.cache, frames, batch_size=32))
     head = FanTransHead(head_shape(run)).train()

@@ -295,17 +295,17 @@ def cache_verify(
 
 
 @cache_app.command("collect")
-def cache_collect(
+def cache_prune(
     dataset: MaybeDataset = None,
     grace_hours: Annotated[float, typer.Option(min=0, help="What is younger stays.")] = 24.0,
 ) -> None:
     """Free dead rows, stale revisions and orphans; what a reader holds stays."""
     from pipeline.catalog import load_catalog
-    from pipeline.refresh.maintenance import collect_stores
+    from pipeline.refresh.maintenance import prune_stores
 
     catalog = load_catalog()
     for name in catalog.names(dataset):
-        for folder, done in collect_stores(catalog, name, grace_s=grace_hours * 3600).items():
+        for folder, done in prune_stores(catalog, name, grace_s=grace_hours * 3600).items():
             _say(f"{folder}: {done}")
 
 
@@ -353,7 +353,7 @@ def cache_export(
     cache = open_cache(find_cache(catalog, dataset, fingerprint))
     store: StoreReader = cache
     if crops:
-        store = CropReader(catalog.work_of(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
+        store = CropReader(catalog.work_dir(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
     for path in export_store(store, out):
         _say(str(path))
 
@@ -431,7 +431,7 @@ def report(
             together = together or folder / "figures/similarities"
             continue
         if dataset is None:
-            raise DataError(f"{name} is no run; for a set of experiments, name its --dataset")
+            raise DataError(f"{name} is not a run; for a set of experiments, name its --dataset")
         table, path = write_set_report(name, dataset=dataset, base=base, init_from=init_from)
         console.print(table.rich_table())
         _print_place(path)
@@ -457,7 +457,7 @@ def export(
 
     folder = run_folder(load_catalog(), run)
     if folder is None:
-        raise DataError(f"{run} is no run; give a folder that `fantrans train` printed")
+        raise DataError(f"{run} is not a run; pass a folder that `fantrans train` printed")
     gap = export_deployed(folder / f"fold-{part}" / DEPLOYED_NAME, out)
     _say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}; ONNX and torch differ by {gap:.1e} at most")
 
@@ -619,7 +619,7 @@ def evaluate_weights(
     from pipeline.synthetic.bank import default_bank_path
 
     catalog = load_catalog()
-    entry = catalog.weights_of(name)
+    entry = catalog.get_weights(name)
     if entry.family == "fan":
         from pipeline.faces.features import load_fan
         from pipeline.pretraining.fan import evaluate_fan

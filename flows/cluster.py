@@ -32,20 +32,20 @@ class Cluster(BaseModel):
     """Scheduler, as in tcp://10.0.0.5:8786."""
     num_workers: Annotated[int, Field(ge=1)] | None = None
     """Processes of one thread each."""
-    is_cuda: bool = False
+    cuda: bool = False
     """A process for each GPU of this machine, through dask-cuda."""
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if (self.address is not None) + (self.num_workers is not None) + self.is_cuda != 1:
-            raise ValueError("give a cluster one of address, num_workers, is_cuda")
+        if (self.address is not None) + (self.num_workers is not None) + self.cuda != 1:
+            raise ValueError("give a cluster one of address, num_workers, cuda")
         return self
 
     def task_runner(self) -> DaskTaskRunner:
         """Runs Prefect tasks there. Raises `ConfigError` if dask-cuda is needed and not there."""
         if self.address is not None:
             return DaskTaskRunner(address=self.address, client_kwargs={"timeout": _START_S})
-        if not self.is_cuda:
+        if not self.cuda:
             return DaskTaskRunner(
                 cluster_kwargs={"n_workers": self.num_workers, "threads_per_worker": 1, "dashboard_address": None}
             )
@@ -56,7 +56,7 @@ class Cluster(BaseModel):
             )
         except ImportError:
             raise ConfigError(
-                "a cluster with is_cuda needs dask-cuda, which is not there; run `pip install dask-cuda`"
+                "a cluster with cuda needs dask-cuda, which does not exist; run `pip install dask-cuda`"
             ) from None
 
 

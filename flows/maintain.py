@@ -8,7 +8,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.tasks import fantrans_flow, fantrans_task
 from pipeline.catalog import load_catalog
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.refresh import maintenance as stages
 
 
@@ -28,9 +28,9 @@ def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, A
 
 
 @fantrans_task()
-def collect_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
+def prune_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
     """A row a store: what was freed."""
-    done = stages.collect_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
+    done = stages.prune_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
     return [{"data set": dataset, "store": folder.name, "freed": str(collected)} for folder, collected in done.items()]
 
 
@@ -41,7 +41,7 @@ def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "c
     create_table_artifact(rows, key="verified-caches", description="Stores, and what is damaged in each")
     damaged = [f"{row['data set']}/{row['store']}" for row in rows if row["damaged"]]
     if damaged:
-        raise CacheError(
+        raise StoreError(
             f"{len(damaged)} of {len(rows)} stores are damaged ({', '.join(damaged)}); "
             "run `fantrans refresh` with their settings: it mends just this"
         )
@@ -50,5 +50,5 @@ def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "c
 @fantrans_flow(name="collect")
 def collect(dataset: str | None = None, grace_hours: float = 24.0) -> None:
     """Free dead rows, stale revisions and orphans of one data set or all."""
-    rows = [row for name in load_catalog().names(dataset) for row in collect_dataset(name, grace_hours=grace_hours)]
+    rows = [row for name in load_catalog().names(dataset) for row in prune_dataset(name, grace_hours=grace_hours)]
     create_table_artifact(rows, key="collected-caches", description="Stores, and what was freed in each")

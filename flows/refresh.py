@@ -80,7 +80,7 @@ def refresh_cache(
         num_views=num_views,
         limit=limit,
         device=device,
-        is_device_here=cluster is None,
+        check_device=cluster is None,
         num_workers=num_workers,
     )
     if cluster is None:

@@ -19,8 +19,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import exponential_backoff
 
-from pipeline.errors import PlaceError
-from pipeline.runtime.progress import heard_by
+from pipeline.errors import is_io_failure
+from pipeline.runtime.progress import progress_listener
 
 logger = logging.getLogger("fantrans")
 
@@ -34,13 +34,13 @@ _P = ParamSpec("_P")
 _Out = TypeVar("_Out")
 
 
-def may_pass(_task: Any, _task_run: Any, state: Any) -> bool:
+def is_transient(_task: Any, _task_run: Any, state: Any) -> bool:
     """Whether trying again can help: input and output that failed in passing; never bad input, nor a full disk."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, (OSError, PlaceError)) and error.errno not in _LASTING
+    return is_io_failure(error) and error.errno not in _LASTING
 
 
-def say_so(flow: Any, flow_run: Any, state: Any) -> None:
+def notify_webhook(flow: Any, flow_run: Any, state: Any) -> None:
     """One line to the webhook, if there is one: which run ended how, and why. Never fails the run."""
     address = os.environ.get(WEBHOOK)
     if not address:
@@ -88,7 +88,7 @@ def fantrans_task(**settings: Any) -> Callable[[Callable[_P, _Out]], Task[_P, _O
         def run(*args: _P.args, **kwargs: _P.kwargs) -> _Out:
             if logger.level == logging.NOTSET:  # on a worker; Prefect sends a logger's lines on, but sets no level
                 logger.setLevel(logging.INFO)
-            with heard_by(ProgressArtifacts()):
+            with progress_listener(ProgressArtifacts()):
                 return function(*args, **kwargs)
 
         return task(run, **_TASK | settings)
@@ -101,10 +101,10 @@ _TASK: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": exponential_backoff(10),
     "retry_jitter_factor": 0.5,
-    "retry_condition_fn": may_pass,
+    "retry_condition_fn": is_transient,
 }
 
 
 def fantrans_flow(name: str) -> Callable[[Callable[_P, _Out]], Flow[_P, _Out]]:
     """A flow whose failure is told."""
-    return flow(name=name, on_failure=[say_so], on_crashed=[say_so])
+    return flow(name=name, on_failure=[notify_webhook], on_crashed=[notify_webhook])

@@ -302,10 +302,14 @@ class FanTransHead(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
         """Maps by name (see `ConvModule`) -> logits of every branch and of the ensemble P_t (Eq. 7)."""
-        return self.answer(self.conv(features))
+        return self.forward_head(self.forward_features(features))
 
-    def answer(self, f_c_BDHW: Tensor) -> HeadOutput:
-        """The same from F_c (B, D, H, W), the output of `conv`."""
+    def forward_features(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Maps by name (see `ConvModule`) -> F_c (B, D, H/16, W/16)."""
+        return self.conv(features)
+
+    def forward_head(self, f_c_BDHW: Tensor) -> HeadOutput:
+        """F_c (B, D, H, W) -> logits of every branch and of the ensemble P_t (Eq. 7)."""
         tokens = self.embedding(f_c_BDHW)
         outputs = [trunk(tokens) for trunk in self.trunks]
         logits = tuple(

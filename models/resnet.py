@@ -13,7 +13,7 @@ from torch import Tensor, nn
 MAP_SHAPES = {"lf": (64, 64, 64)}
 """Shape (C, H, W) of the map of a 256 x 256 image."""
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB in [0, 1], as timm's weights expect it."""
 
 
@@ -28,9 +28,9 @@ class ResNet18Features(nn.Module):
 
         self.net = timm.create_model("resnet18", features_only=True, out_indices=(1,))
         self.mean = nn.Buffer(torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.deviation = nn.Buffer(torch.tensor(DEVIATION)[:, None, None], persistent=False)
+        self.std = nn.Buffer(torch.tensor(STD)[:, None, None], persistent=False)
 
     def taps(self, images: Tensor) -> dict[str, Tensor]:
         """RGB float (B, 3, 256, 256) in [0, 1] -> `lf` (B, 64, 64, 64), not negative."""
-        (lf,) = self.net((images - self.mean) / self.deviation)
+        (lf,) = self.net((images - self.mean) / self.std)
         return {"lf": lf}

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pipeline.config import ExperimentSet, PositiveInt, Settings, first_fault, load_set, read_yaml
-from pipeline.errors import CatalogError, ConfigError, WeightsError
+from pipeline.errors import CatalogError, ConfigError, WeightsError, WeightsNotFoundError
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
 
@@ -65,7 +65,7 @@ class DatasetEntry(Settings):
         return PROTOCOLS[self.protocol]
 
     def missing_folders(self) -> list[Path]:
-        """Raw folders of the layout that are not there."""
+        """Raw folders of the layout that do not exist."""
         return [folder for name in _RAW_FOLDERS[self.layout] if not (folder := self.root / name).is_dir()]
 
 
@@ -78,7 +78,9 @@ class FileEntry(Settings):
     def checked_path(self) -> Path:
         """The file, once its bytes have the catalog's sha256."""
         if not self.path.is_file():
-            raise WeightsError(f"weights {self.path} are not there; put them there or mend `path` in the catalog")
+            raise WeightsNotFoundError(
+                f"{self.path} does not exist; put the weights there or fix `path` in the catalog"
+            )
         found = file_sha256(self.path)
         if found != self.sha256:
             raise WeightsError(
@@ -146,17 +148,17 @@ class Catalog(Settings):
             raise ConfigError(f"{config or own} is one experiment and not derived from {base}; leave --base away")
         return chosen
 
-    def weights_of(self, name: str) -> WeightsEntry:
+    def get_weights(self, name: str) -> WeightsEntry:
         """Weights by name."""
         if name not in self.weights:
             raise CatalogError(f"there are no weights {name!r} in the catalog; known ones: {', '.join(self.weights)}")
         return self.weights[name]
 
-    def work_of(self, dataset: str) -> Path:
+    def work_dir(self, dataset: str) -> Path:
         """Folder of a data set's index, boxes and crops."""
         return self.roots.work / dataset
 
-    def caches_of(self, dataset: str) -> Path:
+    def cache_dir(self, dataset: str) -> Path:
         """Folder of a data set's feature caches, one folder a fingerprint."""
         return self.roots.cache / dataset
 
@@ -164,7 +166,7 @@ class Catalog(Settings):
         """Everything that `fantrans catalog check` finds wrong on disk, of one data set or all, a sentence each."""
         checked = self.datasets if dataset is None else {dataset: self.dataset(dataset)}
         found = [
-            f"data set {name!r}: {folder} is not there; {_mend_folder(name, entry)}"
+            f"data set {name!r}: {folder} does not exist; {_repair_hint(name, entry)}"
             for name, entry in checked.items()
             for folder in entry.missing_folders()
         ]
@@ -178,7 +180,7 @@ class Catalog(Settings):
         return found
 
 
-def _mend_folder(name: str, entry: DatasetEntry) -> str:
+def _repair_hint(name: str, entry: DatasetEntry) -> str:
     if entry.rendered is not None:
         return f"run `fantrans synth --dataset {name}`"
     return f"unpack the data set there, or mend `root` of {name} in the catalog or the variable that it takes"

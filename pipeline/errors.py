@@ -1,46 +1,66 @@
-"""What goes wrong for reasons a user can mend.
+"""Errors that a user can fix.
 
 Every message is one sentence: what, where, expected against found, the next command. The command line prints it and
-exits with 2; anything that is not a `FantransError` is a defect and keeps its traceback.
+exits with 2. Any exception that is not a `FantransError` is a defect and keeps its traceback. Each class also inherits
+the builtin that fits, so callers that do not know this package catch what they expect.
 """
 
 from __future__ import annotations
 
 
-class FantransError(ValueError):
-    """The family of errors that users see."""
+class FantransError(Exception):
+    """Base of all errors that users see."""
 
 
-class CatalogError(FantransError):
-    """`data_catalog.yaml` is wrong, or names something that is not there."""
+class CatalogError(FantransError, ValueError):
+    """`data_catalog.yaml` is wrong, or lacks the name that was asked for."""
 
 
-class ConfigError(FantransError):
-    """An experiment's settings are wrong."""
+class ConfigError(FantransError, ValueError):
+    """An experiment's settings are wrong, or name what this machine lacks."""
 
 
-class DataError(FantransError):
-    """Raw data, a table or a crop is not as its format says."""
+class DataError(FantransError, ValueError):
+    """Raw data, a table or a run is not as its format says."""
 
 
-class CacheError(FantransError):
-    """A feature cache cannot be written or read."""
+class DataNotFoundError(DataError, FileNotFoundError):
+    """Raw data, a table or a run is missing."""
 
 
-class TrainingError(FantransError):
+class StoreError(FantransError, ValueError):
+    """A store of crops or features cannot be written or read."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store, or no finished revision, or no shard where one was asked for."""
+
+
+class TrainingError(FantransError, RuntimeError):
     """A head cannot learn with its settings."""
 
 
-class PlaceError(FantransError):
-    """A file cannot be written where it belongs; `errno` is the system's word for why, if it had one."""
+class WeightsError(FantransError, ValueError):
+    """Weights are damaged or belong to another network."""
+
+
+class WeightsNotFoundError(WeightsError, FileNotFoundError):
+    """A file of weights is missing."""
+
+
+class WriteError(FantransError, OSError):
+    """A file cannot be written; `errno` is the operating system's code for the reason, None if there is none."""
 
     def __init__(self, message: str, errno: int | None = None) -> None:
-        super().__init__(message, errno)
-        self.errno = errno
+        super().__init__(errno, message)
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[type[WriteError], tuple[str, int | None]]:
+        return type(self), (str(self), self.errno)
 
 
-class WeightsError(FantransError):
-    """Weights are missing, damaged, or of another network."""
+def is_io_failure(error: BaseException) -> bool:
+    """Whether input or output itself failed (a full disk, a lost share), in contrast to a file that does not exist."""
+    return isinstance(error, WriteError) or (isinstance(error, OSError) and not isinstance(error, FantransError))

@@ -28,7 +28,7 @@ def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     return {
         "kind": "boxes",
         "version": FORMAT_VERSION,
-        "detector": {**detector, **_weights(catalog.weights_of(settings.detector.weights))},
+        "detector": {**detector, **_weights(catalog.get_weights(settings.detector.weights))},
     }
 
 
@@ -40,10 +40,10 @@ def crops_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
 def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     """Everything that decides the values of cached features, given the frames."""
     features = settings.features.model_dump(exclude={"weights"})
-    entry = catalog.weights_of(settings.features.weights)
-    features["shapes"] = {name: list(shape) for name, shape in map_shapes_of(entry).items()}
+    entry = catalog.get_weights(settings.features.weights)
+    features["shapes"] = {name: list(shape) for name, shape in map_shapes(entry).items()}
     if settings.features.profile == "compact":
-        features["codec"] = {"sha256": codec_of(settings, catalog).sha256}
+        features["codec"] = {"sha256": codec_file(settings, catalog).sha256}
     return {
         **crops_document(settings, catalog),
         "kind": "features",
@@ -52,7 +52,7 @@ def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     }
 
 
-def map_shapes_of(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
+def map_shapes(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
     """Shape (C, H, W) of each map that a network gives; `ConfigError` for one that gives none."""
     if entry.family == "resnet18":
         return resnet.MAP_SHAPES
@@ -64,10 +64,10 @@ def map_shapes_of(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
     return fan.map_shapes(entry.width)
 
 
-def codec_of(settings: CacheConfig, catalog: Catalog) -> FileEntry:
+def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:
     """The file with the basis of the profile compact; `ConfigError` if the catalog names none for this FAN."""
     name = settings.features.weights
-    entry = catalog.weights_of(name)
+    entry = catalog.get_weights(name)
     if entry.family != "fan":
         raise ConfigError(
             f"the profile compact is made for a FAN's maps, and {name} is a {entry.family}; set "

@@ -36,7 +36,7 @@ class Protocol:
     min_positive_intensity: int | None = None
     bad_frames: Mapping[str, tuple[tuple[int, int], ...]]
 
-    def part_of(self, subject: str) -> str:
+    def get_part(self, subject: str) -> str:
         """Part of a subject; a `DataError` for somebody the protocol does not know."""
         if self.assigns_by_number:
             number = re.search(r"(\d+)$", subject)

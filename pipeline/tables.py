@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically
 
 logger = logging.getLogger("fantrans")
@@ -65,7 +65,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.DataFrame:
     """Read a Parquet table that must have `columns`; `made_by` is the command that makes it anew."""
     if not path.is_file():
-        raise DataError(f"{path} is not there; run `{made_by}` to make it")
+        raise DataNotFoundError(f"{path} does not exist; run `{made_by}` to make it")
     table = _parquet(path)
     if table is None:
         raise DataError(f"{path} is damaged; delete it, and run `{made_by}` to make it anew")
@@ -75,8 +75,8 @@ def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.Data
     return table
 
 
-def read_table_if_whole(path: Path) -> pd.DataFrame | None:
-    """Read a Parquet table that is made anew if it is not there, or damaged, which is said."""
+def read_table_if_intact(path: Path) -> pd.DataFrame | None:
+    """Read a Parquet table that is made anew if it does not exist, or damaged, which is said."""
     if not path.is_file():
         return None
     table = _parquet(path)
@@ -99,7 +99,7 @@ def _parquet(path: Path) -> pd.DataFrame | None:
 def read_record(path: Path, *, keys: tuple[str, ...], made_by: str) -> dict[str, Any]:
     """Read a JSON file that must have `keys`; `made_by` is the command that makes it anew."""
     if not path.is_file():
-        raise DataError(f"{path} is not there; run `{made_by}` to make it")
+        raise DataNotFoundError(f"{path} does not exist; run `{made_by}` to make it")
     try:
         record = json.loads(path.read_bytes())
     except ValueError:

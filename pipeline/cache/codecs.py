@@ -24,7 +24,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.config import Profile
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.store.shards import ArraySpec
 
 MAPS = ("lf", "h1", "h2")
@@ -171,7 +171,7 @@ class Codec:
 def make_codec(profile: Profile, shapes: Shapes, *, basis: bytes | None = None) -> Codec:
     """The codec of a profile; `compact` needs the bytes of a basis file (see `pipeline.refresh.fit_codec`).
 
-    Raises `CacheError` for a file that holds no basis of these maps.
+    Raises `StoreError` for a file that holds no basis of these maps.
     """
     if profile != "compact":
         return Codec(profile=profile, shapes=shapes, bases={})
@@ -183,12 +183,12 @@ def make_codec(profile: Profile, shapes: Shapes, *, basis: bytes | None = None) 
             for name in COMPACT_MAPS
         }
     except (SafetensorError, KeyError) as error:
-        raise CacheError(
+        raise StoreError(
             f"the codec's file holds no basis ({error}); fit one with `fantrans weights fit-codec`"
         ) from None
     widths = {len(each.channel_rms) for each in bases.values()}
     if widths != {shapes["lf"][0]}:
-        raise CacheError(
+        raise StoreError(
             f"the codec's basis is of maps with {max(widths)} channels, expected {shapes['lf'][0]}; "
             "name the FAN's own codec in the catalog"
         )

@@ -23,7 +23,7 @@ from pipeline.datasets.sources import SOURCE_COLUMNS, source_hashes
 from pipeline.errors import DataError
 from pipeline.faces.geometry import crop_affine, cut_crop
 from pipeline.faces.views import crop_side_px
-from pipeline.runtime.progress import Step, no_step
+from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.store.fingerprint import canonical_json
 from pipeline.store.plan import Plan, Unit
 from pipeline.store.reader import StoreReader
@@ -95,7 +95,7 @@ def refresh_crops(
     settings: CropConfig,
     format: StoreFormat,
     provenance: Mapping[str, Any] = MappingProxyType({}),
-    step: Step = no_step,
+    step: ProgressCallback = no_progress,
 ) -> CropReader:
     """Bring the crops of `frames` up to date and return a reader of the newest revision.
 
@@ -108,8 +108,8 @@ def refresh_crops(
     with open_writer(folder, format) as writer:
         plan = writer.plan(_wanted(frames, boxes, images_root, folder), [_ROOT_GROUP])
         box_of = dict(zip(boxes["frame_id"], boxes[_BOX].to_numpy(), strict=True))
-        rows_of = {unit: plan.rows_of(unit.block) for unit in plan.units}
-        ids_of = {unit: rows["frame_id"].tolist() for unit, rows in rows_of.items()}
+        rows_in = {unit: plan.rows_in(unit.block) for unit in plan.units}
+        ids_of = {unit: rows["frame_id"].tolist() for unit, rows in rows_in.items()}
         unit_of = {frame_id: unit for unit, frame_ids in ids_of.items() for frame_id in frame_ids}
         todo = frames[frames["frame_id"].isin(unit_of.keys())]
         todo_ids = todo["frame_id"].tolist()
@@ -122,7 +122,7 @@ def refresh_crops(
             if len(cuts) == len(ids_of[unit]):
                 in_order = [cuts[frame_id] for frame_id in ids_of[unit]]
                 is_present = np.array([cut is not None for cut in in_order])
-                writer.write_unit(unit, rows_of[unit], _stacked(in_order, format.arrays), is_present=is_present)
+                writer.write_unit(unit, rows_in[unit], _stacked(in_order, format.arrays), is_present=is_present)
                 del coming[unit]
             step(1)
         writer.publish(plan, provenance=provenance, absent_as={"status": Status.UNREADABLE.value})

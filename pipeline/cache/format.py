@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.codecs import Codec, make_codec
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.store.fingerprint import canonical_json
 from pipeline.store.revisions import read_fingerprint
 from pipeline.store.shards import ArraySpec
@@ -55,7 +55,7 @@ def features_format(document: Mapping[str, Any], codec: Codec, *, block_rows: in
 
 
 def codec_in(folder: Path) -> Codec:
-    """The codec of a cache folder; `CacheError` if the file of its basis is missing or damaged."""
+    """The codec of a cache folder; `StoreError` if the file of its basis is missing or damaged."""
     features = read_fingerprint(folder)["features"]
     shapes = {name: tuple(shape) for name, shape in features["shapes"].items()}
     if "codec" not in features:
@@ -63,7 +63,7 @@ def codec_in(folder: Path) -> Codec:
     path = folder / CODEC_NAME
     basis = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(basis).hexdigest() != features["codec"]["sha256"]:
-        raise CacheError(f"{path} is missing or damaged; run `fantrans refresh` to put it back")
+        raise StoreError(f"{path} is missing or damaged; run `fantrans refresh` to put it back")
     return make_codec(features["profile"], shapes, basis=basis)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cache.format import CODEC_NAME
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
 from pipeline.store.plan import NO_ROW
 from pipeline.store.reader import StoreReader
@@ -96,21 +96,21 @@ def import_hdf5(
     """Make the store that the files of `export_hdf5` hold, below the root of its kind; returns a reader of it.
 
     make_format: from fingerprint document, basis and rows of a block to the store's format. Frames that a store there
-    has already are kept. Raises `CacheError` for files of different stores, another schema, or none.
+    has already are kept. Raises `StoreError` for files of different stores, another schema, or none.
     """
     if not paths:
-        raise CacheError("there is no .h5 file to import; name the files that `fantrans cache export` wrote")
+        raise StoreError("there is no .h5 file to import; name the files that `fantrans cache export` wrote")
     files = [h5py.File(path, "r") for path in paths]
     try:
         first = files[0]
         for path, file in zip(paths, files, strict=True):
             if file.attrs.get("schema") != SCHEMA:
-                raise CacheError(
+                raise StoreError(
                     f"{path} is of schema {file.attrs.get('schema')}, this version imports {SCHEMA}; "
                     "export it again with the version that reads its cache"
                 )
             if file.attrs["document"] != first.attrs["document"]:
-                raise CacheError(f"{path} and {paths[0]} are of caches with different settings; import them one by one")
+                raise StoreError(f"{path} and {paths[0]} are of caches with different settings; import them one by one")
         document = json.loads(first.attrs["document"])
         manifest = json.loads(first.attrs["manifest"])
         basis = first["codec"][()].tobytes() if "codec" in first else None
@@ -139,7 +139,7 @@ def _write_store(
             write_bytes_atomically(folder / CODEC_NAME, basis)
         plan = writer.plan(wanted, manifest["groups"])
         for unit in plan.units:
-            rows = plan.rows_of(unit.block)
+            rows = plan.rows_in(unit.block)
             values = {spec.name: np.empty((len(rows), *spec.row_shape), spec.dtype) for spec in format.arrays}
             for i, name in enumerate(rows["frame_id"]):
                 number, position = place[name]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.cache.codecs import Codec
 from pipeline.cache.format import codec_in, view_group
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.store.fingerprint import fingerprint
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ArraySpec
@@ -19,11 +19,11 @@ from pipeline.store.shards import ArraySpec
 def open_cache(folder: Path, *, revision: int | None = None) -> CacheReader:
     """Pin a cache's newest revision, or the given one.
 
-    Raises `CacheError`, one sentence, if `folder` holds no cache, or no such revision.
+    Raises `StoreError`, one sentence, if `folder` holds no cache, or no such revision.
     """
     cache = CacheReader(folder, revision=revision)
     if cache.document.get("kind") != "features":
-        raise CacheError(f"{folder} holds {cache.document.get('kind')}, not features; give a folder of the cache root")
+        raise StoreError(f"{folder} holds {cache.document.get('kind')}, not features; give a folder of the cache root")
     return cache
 
 
@@ -42,7 +42,7 @@ class CacheReader(StoreReader):
 
     @cached_property
     def codec(self) -> Codec:
-        """How rows are encoded; `CacheError` if the file of its basis is missing or damaged."""
+        """How rows are encoded; `StoreError` if the file of its basis is missing or damaged."""
         return codec_in(self.folder)
 
     @property
@@ -70,10 +70,10 @@ class CacheReader(StoreReader):
     ) -> dict[str, np.ndarray]:
         """Stored arrays (n, *row_shape) by name, in the order of `rows`; fills and returns `out` if given.
 
-        `codec.decode` turns them into a head's input. Raises `CacheError` for a view that is not there and for damage.
+        `codec.decode` turns them into a head's input. Raises `StoreError` for an unknown view and for damage.
         """
         if view not in range(self.num_views):
-            raise CacheError(
+            raise StoreError(
                 f"{self.folder} has views 0 to {self.num_views - 1} in revision {self.revision}, not {view}; "
                 f"run `fantrans refresh` with --views {view + 1}"
             )

@@ -27,8 +27,8 @@ from pipeline.errors import DataError
 from pipeline.faces.views import render_view, view_params
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.executors import outcome, outcomes, raise_failures
-from pipeline.runtime.prefetch import ahead
-from pipeline.runtime.progress import Step, no_step
+from pipeline.runtime.prefetch import prefetch_map
+from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.store.plan import NO_ROW, Plan, Unit
 from pipeline.store.reader import readable_rows
 from pipeline.store.revisions import shard_path
@@ -92,7 +92,7 @@ class UnitSource:
 
     def computed(self, tasks: Iterable[UnitTask]) -> Iterator[tuple[UnitTask, UnitValues | Exception]]:
         """Each task's values or error, in order; inputs are read and rendered ahead. A block's tasks lie together."""
-        for task, read in ahead(self.inputs.of, tasks, num_threads=self._num_threads):
+        for task, read in prefetch_map(self.inputs.of, tasks, num_threads=self._num_threads):
             yield task, outcome(partial(self._values, read))
 
     def staged(self, tasks: Iterable[UnitTask]) -> Iterator[tuple[UnitTask, StagedUnit | Exception]]:
@@ -101,7 +101,7 @@ class UnitSource:
         Written behind what is computed, so that a GPU waits neither for its inputs nor for the disk.
         """
         computed = self.computed(tasks)
-        for (task, _), staged in ahead(self._staged, computed, num_threads=self._num_threads, drop=_discard):
+        for (task, _), staged in prefetch_map(self._staged, computed, num_threads=self._num_threads, drop=_discard):
             yield task, outcome(staged.result)
 
     def _staged(self, computed: tuple[UnitTask, UnitValues | Exception]) -> StagedUnit | Exception:
@@ -238,14 +238,14 @@ def refresh(
     exact: Path | None = None,
     executor: Executor | None = None,
     provenance: Mapping[str, Any] = MappingProxyType({}),
-    step: Step = no_step,
+    step: ProgressCallback = no_progress,
 ) -> CacheReader:
     """Bring the cache of `format` below `root` up to date, and return a reader of its newest revision.
 
     frames: frame_id, part. A frame is computed if it is new, if its image or box changed, if its shard is damaged, or
     for views that it lacks. A killed refresh goes on where it was; one that finds nothing to do publishes nothing. With
     an executor, its workers compute and stage whole blocks and this process publishes them; the bytes are the same.
-    `step` is told of views of frames as they are done. Raises `CacheError` if another process writes this cache, and,
+    `step` is told of views of frames as they are done. Raises `StoreError` if another process writes this cache, and,
     once all other blocks are done, for blocks that failed: then nothing is published, and what is done is kept.
     """
     folder = format.folder_in(root)
@@ -253,10 +253,10 @@ def refresh(
         if basis is not None and not _holds(folder / CODEC_NAME, basis):
             write_bytes_atomically(folder / CODEC_NAME, basis)
         plan = writer.plan(_wanted(frames, crops.listed), view_groups(views))
-        rows_of = {block: plan.rows_of(block) for block in {unit.block for unit in plan.units}}
+        rows_in = {block: plan.rows_in(block) for block in {unit.block for unit in plan.units}}
         blocks: dict[int, list[UnitTask]] = {}
         for unit in plan.units:
-            blocks.setdefault(unit.block, []).append(UnitTask(unit, rows_of[unit.block], unit in writer.damaged))
+            blocks.setdefault(unit.block, []).append(UnitTask(unit, rows_in[unit.block], unit in writer.damaged))
         source = UnitSource(
             folder=folder,
             arrays=format.arrays,
@@ -275,7 +275,7 @@ def refresh(
             failed = _write_by_workers(writer, source, blocks, executor, step)
         raise_failures(failed, num_all=len(blocks), what=f"blocks of {folder}")
         used = {"folder": crops.folder.name, "revision": crops.revision}
-        fidelity = stated_fidelity(folder, codec, plan, format.document)
+        fidelity = measured_fidelity(folder, codec, plan, format.document)
         writer.publish(plan, provenance={**provenance, "crops": used, "fidelity": fidelity})
     return open_cache(folder)
 
@@ -285,7 +285,7 @@ def view_groups(views: ViewConfig) -> list[str]:
     return [view_group(view) for view in range(views.num_views)]
 
 
-def stated_fidelity(folder: Path, codec: Codec, plan: Plan, document: Mapping[str, Any]) -> dict[str, Any]:
+def measured_fidelity(folder: Path, codec: Codec, plan: Plan, document: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says of a lossy profile: the mean relative L2 error a map over up to 256 of its frames, clean.
 
     And, where it was measured for this FAN (`benchmarks/fidelity.py`), what the profile costs in F1.
@@ -331,12 +331,14 @@ def _holds(path: Path, data: bytes) -> bool:
 _Blocks = Mapping[int, list[UnitTask]]
 
 
-def _write_here(writer: StoreWriter, source: UnitSource, blocks: _Blocks, step: Step) -> dict[str, Exception]:
+def _write_here(
+    writer: StoreWriter, source: UnitSource, blocks: _Blocks, step: ProgressCallback
+) -> dict[str, Exception]:
     """Returns the blocks that failed, by name."""
     failed: dict[str, Exception] = {}
     last_of = {tasks[-1].unit for tasks in blocks.values()}
     tasks = (task for tasks in blocks.values() for task in tasks)
-    for (task, unit), committed in ahead(partial(_commit, writer), source.staged(tasks), num_threads=1):
+    for (task, unit), committed in prefetch_map(partial(_commit, writer), source.staged(tasks), num_threads=1):
         committed.result()
         if isinstance(unit, Exception):
             failed[_name(task.unit.block)] = unit
@@ -356,7 +358,7 @@ def _discard(staged: StagedUnit | Exception) -> None:
 
 
 def _write_by_workers(
-    writer: StoreWriter, source: UnitSource, blocks: _Blocks, executor: Executor, step: Step
+    writer: StoreWriter, source: UnitSource, blocks: _Blocks, executor: Executor, step: ProgressCallback
 ) -> dict[str, Exception]:
     """A block's tasks go to one worker, which stages its shards; this process alone gives them their names."""
     failed: dict[str, Exception] = {}

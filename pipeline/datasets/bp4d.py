@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.datasets.codes import read_codes
-from pipeline.errors import DataError
+from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import Protocol, presence_from_occurrence
 from pipeline.tables import UNKNOWN, au_column
 
@@ -26,7 +26,7 @@ def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
     """One row a coded frame, without its part; `source_file` is empty where the coded frame has no image."""
     sequences = [_sequence_columns(path, root, rules) for path in sorted((root / CODES).glob("*.csv"))]
     if not sequences:
-        raise DataError(f"{root / CODES} holds no {{subject}}_{{task}}.csv; expected BP4D's occurrence codes there")
+        raise DataNotFoundError(f"{root / CODES} has no {{subject}}_{{task}}.csv; expected BP4D's occurrence codes")
     return pd.DataFrame({name: np.concatenate([columns[name] for columns in sequences]) for name in sequences[0]})
 
 

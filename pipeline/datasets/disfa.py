@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.datasets.codes import read_codes
-from pipeline.errors import DataError
+from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import Protocol, presence_from_intensity
 from pipeline.tables import au_column, intensity_column
 
@@ -29,7 +29,7 @@ def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
     """One row a coded frame, without its part; `source_file` is empty where the subject has no video."""
     folders = sorted(folder for folder in (root / LABELS).glob("*") if folder.is_dir())
     if not folders:
-        raise DataError(f"{root / LABELS} holds no subject's folder; expected DISFA's intensity labels there")
+        raise DataNotFoundError(f"{root / LABELS} holds no subject's folder; expected DISFA's intensity labels there")
     return pd.concat([_subject_rows(folder, root, rules) for folder in folders], ignore_index=True)
 
 
@@ -63,7 +63,9 @@ def _subject_rows(folder: Path, root: Path, rules: Protocol) -> pd.DataFrame:
 def _intensities(path: Path, au: int) -> pd.Series:
     """Intensities by 1-based frame, named by the AU."""
     if not path.is_file():
-        raise DataError(f"{path} is not there; DISFA has one such file for each of AU {', '.join(map(str, CODED_AUS))}")
+        raise DataNotFoundError(
+            f"{path} does not exist; DISFA has one such file per AU: {', '.join(map(str, CODED_AUS))}"
+        )
     lines = read_codes(path, names=["frame", au])
     if lines["frame"].duplicated().any():
         raise DataError(f"{path} codes a frame twice; remove one of the lines")

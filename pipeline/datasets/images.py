@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.prefetch import prefetch_map
 
 _NUM_THREADS = max(4, os.cpu_count() or 1)
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -30,7 +30,7 @@ def read_frames(root: Path, frames: pd.DataFrame) -> Iterator[tuple[int, np.ndar
     numbers = frames["source_frame"].to_numpy()
     is_image = numbers < 0
     paths = ((position, root / files[position]) for position in np.flatnonzero(is_image).tolist())
-    for (position, _), image in ahead(lambda item: read_image(item[1]), paths, num_threads=_NUM_THREADS):
+    for (position, _), image in prefetch_map(lambda item: read_image(item[1]), paths, num_threads=_NUM_THREADS):
         yield position, image.result()
     for file in pd.unique(files[~is_image]):
         positions = np.flatnonzero(~is_image & (files == file))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.catalog import DatasetEntry
 from pipeline.datasets import bp4d, disfa
-from pipeline.errors import DataError
+from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import PARTS, Protocol
 from pipeline.tables import FRAME_COLUMNS, UNKNOWN, au_column, read_table, write_table
 
@@ -28,7 +28,7 @@ def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFra
     """
     missing = entry.missing_folders()
     if missing:
-        raise DataError(f"{missing[0]} is not there; run `fantrans catalog check` to see what each data set lacks")
+        raise DataNotFoundError(f"{missing[0]} does not exist; run `fantrans catalog check` to see what is missing")
     rules = entry.rules
     rows = _INDEX_ROWS[entry.layout](entry.root, rules)
     is_bad = [rules.is_bad_frame(s, f) for s, f in zip(rows["subject"], rows["frame"], strict=True)]
@@ -38,8 +38,8 @@ def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFra
             f"none of the {len(rows):,} coded frames in {entry.root} has its image or video; expected "
             f"{entry.root / SOURCES[entry.layout]}"
         )
-    part_of = {subject: rules.part_of(subject) for subject in rows["subject"].unique()}
-    rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(part_of))
+    get_part = {subject: rules.get_part(subject) for subject in rows["subject"].unique()}
+    rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(get_part))
     rows = rows.sort_values(["subject", "task", "frame"], ignore_index=True)
     if limit is not None and limit < len(rows):
         rows = rows.sample(limit, random_state=0).sort_index().reset_index(drop=True)

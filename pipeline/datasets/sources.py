@@ -17,7 +17,7 @@ _NAMES_A_TASK = 256
 
 
 def source_hashes(root: Path, files: pd.Series, *, known: pd.DataFrame | None, num_threads: int = 4) -> pd.DataFrame:
-    """Size, time of change and sha256 of each distinct file, by `source_file`; -1, -1 and "" for one that is not there.
+    """Size, time of change and sha256 of each distinct file, by `source_file`; -1, -1 and "" for a missing one.
 
     A file whose size and time are those in `known` (with `SOURCE_COLUMNS`) is taken to have the hash it had; all others
     are read. What decides reuse is the hash; size and time only save reading.

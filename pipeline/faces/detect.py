@@ -18,7 +18,7 @@ from pipeline.datasets.images import read_frames
 from pipeline.errors import WeightsError
 from pipeline.faces.weights import load_weights
 from pipeline.runtime.device import map_batches
-from pipeline.runtime.progress import Step, no_step
+from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.tables import BOX_COLUMNS, Status
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load_detector(entry: WeightsEntry, device: torch.device) -> RetinaFace:
             f"weights {entry.path} are of the family {entry.family!r}; a detector needs one of {', '.join(BACKBONES)}"
         )
     detector = RetinaFace(BACKBONES[entry.family])
-    load_weights(detector, entry, whose=entry.family, mend="`family` or `path`")
+    load_weights(detector, entry, whose=entry.family, fix="`family` or `path`")
     return detector.eval().to(device).to(memory_format=torch.channels_last)
 
 
@@ -55,7 +55,7 @@ def detect_frames(
     device: torch.device,
     batch_size: int = 8,
     done: pd.DataFrame | None = None,
-    step: Step = no_step,
+    step: ProgressCallback = no_progress,
 ) -> pd.DataFrame:
     """`BOX_COLUMNS`, a row a frame in the order of `frames`: the best-scoring face in full-frame px, score, points.
 
@@ -92,7 +92,7 @@ _Batch = tuple[list[int], list[np.ndarray]]
 _FacesOfFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _batches(root: Path, frames: pd.DataFrame, batch_size: int, step: Step) -> Iterator[_Batch]:
+def _batches(root: Path, frames: pd.DataFrame, batch_size: int, step: ProgressCallback) -> Iterator[_Batch]:
     """The readable images of a table in batches of one size; `step` is told of those that are not."""
     waiting: dict[tuple[int, ...], _Batch] = {}
     for position, image in read_frames(root, frames):

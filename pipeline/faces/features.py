@@ -49,7 +49,7 @@ def load_resnet18(entry: WeightsEntry, device: torch.device | str) -> ResNet18Fe
     Raises `WeightsError` as `load_fan` does.
     """
     network = ResNet18Features()
-    load_weights(network.net, entry, whose="timm's resnet18", mend="`path`", skips_others=True)
+    load_weights(network.net, entry, whose="timm's resnet18", fix="`path`", skips_others=True)
     return frozen(network, device)
 
 
@@ -68,7 +68,7 @@ def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
         fan,
         entry,
         whose=f"a FAN of width {entry.width} with {entry.num_stacks} stacks",
-        mend="`width`, `num_stacks` or `path`",
+        fix="`width`, `num_stacks` or `path`",
     )
     return frozen(fan, device)
 

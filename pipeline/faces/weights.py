@@ -10,11 +10,11 @@ from pipeline.catalog import WeightsEntry
 from pipeline.errors import WeightsError
 
 
-def load_weights(network: nn.Module, entry: WeightsEntry, *, whose: str, mend: str, skips_others: bool = False) -> None:
+def load_weights(network: nn.Module, entry: WeightsEntry, *, whose: str, fix: str, skips_others: bool = False) -> None:
     """Load the entry's file into `network`, which needs all of its own keys; others only if told to skip them.
 
     Raises `WeightsError` for weights that are missing, changed, or of another network: not those of `whose`, so
-    `mend` in the catalog.
+    `fix` in the catalog.
     """
     path = entry.checked_path()
     try:
@@ -24,4 +24,4 @@ def load_weights(network: nn.Module, entry: WeightsEntry, *, whose: str, mend: s
         network.load_state_dict(found)
     except (RuntimeError, SafetensorError) as error:
         fault = " ".join(str(error).split())[:200]
-        raise WeightsError(f"weights {path} are not those of {whose}: {fault}; mend {mend} in the catalog") from None
+        raise WeightsError(f"weights {path} are not those of {whose}: {fault}; fix {fix} in the catalog") from None

@@ -261,7 +261,7 @@ def augmented(pool: FacePool, index: int, rng: np.random.Generator, *, size_px: 
     if size_px != INPUT_SIZE_PX:
         crop = cv2.resize(crop, (size_px, size_px), interpolation=cv2.INTER_AREA)
         landmarks = (landmarks + 0.5) * size_px / INPUT_SIZE_PX - 0.5
-    return _spoilt(_occluded(crop, pool, rng), rng), landmarks
+    return _degrade(_occluded(crop, pool, rng), rng), landmarks
 
 
 def _occluded(crop: np.ndarray, pool: FacePool, rng: np.random.Generator) -> np.ndarray:
@@ -292,7 +292,7 @@ def _patch(size: int, pool: FacePool, rng: np.random.Generator) -> np.ndarray:
     return cv2.resize(rng.integers(0, 256, (*cells, 3), dtype=np.uint8), (size, size))
 
 
-def _spoilt(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _degrade(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """`crop` with another sharpness, light, colour, noise and JPEG quality."""
     size = len(crop)
     if rng.random() < 0.25:  # a small face in the frame, or a poor lens

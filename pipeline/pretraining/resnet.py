@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.resnet import DEVIATION, MEAN
+from models.resnet import MEAN, STD
 from pipeline.config import PositiveFloat, PositiveInt, Settings
 from pipeline.pretraining.fan import AUGMENTATION, FacePool, augmented
 from pipeline.runtime.atomic import write_bytes_atomically
@@ -49,7 +49,7 @@ def exemplar_batch(pool: FacePool, settings: ResNetTraining, step: int) -> tuple
     faces = rng.integers(len(pool), size=settings.batch_size)
     crops = np.stack([augmented(pool, int(face), rng, size_px=settings.size_px)[0] for face in faces])
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last), torch.from_numpy(faces)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pipeline.cache import crops
 from pipeline.cache.writer import plan_refresh
-from pipeline.refresh.job import RefreshJob, crops_format_of, exact_beside, features_of, seconds_for
+from pipeline.refresh.job import RefreshJob, crop_format, feature_storage, find_exact_cache, seconds_for
 from pipeline.refresh.stages import index_layout, known_boxes
 from pipeline.store.plan import Plan
 from pipeline.store.revisions import load_revision
 from pipeline.store.writer import StoreFormat
-from pipeline.tables import BOX_COLUMNS, Status, read_table_if_whole
+from pipeline.tables import BOX_COLUMNS, Status, read_table_if_intact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +55,19 @@ def plan_job(job: RefreshJob) -> list[StagePlan]:
         )
     )
     boxes = table[["frame_id"]].merge(found, on="frame_id", how="left")
-    filled = read_table_if_whole(job.boxes_path)
+    filled = read_table_if_intact(job.boxes_path)
     if filled is not None:  # gaps that were filled stay filled
         filled = filled[list(BOX_COLUMNS)]
         filled = filled[(filled["status"] == Status.INTERPOLATED) & filled["frame_id"].isin(found["frame_id"])]
         boxes = filled.set_index("frame_id").combine_first(boxes.set_index("frame_id")).reindex(boxes["frame_id"])
         boxes = boxes.reset_index()
     boxes["status"] = boxes["status"].fillna(Status.OK.value)
-    cut = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=crops_format_of(job))
+    cut = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=crop_format(job))
     plans.append(_stage_plan("crop", cut, seconds=seconds_for(job, "crop", cut.num_computed)))
-    features, root = features_of(job), job.catalog.caches_of(job.dataset)
+    features, root = feature_storage(job), job.catalog.cache_dir(job.dataset)
     extracted = plan_refresh(root, table, cut.index, format=features.format, views=job.config.views)
-    num_images = sum(len(extracted.rows_of(unit.block)) for unit in extracted.units)
-    stage = "extract" if exact_beside(job) is None else "encode"
+    num_images = sum(len(extracted.rows_in(unit.block)) for unit in extracted.units)
+    stage = "extract" if find_exact_cache(job) is None else "encode"
     num_bytes = round(extracted.num_bytes * _packing(features.format.folder_in(root), features.format))
     plans.append(_stage_plan(stage, extracted, seconds=seconds_for(job, stage, num_images), num_bytes=num_bytes))
     return plans

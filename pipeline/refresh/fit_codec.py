@@ -19,7 +19,7 @@ from pipeline.cache.statistics import codec_moments
 from pipeline.cache.writer import refresh
 from pipeline.datasets import index as frames
 from pipeline.errors import DataError
-from pipeline.refresh.job import RefreshJob, crop_reader, exact_beside, features_of, make_extractor
+from pipeline.refresh.job import RefreshJob, crop_reader, feature_storage, find_exact_cache, make_extractor
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.progress import track
 from pipeline.store.plan import NO_ROW
@@ -44,7 +44,7 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
     exact = replace(job, config=job.config.model_copy(update={"features": features, "views": views}))
     table, crops = frames.read_index(job.work, dataset=job.dataset), crop_reader(job)
     sample = sample_frames(table, crops.listed, num_frames=num_frames)
-    stored = features_of(exact)
+    stored = feature_storage(exact)
     with track("extract a sample", total=len(sample) * NUM_VIEWS, unit="views") as step:
         cache = refresh(
             job.work / "codec-sample",
@@ -55,14 +55,14 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
             codec=stored.codec,
             views=views,
             view_px=job.config.crop.size_px,
-            exact=exact_beside(job),
+            exact=find_exact_cache(job),
             step=step,
         )
     tensors = fit_basis(cache)
     names = sorted(cache.index["frame_id"])
     record: dict[str, object] = {
         "dataset": job.dataset,
-        "fan_sha256": job.catalog.weights_of(features.weights).sha256,
+        "fan_sha256": job.catalog.get_weights(features.weights).sha256,
         "num_views": NUM_VIEWS,
         "frames": names,
     }

@@ -50,7 +50,7 @@ class RefreshJob:
     @property
     def work(self) -> Path:
         """Folder of the data set's index, boxes and crops."""
-        return self.catalog.work_of(self.dataset)
+        return self.catalog.work_dir(self.dataset)
 
     @property
     def boxes_path(self) -> Path:
@@ -68,12 +68,12 @@ def prepare_refresh(
     num_views: int | None = None,
     limit: int | None = None,
     device: str = "cpu",
-    is_device_here: bool = True,
+    check_device: bool = True,
     num_workers: int = 1,
 ) -> RefreshJob:
     """Settings of a refresh: those of the experiments (default: the data set's own), with what the caller overrides.
 
-    config, base: see `Catalog.experiments_of`; a set whose variants need several caches is refused. `is_device_here`:
+    config, base: see `Catalog.experiments_of`; a set whose variants need several caches is refused. `check_device`:
     whether this machine must have the device; a cluster's workers may have it.
     """
     catalog = load_catalog()
@@ -83,13 +83,13 @@ def prepare_refresh(
         document["features"]["profile"] = profile
     if num_views is not None:
         document["views"]["num_views"] = num_views
-    if is_device_here:
+    if check_device:
         checked_device(device)
     try:
         cache = CacheConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(first_fault(error)) from None
-    catalog.weights_of(cache.detector.weights)
+    catalog.get_weights(cache.detector.weights)
     fingerprint.cache_document(cache, catalog)  # refuses weights that have no features, or not of this profile
     return RefreshJob(
         dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device, num_workers=num_workers
@@ -104,40 +104,40 @@ class Features(NamedTuple):
     basis: bytes | None
 
 
-def features_of(job: RefreshJob) -> Features:
+def feature_storage(job: RefreshJob) -> Features:
     """The format and codec of the job's cache, with the basis that the catalog names for its FAN."""
     settings = job.config.features
-    shapes = fingerprint.map_shapes_of(job.catalog.weights_of(settings.weights))
-    file = fingerprint.codec_of(job.config, job.catalog) if settings.profile == "compact" else None
+    shapes = fingerprint.map_shapes(job.catalog.get_weights(settings.weights))
+    file = fingerprint.codec_file(job.config, job.catalog) if settings.profile == "compact" else None
     basis = None if file is None else file.checked_path().read_bytes()
     codec = make_codec(settings.profile, shapes, basis=basis)
     return Features(features_format(fingerprint.cache_document(job.config, job.catalog), codec), codec, basis)
 
 
-def crops_format_of(job: RefreshJob) -> StoreFormat:
+def crop_format(job: RefreshJob) -> StoreFormat:
     """The format of the job's crops."""
     return crops.crops_format(fingerprint.crops_document(job.config, job.catalog), job.config.crop)
 
 
 def crop_reader(job: RefreshJob) -> crops.CropReader:
     """The job's crops, as the crop stage left them."""
-    return crops.CropReader(crops_format_of(job).folder_in(job.work / "crops"))
+    return crops.CropReader(crop_format(job).folder_in(job.work / "crops"))
 
 
 def make_extractor(job: RefreshJob) -> Extractor:
     """The job's network, giving what its codec stores."""
     settings = job.config.features
-    network = load_network(job.catalog.weights_of(settings.weights), job.device)
-    return partial(extract_features, network, encode=features_of(job).codec.encode, precision=settings.precision)
+    network = load_network(job.catalog.get_weights(settings.weights), job.device)
+    return partial(extract_features, network, encode=feature_storage(job).codec.encode, precision=settings.precision)
 
 
-def exact_beside(job: RefreshJob) -> Path | None:
+def find_exact_cache(job: RefreshJob) -> Path | None:
     """The cache of the same settings in the profile exact, from which another is encoded; None if there is none."""
     if job.config.features.profile == "exact":
         return None
     features = job.config.features.model_copy(update={"profile": "exact"})
     exact = replace(job, config=job.config.model_copy(update={"features": features}))
-    folder = features_of(exact).format.folder_in(job.catalog.caches_of(job.dataset))
+    folder = feature_storage(exact).format.folder_in(job.catalog.cache_dir(job.dataset))
     return folder if load_revision(folder) is not None else None
 
 

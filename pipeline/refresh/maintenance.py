@@ -27,14 +27,14 @@ from pipeline.cache.writer import Extractor, UnitSource, UnitTask
 from pipeline.catalog import Catalog, WeightsEntry
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.datasets.index import read_index
-from pipeline.errors import CacheError, DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.faces.features import Precision, extract_features, load_network
 from pipeline.fingerprint import weights_in
 from pipeline.runtime.progress import track
 from pipeline.store.fingerprint import fingerprint
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
-from pipeline.store.prune import DEFAULT_GRACE_S, Collected, collect
+from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, collect
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
     FINGERPRINT_NAME,
@@ -43,7 +43,7 @@ from pipeline.store.revisions import (
     manifest_name,
     read_fingerprint,
 )
-from pipeline.store.verify import Damage, leave_word, verify_store
+from pipeline.store.verify import Damage, mark_damaged, verify_store
 from pipeline.store.writer import StoreFormat
 from pipeline.tables import read_record
 
@@ -79,7 +79,7 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
     for folder in cache_folders(catalog, dataset):
         try:
             revision, document = load_revision(folder), read_fingerprint(folder)
-        except CacheError as error:
+        except StoreError as error:
             logger.warning("%s", error)
             continue
         if revision is None:
@@ -111,7 +111,7 @@ def _network_name(features: Mapping[str, Any]) -> str:
 
 def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
     """Folders of a data set's feature caches, by name."""
-    root = catalog.caches_of(dataset)
+    root = catalog.cache_dir(dataset)
     names = {
         path.parent if path.parent.name != MIRROR_NAME else path.parent.parent
         for pattern in (f"*/{FINGERPRINT_NAME}", f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")
@@ -122,7 +122,7 @@ def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
 
 def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
     """Folders of a data set's crops, by name."""
-    return sorted(path.parent for path in (catalog.work_of(dataset) / "crops").glob(f"*/{FINGERPRINT_NAME}"))
+    return sorted(path.parent for path in (catalog.work_dir(dataset) / "crops").glob(f"*/{FINGERPRINT_NAME}"))
 
 
 def _runs_by_cache(root: Path) -> Counter[str]:
@@ -169,9 +169,9 @@ def verify_caches(catalog: Catalog, dataset: str, *, is_deep: bool, device: str 
             continue
         with track(f"verify {folder.name}", total=len(revision.records), unit="units") as step:
             damages = verify_store(folder, is_deep=is_deep, step=step)
-        if is_deep and not damages and folder.parent == catalog.caches_of(dataset):
+        if is_deep and not damages and folder.parent == catalog.cache_dir(dataset):
             damages = recompute_sample(catalog, dataset, folder, device=device)
-        leave_word(folder, damages)
+        mark_damaged(folder, damages)
         found[folder] = damages
     return found
 
@@ -222,9 +222,9 @@ def _relative_l2(found: np.ndarray, true: np.ndarray) -> float:
 def _source_of(catalog: Catalog, dataset: str, cache: CacheReader, device: str) -> UnitSource | None:
     features = cache.document["features"]
     weights = weights_in(features, catalog)
-    crops = catalog.work_of(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"]
+    crops = catalog.work_dir(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"]
     if weights is None or not crops.is_dir():
-        lacking = f"{crops} is not there" if weights else f"the catalog has no weights {features['sha256'][:12]}"
+        lacking = f"{crops} does not exist" if weights else f"the catalog has no weights {features['sha256'][:12]}"
         logger.warning("%s: no frame was computed again, as %s", cache.folder, lacking)
         return None
     return UnitSource(
@@ -245,7 +245,7 @@ def _extractor(weights: WeightsEntry, cache: CacheReader, device: str, precision
     return partial(extract_features, load_network(weights, device), encode=cache.codec.encode, precision=precision)
 
 
-def collect_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRACE_S) -> dict[Path, Collected]:
+def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRACE_S) -> dict[Path, PruneResult]:
     """Free what a data set's crops and caches no longer need; see `pipeline.store.prune`."""
     done = {}
     for folders, format_of in ((crop_folders, stored_crops_format), (cache_folders, stored_format)):
@@ -261,7 +261,7 @@ def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
     if len(folders) != 1:
         there = ", ".join(folder.name for folder in cache_folders(catalog, dataset)) or "none"
         which = f"no cache {name!r}" if name and not folders else f"{len(folders)} caches to choose from"
-        raise CacheError(
+        raise StoreError(
             f"{dataset} has {which}; there are: {there} (`fantrans cache ls {dataset}`); name one with --fingerprint"
         )
     return folders[0]
@@ -275,7 +275,7 @@ def export_store(store: StoreReader, out: Path) -> list[Path]:
 
 def import_store(catalog: Catalog, dataset: str, paths: Sequence[Path]) -> StoreReader:
     """Make a data set's cache, or crops, from files of `export_store`."""
-    kinds = {"features": catalog.caches_of(dataset), "crops": catalog.work_of(dataset) / "crops"}
+    kinds = {"features": catalog.cache_dir(dataset), "crops": catalog.work_dir(dataset) / "crops"}
     return import_hdf5(kinds, list(paths), _format_from)
 
 
@@ -295,7 +295,7 @@ def cache_statistics(
     Ranges and fidelity are of the clean view of `num_frames` frames, in rows that lie together.
     """
     cache = open_cache(folder)
-    frames = read_index(catalog.work_of(dataset), dataset=dataset)
+    frames = read_index(catalog.work_dir(dataset), dataset=dataset)
     frames = frames[frames["frame_id"].isin(cache.index["frame_id"])]
     aus = catalog.dataset(dataset).rules.aus
     rows = cache.rows()[:num_frames]

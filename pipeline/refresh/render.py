@@ -9,7 +9,7 @@ from pipeline.synthetic.dataset import write_dataset
 
 
 def render_dataset(dataset: str, *, num_workers: int | None = None) -> None:
-    """Render a data set of the catalog where it is not there yet; nothing to do for one that is not rendered."""
+    """Render a data set of the catalog where it does not exist yet; nothing to do for one that is not rendered."""
     catalog = load_catalog()
     entry = catalog.dataset(dataset)
     if entry.rendered is None:

@@ -24,19 +24,19 @@ from pipeline.faces.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_
 from pipeline.faces.views import check_context
 from pipeline.refresh.job import (
     RefreshJob,
+    crop_format,
     crop_reader,
-    crops_format_of,
-    exact_beside,
-    features_of,
+    feature_storage,
+    find_exact_cache,
     make_extractor,
     prepare_refresh,
     remember_rate,
 )
 from pipeline.runtime.atomic import TEMP_PREFIX
 from pipeline.runtime.executors import outcomes, raise_failures, worker_processes
-from pipeline.runtime.progress import Step, no_step, track
+from pipeline.runtime.progress import ProgressCallback, no_progress, track
 from pipeline.store.lock import writer_lock
-from pipeline.tables import BOX_COLUMNS, Status, read_table, read_table_if_whole, write_table
+from pipeline.tables import BOX_COLUMNS, Status, read_table, read_table_if_intact, write_table
 
 logger = logging.getLogger("fantrans")
 
@@ -75,7 +75,7 @@ _Stage = Callable[Concatenate[RefreshJob, _P], StageSummary]
 def _said(stage: _Stage[_P]) -> _Stage[_P]:
     """The stage, alone at work on its data set, and saying its summary in the log when it ends.
 
-    Raises `CacheError` if another process is at work there.
+    Raises `StoreError` if another process is at work there.
     """
 
     @wraps(stage)
@@ -98,7 +98,7 @@ def index_layout(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     set at its next refresh, and a try must not do that.
     """
     table = frames.index_frames(job.entry, limit=job.limit)
-    before = read_table_if_whole(job.work / frames.FILE_NAME)
+    before = read_table_if_intact(job.work / frames.FILE_NAME)
     if job.limit is not None and before is not None and len(before) > len(table):
         raise ConfigError(
             f"{job.dataset} has {len(before):,} frames indexed, and --limit {job.limit} would drop "
@@ -145,7 +145,7 @@ def detect_faces(job: RefreshJob, executor: Executor | None = None) -> StageSumm
         remember_rate(job, "detect", len(left), seconds=time.monotonic() - started)
     boxes = found.set_index("frame_id").loc[table["frame_id"]].reset_index().merge(sources)
     boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)
-    before = read_table_if_whole(path)
+    before = read_table_if_intact(path)
     if before is None or not before.equals(boxes):
         write_table(path, boxes)
     shutil.rmtree(parts, ignore_errors=True)
@@ -159,8 +159,10 @@ def _workers(job: RefreshJob, executor: Executor | None, *, num_pieces: int) -> 
 _Chunks = dict[str, pd.DataFrame]
 
 
-def _detected(job: RefreshJob, chunks: _Chunks, executor: Executor | None, step: Step) -> Iterator[pd.DataFrame]:
-    """Boxes of chunks as they finish; raises `CacheError` at the end if some failed."""
+def _detected(
+    job: RefreshJob, chunks: _Chunks, executor: Executor | None, step: ProgressCallback
+) -> Iterator[pd.DataFrame]:
+    """Boxes of chunks as they finish; raises `StoreError` at the end if some failed."""
     if executor is None:
         for name, chunk in chunks.items():
             yield _detect_chunk(job, chunk, step=step)
@@ -184,16 +186,16 @@ _detector = lru_cache(maxsize=1)(load_detector)
 """A worker keeps its network from chunk to chunk."""
 
 
-def _detect_chunk(job: RefreshJob, chunk: pd.DataFrame, *, step: Step = no_step) -> pd.DataFrame:
+def _detect_chunk(job: RefreshJob, chunk: pd.DataFrame, *, step: ProgressCallback = no_progress) -> pd.DataFrame:
     device = torch.device(job.device)
-    detector = _detector(job.catalog.weights_of(job.config.detector.weights), device)
+    detector = _detector(job.catalog.get_weights(job.config.detector.weights), device)
     return detect_frames(chunk, job.entry.root, detector, settings=job.config.detector, device=device, step=step)
 
 
 def known_boxes(job: RefreshJob, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Boxes, finished or of a killed run, whose images are unchanged; and what each frame's image is now."""
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
-    read = (read_table_if_whole(file) for file in (path, *sorted(parts.glob("*.parquet"))))
+    read = (read_table_if_intact(file) for file in (path, *sorted(parts.glob("*.parquet"))))
     known = [boxes for boxes in read if boxes is not None]
     columns = [*BOX_COLUMNS, *crops.SOURCE_COLUMNS]
     found = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=columns)
@@ -230,7 +232,7 @@ def missed_faces(boxes: pd.DataFrame) -> str:
 def crop_faces(job: RefreshJob) -> StageSummary:
     """Boxes to crops."""
     table, boxes = _tables(job)
-    format = crops_format_of(job)
+    format = crop_format(job)
     plan = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=format)
     if plan.is_new:
         started = time.monotonic()
@@ -266,13 +268,13 @@ def extract_features(job: RefreshJob, executor: Executor | None = None) -> Stage
 
     With an executor its workers extract, by default `num_workers` processes; the bytes are the same.
     """
-    table, reader, cache = frames.read_index(job.work, dataset=job.dataset), crop_reader(job), features_of(job)
+    table, reader, cache = frames.read_index(job.work, dataset=job.dataset), crop_reader(job), feature_storage(job)
     check_context(job.config.crop, job.config.views)
-    root, views = job.catalog.caches_of(job.dataset), job.config.views
+    root, views = job.catalog.cache_dir(job.dataset), job.config.views
     plan = plan_refresh(root, table, reader.listed, format=cache.format, views=views)
     if plan.is_new:
-        exact = exact_beside(job)
-        num_images = sum(len(plan.rows_of(unit.block)) for unit in plan.units)
+        exact = find_exact_cache(job)
+        num_images = sum(len(plan.rows_in(unit.block)) for unit in plan.units)
         started = time.monotonic()
         workers = _workers(job, executor, num_pieces=max(1, len({unit.block for unit in plan.units})))
         with track("extract features", total=num_images, unit="views") as step, workers as pool:

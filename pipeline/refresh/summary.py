@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.cache.reader import CacheReader, open_cache
-from pipeline.refresh.job import RefreshJob, crop_reader, features_of
+from pipeline.refresh.job import RefreshJob, crop_reader, feature_storage
 from pipeline.refresh.stages import StageSummary
 from pipeline.runtime.html import write_html
 from pipeline.tables import Status
@@ -18,7 +18,7 @@ _MAX_NAMED = 50
 
 def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str, Path]:
     """The page as Markdown, and where it was written as HTML: in the data set's work folder."""
-    cache = open_cache(features_of(job).format.folder_in(job.catalog.caches_of(job.dataset)))
+    cache = open_cache(feature_storage(job).format.folder_in(job.catalog.cache_dir(job.dataset)))
     now = datetime.now().astimezone()
     lines = [
         f"# Refresh of {job.dataset}, {now:%Y-%m-%d %H:%M}",

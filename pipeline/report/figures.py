@@ -25,7 +25,7 @@ from models.head import DeployedHead, FanTransHead
 from pipeline.cache.crops import CropReader
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog
-from pipeline.errors import DataError
+from pipeline.errors import DataError, DataNotFoundError
 from pipeline.faces.features import Network, load_network
 from pipeline.faces.views import ViewParams, render_view
 from pipeline.fingerprint import weights_in
@@ -84,7 +84,7 @@ def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Pa
         if probe.masks_LA is not None:
             drawn["masks"] = draw_masks(probe)
         fold = next(iter(_folds(folder).values()))
-        faces = telling_faces(fold, probe.aus)
+        faces = representative_faces(fold, probe.aus)
         if faces:
             drawn["score_cam"] = draw_score_cam(catalog, fold, record, cache, faces)
         else:
@@ -98,13 +98,13 @@ def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Pa
 
 def _opened(catalog: Catalog, folder: Path) -> tuple[dict, CacheReader]:
     record = read_run(folder)
-    return record, open_cache(catalog.caches_of(record["dataset"]) / record["cache"])
+    return record, open_cache(catalog.cache_dir(record["dataset"]) / record["cache"])
 
 
 def _folds(folder: Path) -> dict[str, Path]:
     folds = done_folds(folder)
     if not folds:
-        raise DataError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
+        raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
     return folds
 
 
@@ -124,7 +124,7 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
         labels.append(found.labels_NA)
         with track(f"look at fold {part}", total=len(found.rows), unit="frames") as step:
             for batch in evaluation_batches(cache, found, batch_size=_BATCH_SIZE):
-                f_c_BDHW = head.conv(batch.features)
+                f_c_BDHW = head.forward_features(batch.features)
                 tokens = [trunk(head.embedding(f_c_BDHW)) for trunk in head.trunks]
                 probabilities.append(
                     [
@@ -335,7 +335,7 @@ def draw_score_cam(
     return figure
 
 
-def telling_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, list[int]]]:
+def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, list[int]]]:
     """Frames with one to four active units that are all found, and these; of different subjects, most certain first."""
     predictions = read_predictions(fold)
     labels = predictions[[au_column(au) for au in aus]].to_numpy(np.float32)
@@ -358,7 +358,7 @@ def telling_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, list[int]
 
 def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequence[str]) -> list[np.ndarray]:
     """Clean views, RGB uint8 (S, S, 3)."""
-    crops = CropReader(catalog.work_of(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
+    crops = CropReader(catalog.work_dir(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
     rows = crops.index.set_index("frame_id")["row"].loc[list(frame_ids)].to_numpy()
     side = cache.document["crop"]["size_px"]
     return [render_view(crop, ViewParams(), view_px=side) for crop in crops.read_crops(rows)]

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from pipeline.errors import DataError
+from pipeline.errors import DataNotFoundError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
 from pipeline.runtime.html import write_html
 from pipeline.training.metrics import THRESHOLD, Scores, summarise
@@ -57,7 +57,7 @@ class Report:
             "mean_f1_percent": _or_none(self.scores.f1_percent),
             "interval_95_percent": [_or_none(self.scores.low_percent), _or_none(self.scores.high_percent)],
             "pooled_f1_percent": _or_none(self.scores.pooled_percent),
-            "always_positive_f1_percent": _or_none(self.scores.floor_percent),
+            "always_positive_f1_percent": _or_none(self.scores.always_positive_percent),
             "num_undefined": self.scores.num_undefined,
             "action_units": _records(self.scores.aus),
             "folds": _records(self.scores.folds),
@@ -98,7 +98,7 @@ def read_report(folder: Path) -> Report:
     record = read_run(folder)
     done = done_folds(folder)
     if not done:
-        raise DataError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
+        raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
     counts = [read_counts(fold) for fold in done.values()]
     return Report(folder, record["experiment"], record["dataset"], tuple(done), summarise(pd.concat(counts)))
 
@@ -144,7 +144,7 @@ def _display_rows(report: Report) -> list[list[str]]:
             _percent(row["f1_percent"]),
             f"{_percent(row['low_percent'])}-{_percent(row['high_percent'])}",
             _percent(row["pooled_percent"]),
-            _percent(row["floor_percent"]),
+            _percent(row["always_positive_percent"]),
             f"{row['num_positive']:,}",
             f"{row['num_known']:,}",
         ]

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentSet, Variant
-from pipeline.errors import CacheError, ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.protocols import PARTS
 from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
@@ -62,7 +62,7 @@ class Row:
         return {(part, subject) for part, subject, *_ in self.tested}
 
     @property
-    def deviation(self) -> float:
+    def std(self) -> float:
         """Standard deviation of a run's F1 over the seeds; NaN for a single run."""
         return float(np.std(self.percents, ddof=1)) if len(self.percents) > 1 else math.nan
 
@@ -145,7 +145,7 @@ class SetTable:
             low, high = row.interval
             record |= {
                 "f1_percent": row.values[0, -1],
-                "deviation": row.deviation,
+                "std": row.std,
                 "low_percent": low,
                 "high_percent": high,
                 "num_undefined": row.num_undefined,
@@ -250,7 +250,7 @@ class SetTable:
                 record["variant"],
                 f"{record['seeds']}",
                 _number(record, "f1_percent"),
-                _number(record, "deviation"),
+                _number(record, "std"),
                 _span(record, "low_percent", "high_percent", ".1f"),
                 _number(record, "published_percent"),
                 _number(record, "minus_published", "+.1f"),
@@ -278,7 +278,7 @@ def write_set_report(
     catalog = load_catalog()
     entry = catalog.dataset(dataset)
     chosen, runs = catalog.experiments_of(dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
-    rows = tuple(_row_of_variant(variant, runs) for variant in chosen.variants)
+    rows = tuple(_read_member(variant, runs) for variant in chosen.variants)
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
         command = f"fantrans train {config} --dataset {dataset}{more}"
@@ -343,31 +343,33 @@ def compare_runs(
 def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | None, init_from: str | None) -> Row:
     folder = run_folder(catalog, name)
     if folder is not None:
-        return row_of(name, [folder] if done_folds(folder) else [], published=None)
+        return read_row(name, [folder] if done_folds(folder) else [], published=None)
     if dataset is None:
         raise DataError(
-            f"{name} is no run; for an experiment, or a set's variant as in table1:baseline, name its --dataset"
+            f"{name} is not a run; for an experiment, or a set's variant as in table1:baseline, name its --dataset"
         )
     chosen = catalog.experiments_of(dataset, name, base=base)
     if len(chosen.variants) > 1:
         raise DataError(
             f"{name} has {len(chosen.variants)} variants; name one, such as {name}:{chosen.variants[0].name}"
         )
-    return _row_of_variant(chosen.variants[0], Runs(catalog, dataset, init_from=init_from))
+    return _read_member(chosen.variants[0], Runs(catalog, dataset, init_from=init_from))
 
 
-def _row_of_variant(variant: Variant, runs: Runs) -> Row:
+def _read_member(variant: Variant, runs: Runs) -> Row:
     """Its runs that are whole."""
     try:
-        made = [runs.of(experiment) for experiment in variant.experiments]
-    except (CacheError, ConfigError) as error:  # one row's cache may be gone, or never have been made
+        made = [runs.resolve(experiment) for experiment in variant.experiments]
+    except (StoreError, ConfigError) as error:  # one row's cache may be gone, or never have been made
         logger.warning("%s: %s", variant.name, error)
         made = []
     parts = variant.experiments[0].parts
-    return row_of(variant.name, [run.folder for run in made if run.is_whole], published=variant.published, parts=parts)
+    return read_row(
+        variant.name, [run.folder for run in made if run.is_whole], published=variant.published, parts=parts
+    )
 
 
-def row_of(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
+def read_row(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
     """The mean of runs over their finished folds of `parts`; `DataError` if they were tested on different frames."""
     tables = [
         pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import PlaceError
+from pipeline.errors import WriteError
 
 TEMP_PREFIX = ".tmp-"
 
@@ -32,7 +32,7 @@ def fsync_file(path: Path) -> None:
 def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write(temp_path)` fill a file beside `path` and make it last; returns the temp path for `put_in_place`.
 
-    Parents are made. If writing fails, nothing is left; a kill leaves at most a `.tmp-*` file. Raises `PlaceError` for
+    Parents are made. If writing fails, nothing is left; a kill leaves at most a `.tmp-*` file. Raises `WriteError` for
     a disk that is full or cannot be written.
     """
     temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(4)}-{path.name}"
@@ -43,8 +43,8 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
     except OSError as error:
         discard(temp)
         reason = error.strerror or str(error)
-        raise PlaceError(
-            f"{path} cannot be written: {reason}; mend the place and run this again, what was finished is kept",
+        raise WriteError(
+            f"{path} cannot be written: {reason}; fix the place and run this again, what was finished is kept",
             error.errno,
         ) from None
     except BaseException:

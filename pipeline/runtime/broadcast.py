@@ -16,14 +16,14 @@ _MAX_HELD = 3
 """Items in memory at once: what a consumer may lead another by."""
 
 
-def relay(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *, num_threads: int) -> float:
+def broadcast(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *, num_threads: int) -> float:
     """Give every item to every consumer; returns the share of the threads' time that passed waiting for items.
 
     Consumers run on `num_threads` threads of one torch thread each, so what one computes does not depend on how many
     there are. The consumer that is furthest behind goes next. Items are taken from `items` in this thread, a few ahead;
     the first error, here or in a consumer, ends it all and is raised.
     """
-    state = _Relay(consumers)
+    state = _Broadcast(consumers)
     threads = [threading.Thread(target=state.work) for _ in range(min(num_threads, len(consumers)))]
     started, num_before = time.monotonic(), torch.get_num_threads()
     for thread in threads:
@@ -44,7 +44,7 @@ def relay(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *, num
     return state.starved_s / max(len(threads) * (time.monotonic() - started), 1e-9)
 
 
-class _Relay(Generic[_T]):
+class _Broadcast(Generic[_T]):
     """Items that somebody still needs, and where each consumer is; guarded by one condition."""
 
     def __init__(self, consumers: Sequence[Callable[[_T], None]]) -> None:

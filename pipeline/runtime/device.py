@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.prefetch import prefetch_map
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -27,7 +27,7 @@ def map_batches(forward: Callable[[_In], _Out], batches: Iterable[_In], device: 
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _, future in ahead(forward, batches, num_threads=num_threads):
+        for _, future in prefetch_map(forward, batches, num_threads=num_threads):
             yield future.result()
     finally:
         torch.set_num_threads(num_threads)
@@ -49,6 +49,6 @@ def checked_device(device: str) -> str:
         raise ConfigError(f"there is no device {device!r}; expected cpu, cuda or cuda:N")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; give --device cpu"
+            f"device {device!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices; give --device cpu"
         )
     return device

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.errors import CacheError, FantransError, PlaceError
+from pipeline.errors import FantransError, StoreError, WriteError
 
 logger = logging.getLogger("fantrans")
 
@@ -45,7 +45,7 @@ def worker_processes(num_workers: int) -> Iterator[Executor | None]:
     except BrokenProcessPool:
         for worker in set(active_children()) - before:  # one that started as another died would wait for ever
             worker.kill()
-        raise CacheError(
+        raise StoreError(
             "a worker process died, perhaps for lack of memory; what was finished is kept: run this "
             "again, with fewer --workers"
         ) from None
@@ -83,7 +83,7 @@ def outcome(function: Callable[[], _Out]) -> _Out | Exception:
     """
     try:
         return function()
-    except (OSError, PlaceError, BrokenExecutor, torch.AcceleratorError):
+    except (OSError, WriteError, BrokenExecutor, torch.AcceleratorError):
         raise
     except Exception as error:
         if not isinstance(error, FantransError):
@@ -93,12 +93,12 @@ def outcome(function: Callable[[], _Out]) -> _Out | Exception:
 
 
 def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) -> None:
-    """Raise `CacheError` with the pieces of work that failed, if any did."""
+    """Raise `StoreError` with the pieces of work that failed, if any did."""
     if failed:
         first = islice(failed.items(), _MAX_NAMED)
         named = "; ".join(f"{name}: {str(error) or type(error).__name__}" for name, error in first)
         more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
-        raise CacheError(
+        raise StoreError(
             f"{len(failed)} of {num_all} {what} failed ({named}{more}); the others are kept, and running "
             "this again tries just these"
         )

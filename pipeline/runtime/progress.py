@@ -27,15 +27,15 @@ logger = logging.getLogger("fantrans")
 LOG_EVERY_S = 10.0
 
 
-class Step(Protocol):
+class ProgressCallback(Protocol):
     """What is told of work as it finishes."""
 
     def __call__(self, num_done: int, piece: str = "") -> None:
         """So many more items are done, and they end the piece of work of that name, if any."""
 
 
-def no_step(num_done: int, piece: str = "") -> None:
-    """A `Step` that nobody hears."""
+def no_progress(num_done: int, piece: str = "") -> None:
+    """A `ProgressCallback` that nobody hears."""
 
 
 Listener = Callable[[str, float], None]
@@ -45,7 +45,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
+def progress_listener(listener: Listener) -> Iterator[None]:
     """Have `listener` told of all that is tracked inside, from whichever thread does the work."""
     token = _listener.set(listener)
     try:
@@ -61,8 +61,8 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def track(description: str, *, total: int, unit: str, num_before: int = 0) -> Iterator[Step]:
-    """Yield a `Step`, to be called as work finishes; `num_before` of the `total` were done before.
+def track(description: str, *, total: int, unit: str, num_before: int = 0) -> Iterator[ProgressCallback]:
+    """Yield a `ProgressCallback`, to be called as work finishes; `num_before` of the `total` were done before.
 
     On a terminal: a bar with count, rate and time left on stderr. Elsewhere: a log line for each piece of work that has
     a name, every ten seconds otherwise, and one at the end.

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 
 LOCK_NAME = ".lock"
 
 
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for writing; raises `CacheError` naming the process, host and start of who holds it already.
+    """Hold `folder` for writing; raises `StoreError` naming the process, host and start of who holds it already.
 
     The kernel drops the lock when its process ends, however it ends; a file left by a dead writer locks nobody out.
     """
@@ -28,7 +28,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CacheError(
+            raise StoreError(
                 f"{folder} is being written by {_holder(descriptor)}; wait until it has ended, then run this again"
             ) from None
         since = datetime.now(UTC).isoformat(timespec="seconds")

@@ -15,7 +15,7 @@ from typing import Any
 
 import google_crc32c
 
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.store.fingerprint import canonical_json
 
@@ -45,11 +45,11 @@ def is_sealed(data: bytes) -> bool:
 
 
 def read_sealed_json(path: Path, *, fallback: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A `sealed_json` file's content; if it is missing or damaged `fallback`, or `CacheError` without one."""
+    """A `sealed_json` file's content; if it is missing or damaged `fallback`, or `StoreError` without one."""
     if (data := _bytes_if_good(path, is_sealed)) is not None:
         return json.loads(data)
     if fallback is None:
-        raise CacheError(f"{path} is missing or damaged; run `fantrans refresh`, which puts it back")
+        raise StoreError(f"{path} is missing or damaged; run `fantrans refresh`, which puts it back")
     return fallback
 
 
@@ -84,7 +84,7 @@ def good_copy(folder: Path, name: str, check: Check) -> bytes | None:
 
 
 def read_copy(folder: Path, name: str, check: Check) -> bytes:
-    """A file's bytes, or those of its copy with a warning; `CacheError` if neither passes."""
+    """A file's bytes, or those of its copy with a warning; `StoreError` if neither passes."""
     path, mirror = copies(folder, name)
     if (data := _bytes_if_good(path, check)) is not None:
         return data
@@ -94,7 +94,7 @@ def read_copy(folder: Path, name: str, check: Check) -> bytes:
         )
         return data
     what = "damaged" if path.is_file() else "missing"
-    raise CacheError(
+    raise StoreError(
         f"{path} is {what}, and so is its copy in {MIRROR_NAME}/; restore one from a backup, or "
         f"remove {folder} and run `fantrans refresh` again"
     )
@@ -106,7 +106,7 @@ def write_copies(folder: Path, name: str, data: bytes) -> None:
         write_bytes_atomically(path, data)
 
 
-def mend(folder: Path, name: str, check: Check) -> None:
+def repair(folder: Path, name: str, check: Check) -> None:
     """Put back a copy that does not pass from the other one; both stay as they are if neither passes."""
     good = good_copy(folder, name, check)
     for path in copies(folder, name):

@@ -44,7 +44,7 @@ class Plan:
     num_bytes: int
     is_new: bool
 
-    def rows_of(self, block: int) -> pd.DataFrame:
+    def rows_in(self, block: int) -> pd.DataFrame:
         """The index's rows of a block, ascending."""
         first, last = np.searchsorted(self.index["row"].to_numpy(), np.array([block, block + 1]) * self.block_rows)
         return self.index.iloc[first:last]
@@ -87,7 +87,7 @@ def make_plan(
     known: pd.DataFrame,
     published: pd.DataFrame | None,
     done: Collection[Unit],
-    needs_mending: bool,
+    needs_repair: bool,
     groups: tuple[str, ...],
     first_free_block: int,
     block_rows: int,
@@ -96,7 +96,7 @@ def make_plan(
 ) -> Plan:
     """Plan the next revision; see `assign_rows`.
 
-    published: the current revision's index. done: intact units, published or not; `needs_mending` tells that a killed
+    published: the current revision's index. done: intact units, published or not; `needs_repair` tells that a killed
     refresh left some, or that a file of the revision is missing.
     """
     index = assign_rows(
@@ -117,7 +117,7 @@ def make_plan(
         num_computed=num_computed,
         num_dropped=len(old - set(rows.tolist())),
         num_bytes=sum(rows_in[unit.block] for unit in units) * row_bytes,
-        is_new=bool(units) or needs_mending or published is None or not is_same_index(index, published),
+        is_new=bool(units) or needs_repair or published is None or not is_same_index(index, published),
     )
 
 

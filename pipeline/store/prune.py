@@ -31,7 +31,7 @@ _FULL_ENOUGH = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collected:
+class PruneResult:
     """What `collect` did."""
 
     num_bytes: int
@@ -52,18 +52,18 @@ class Collected:
         )
 
 
-def collect(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE_S) -> Collected:
+def collect(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE_S) -> PruneResult:
     """Free what no revision needs that is current, held by a reader, or younger than `grace_s`.
 
     Blocks of the newest revision with dead rows or much room are merged into full ones first, as a revision of its own;
     their space is freed when the revision before it goes. Ages are by file times: with a clock that was set back, files
-    look young and stay. Raises `CacheError` if another process writes the store.
+    look young and stay. Raises `StoreError` if another process writes the store.
     """
     with open_writer(folder, format) as writer:
         num_moved = _compact(writer)
         newest = load_revision(folder)
         if newest is None:
-            return Collected(num_bytes=0, num_files=0, num_revisions=0, num_moved_rows=0, num_held=0, num_young=0)
+            return PruneResult(num_bytes=0, num_files=0, num_revisions=0, num_moved_rows=0, num_held=0, num_young=0)
         kept, dropped, num_held, num_young = [newest], [], 0, 0
         for number in revision_numbers(folder):
             if number == newest.number:
@@ -82,7 +82,7 @@ def collect(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE
         files, sizes, young = _orphans(folder, needed, grace_s)
         for path in files:
             path.unlink()
-        return Collected(
+        return PruneResult(
             num_bytes=sum(sizes),
             num_files=len(files),
             num_revisions=len(dropped),
@@ -146,7 +146,7 @@ def _compact(writer: StoreWriter) -> int:
     plan = writer.plan(revision.index.drop(columns="row"), revision.groups, moved=moved)
     old, old_rows = StoreReader(writer.folder), revision.index.set_index("frame_id")["row"]
     for unit in plan.units:
-        rows = plan.rows_of(unit.block)
+        rows = plan.rows_in(unit.block)
         here = old_rows[rows["frame_id"]].to_numpy()
         values = {name: old.read_rows(name, here, group=unit.group) for name in revision.arrays}
         writer.write_unit(unit, rows, values)

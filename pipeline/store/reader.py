@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError, StoreNotFoundError
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.revisions import pin_revision, read_fingerprint, shard_path
 from pipeline.store.shards import ArraySpec, read_shard
@@ -22,12 +22,12 @@ class StoreReader:
     """One revision of a store. Later refreshes do not change what it reads; threads may share it."""
 
     def __init__(self, folder: Path, *, revision: int | None = None) -> None:
-        """Pin `revision`, or the newest. Raises `CacheError` for a folder without one."""
+        """Pin `revision`, or the newest. Raises `StoreError` for a folder without one."""
         self.folder = folder
         pinned, lock = pin_revision(folder, revision)
         self.document: dict[str, Any] = read_fingerprint(folder)
         if pinned is None:
-            raise CacheError(f"{folder} has no finished revision; run `fantrans refresh` to the end")
+            raise StoreNotFoundError(f"{folder} has no finished revision; run `fantrans refresh` to the end")
         if lock >= 0:
             weakref.finalize(self, os.close, lock)
         self._revision = pinned
@@ -77,7 +77,7 @@ class StoreReader:
     ) -> np.ndarray:
         """Rows (n,) of an array in the order asked for, (n, *row_shape); `out`, C-contiguous of that shape, is filled.
 
-        Each row is checked against its checksum. Raises `CacheError` for what is missing or damaged.
+        Each row is checked against its checksum. Raises `StoreError` for what is missing or damaged.
         """
         rows = np.asarray(rows, np.int64)
         spec = self.spec(array)
@@ -112,6 +112,6 @@ def readable_rows(
                     out=values[spec.name],
                     at=np.array([i]),
                 )
-            except CacheError:
+            except StoreError:
                 is_good[i] = False
     return is_good, values

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError, StoreNotFoundError
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.store.fingerprint import canonical_json, fingerprint
 from pipeline.store.mirror import (
@@ -30,9 +30,9 @@ from pipeline.store.mirror import (
     is_good,
     is_sealed,
     is_there,
-    mend,
     read_copy,
     read_sealed_json,
+    repair,
     sealed_json,
     write_copies,
 )
@@ -109,7 +109,7 @@ class Revision:
 def load_revision(folder: Path, number: int | None = None) -> Revision | None:
     """A store's revision by its number, or the newest; None if it has none yet.
 
-    Raises `CacheError` for an unknown number, another schema, or a file that is damaged in both copies.
+    Raises `StoreError` for an unknown number, another schema, or a file that is damaged in both copies.
     """
     _check_schema(folder)
     newest = _newest(folder)
@@ -118,7 +118,7 @@ def load_revision(folder: Path, number: int | None = None) -> Revision | None:
     wanted = newest if number is None else number
     name = manifest_name(wanted)
     if not is_there(folder, name):
-        raise CacheError(f"{folder} has no revision {wanted}; its newest is {newest}")
+        raise StoreError(f"{folder} has no revision {wanted}; its newest is {newest}")
     return Revision(folder, json.loads(read_copy(folder, name, is_sealed)))
 
 
@@ -130,7 +130,7 @@ def _check_schema(folder: Path) -> None:
         except (ValueError, KeyError, TypeError):
             continue  # damaged: the others tell
         if schema != SCHEMA:
-            raise CacheError(
+            raise StoreError(
                 f"{folder} is written in schema {schema}, this version reads schema {SCHEMA}; "
                 "use the version that wrote it, or refresh into a new folder"
             )
@@ -232,30 +232,32 @@ def write_fingerprint(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_fingerprint(folder: Path) -> dict[str, Any]:
-    """The document that `folder` is named by; `CacheError` if there is none, or it is damaged in both copies."""
+    """The document that `folder` is named by; `StoreError` if there is none, or it is damaged in both copies."""
     if not has_fingerprint(folder):
-        raise CacheError(f"{folder} is no cache: it has no {FINGERPRINT_NAME}; run `fantrans refresh` to make one")
+        raise StoreNotFoundError(
+            f"{folder} is not a store (no {FINGERPRINT_NAME}); run `fantrans refresh` to create one"
+        )
     return json.loads(read_copy(folder, FINGERPRINT_NAME, _is_document_of(folder)))
 
 
-def mend_tables(folder: Path) -> None:
+def repair_tables(folder: Path) -> None:
     """Put back what is missing or damaged of the small files, from the other copy; the writer's first act.
 
     A revision that is whole in neither copy keeps what it has; one that was not published in time is written anew.
     """
-    mend(folder, FINGERPRINT_NAME, _is_document_of(folder))
+    repair(folder, FINGERPRINT_NAME, _is_document_of(folder))
     newest = _newest(folder)
     if newest is None:
         return
     for number in revision_numbers(folder):
         if number <= newest:
             for name, check in _checks(folder, number).items():
-                mend(folder, name, check)
+                repair(folder, name, check)
     if not is_good(folder / POINTER_NAME, is_sealed):
         write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": newest}))
 
 
-def has_whole_tables(folder: Path) -> bool:
+def has_intact_tables(folder: Path) -> bool:
     """Whether the newest revision's small files are there twice, and good."""
     pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
     if not pointer:

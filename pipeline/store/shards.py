@@ -18,7 +18,7 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError, StoreNotFoundError
 from pipeline.runtime.atomic import stage_file
 
 _ABSENT = np.iinfo(np.uint64).max
@@ -106,11 +106,11 @@ def file_crc32c(path: Path) -> int:
 
 
 def stored_slots(path: Path, *, block_rows: int) -> np.ndarray:
-    """Which rows of the block a shard holds, bool (block_rows,); `CacheError` for a shard that cannot tell."""
+    """Which rows of the block a shard holds, bool (block_rows,); `StoreError` for a shard that cannot tell."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        raise CacheError(f"shard {path} is not there; {_MEND}") from None
+        raise StoreNotFoundError(f"shard {path} does not exist; {_REPAIR}") from None
     try:
         return _read_index(descriptor, path, block_rows)[:, 0] != _ABSENT
     finally:
@@ -123,21 +123,21 @@ def read_shard(
     """Read the rows in `slots` (n,) into `out[at]` (at: (n,) positions), and check each against its checksum.
 
     out: C-contiguous (any, *row_shape) of the array's dtype; values are read straight into it. Raises
-    `CacheError`, one sentence, for a shard that is missing, cut short, damaged, or holds no such row.
+    `StoreError`, one sentence, for a shard that is missing, cut short, damaged, or holds no such row.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        raise CacheError(f"shard {path} is not there; {_MEND}") from None
+        raise StoreNotFoundError(f"shard {path} does not exist; {_REPAIR}") from None
     try:
         index = _read_index(descriptor, path, block_rows)
         for slot, position in zip(slots.tolist(), at.tolist(), strict=True):
             offset, length = (int(number) for number in index[slot])
             if offset == _ABSENT:
-                raise CacheError(f"shard {path} holds no row {slot}; {_MEND}")
+                raise StoreError(f"shard {path} holds no row {slot}; {_REPAIR}")
             read = _read_row if spec.compressor is None else _read_compressed_row
             if not read(descriptor, offset, length, out[position : position + 1].reshape(-1).view(np.uint8)):
-                raise CacheError(f"row {slot} of shard {path} fails its checksum; remove the shard and {_MEND}")
+                raise StoreError(f"row {slot} of shard {path} fails its checksum; remove the shard and {_REPAIR}")
     finally:
         os.close(descriptor)
 
@@ -178,7 +178,7 @@ def group_metadata(attributes: Mapping[str, Any]) -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
 
 
-_MEND = "run `fantrans refresh` again to compute it anew"
+_REPAIR = "run `fantrans refresh` again to compute it anew"
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
@@ -194,7 +194,7 @@ def _read_index(descriptor: int, path: Path, block_rows: int) -> np.ndarray:
     start = os.fstat(descriptor).st_size - size
     data = os.pread(descriptor, size, start) if start >= 0 else b""
     if len(data) < size or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:
-        raise CacheError(f"shard {path} is cut short or its index is damaged; remove it and {_MEND}")
+        raise StoreError(f"shard {path} is cut short or its index is damaged; remove it and {_REPAIR}")
     return np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(block_rows, 2)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import CacheError
+from pipeline.errors import StoreNotFoundError
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.reader import readable_rows
 from pipeline.store.revisions import (
     Revision,
-    has_whole_tables,
+    has_intact_tables,
     load_revision,
     shard_path,
     shard_sizes,
@@ -38,13 +38,13 @@ class Damage:
 def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = lambda _: None) -> list[Damage]:
     """Compare the newest revision with what lies there: files and sizes; `is_deep` reads every byte of every shard.
 
-    Changes nothing; see `leave_word`. Raises `CacheError` if there is no revision to compare with.
+    Changes nothing; see `mark_damaged`. Raises `StoreError` if there is no revision to compare with.
     """
     revision = load_revision(folder)
     if revision is None:
-        raise CacheError(f"{folder} has no finished revision to verify; run `fantrans refresh` to the end")
+        raise StoreNotFoundError(f"{folder} has no finished revision to verify; run `fantrans refresh` to the end")
     found = []
-    if not has_whole_tables(folder):
+    if not has_intact_tables(folder):
         found.append(
             Damage(
                 "a table, a manifest, the fingerprint or the pointer is damaged or missing in one of its two copies",
@@ -65,7 +65,7 @@ def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = l
     return found
 
 
-def leave_word(folder: Path, damages: list[Damage]) -> None:
+def mark_damaged(folder: Path, damages: list[Damage]) -> None:
     """Have the next refresh compute anew what was found damaged."""
     units = {damage.unit for damage in damages if damage.unit is not None}
     if units:
@@ -94,8 +94,8 @@ def _unit_damage(
         fault = _fault(path, size, record, slots, revision.block_rows, is_deep)
         if fault is not None:
             is_good, _ = readable_rows(folder, [spec], unit, slots, block_rows=revision.block_rows)
-            hurt = tuple(name for name, good in zip(names, is_good, strict=True) if not good)
-            yield Damage(f"shard {path} {fault}", unit, hurt)
+            affected = tuple(name for name, good in zip(names, is_good, strict=True) if not good)
+            yield Damage(f"shard {path} {fault}", unit, affected)
 
 
 def _fault(

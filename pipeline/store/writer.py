@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.runtime.atomic import TEMP_PREFIX, discard, put_in_place, write_bytes_atomically
 from pipeline.store.fingerprint import canonical_json, fingerprint
 from pipeline.store.lock import writer_lock
@@ -29,12 +29,12 @@ from pipeline.store.revisions import (
     Revision,
     array_folder,
     has_fingerprint,
-    has_whole_tables,
+    has_intact_tables,
     load_revision,
-    mend_tables,
     publish,
     read_damage,
     read_fingerprint,
+    repair_tables,
     shard_path,
     shard_sizes,
     write_fingerprint,
@@ -76,14 +76,14 @@ def plan_store(folder: Path, format: StoreFormat, wanted: pd.DataFrame, groups: 
     wanted: frame_id, key (what a frame's values depend on beside the fingerprint; "" for a frame that is listed only),
     part and further columns for the index. Groups that are there already are kept and filled, named or not.
     """
-    return _State.of(folder, format).plan(wanted, groups)
+    return _State.load(folder, format).plan(wanted, groups)
 
 
 @contextmanager
 def open_writer(folder: Path, format: StoreFormat) -> Iterator[StoreWriter]:
-    """A writer that holds the store's lock; the store is made if it is not there.
+    """A writer that holds the store's lock; the store is made if it does not exist.
 
-    Raises `CacheError` if another process writes, or if the folder belongs to another fingerprint.
+    Raises `StoreError` if another process writes, or if the folder belongs to another fingerprint.
     """
     with writer_lock(folder):
         _claim(folder, format)
@@ -155,8 +155,8 @@ class StoreWriter:
 
     def __init__(self, folder: Path, format: StoreFormat) -> None:
         self.folder = folder
-        mend_tables(folder)
-        self._state = _State.of(folder, format)
+        repair_tables(folder)
+        self._state = _State.load(folder, format)
         self._state.sweep()
 
     @property
@@ -294,7 +294,7 @@ class _State:
     absent: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, folder: Path, format: StoreFormat) -> _State:
+    def load(cls, folder: Path, format: StoreFormat) -> _State:
         state = cls(folder, format, load_revision(folder), {}, read_damage(folder))
         sizes = shard_sizes(folder)
         if state.revision is not None:
@@ -340,7 +340,7 @@ class _State:
             known=known,
             published=published,
             done=self.records.keys(),
-            needs_mending=not self.is_whole(),
+            needs_repair=not self.is_whole(),
             groups=tuple(dict.fromkeys((*kept_groups, *groups))),
             first_free_block=self.first_free_block,
             block_rows=self.block_rows,
@@ -350,7 +350,7 @@ class _State:
 
     def is_whole(self) -> bool:
         """Whether nothing is left over, damaged or missing beside what a plan finds to compute."""
-        if self.revision is None or self.records != self.revision.records or not has_whole_tables(self.folder):
+        if self.revision is None or self.records != self.revision.records or not has_intact_tables(self.folder):
             return False
         if (self.folder / DAMAGE_NAME).exists() or any((self.folder / JOURNAL_NAME).glob("*.json")):
             return False
@@ -393,7 +393,7 @@ def _claim(folder: Path, format: StoreFormat) -> None:
         return
     found = read_fingerprint(folder)
     if canonical_json(found) != canonical_json(format.document):
-        raise CacheError(
+        raise StoreError(
             f"{folder} holds a store of fingerprint {fingerprint(found)}, expected {fingerprint(format.document)}; "
             "move that folder away and run `fantrans refresh` again"
         )

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.head import DeployedHead, HeadShape
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
 from pipeline.training.metrics import THRESHOLD
 
@@ -69,11 +69,11 @@ def write_deployed(
 
 
 def load_deployed(folder: Path | str) -> DeployedModel:
-    """Read what `write_deployed` wrote; `DataError` if it is not there."""
+    """Read what `write_deployed` wrote; `DataError` if it does not exist."""
     folder = Path(folder)
     for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
         if not (folder / name).is_file():
-            raise DataError(f"{folder / name} is not there; train that fold first, or name another folder")
+            raise DataNotFoundError(f"{folder / name} does not exist; train that fold first, or name another folder")
     description = json.loads((folder / DESCRIPTION_NAME).read_bytes())
     head = DeployedHead(HeadShape(**description["shape"]))
     head.load_state_dict(load_file(folder / WEIGHTS_NAME))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cache.reader import CacheReader
-from pipeline.errors import CacheError, DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.faces.views import CLEAN_VIEW, FIRST_AUGMENTED_VIEW, FLIPPED_VIEW
 from pipeline.tables import au_column
 
@@ -71,13 +71,13 @@ class CachedFrames:
     ) -> None:
         """frames: `FRAME_COLUMNS` and labels of `aus`; only those in `parts` (default: all) count.
 
-        Raises `CacheError` where the cache has fewer than `at_least` of them.
+        Raises `StoreError` where the cache has fewer than `at_least` of them.
         """
         if parts is not None:
             frames = frames[frames["part"].isin(list(parts))]
         found = cache.index[["frame_id", "row"]].merge(frames, on="frame_id").sort_values("row")
         if len(found) < at_least:
-            raise CacheError(
+            raise StoreError(
                 f"{cache.folder} holds {len(found)} of the {len(frames)} frames asked for, too few for one batch of "
                 f"{at_least}; run `fantrans refresh`, or take smaller batches"
             )
@@ -140,7 +140,7 @@ class TrainingPages:
         self._cache, self._device = cache, torch.device(device)
         self._page_rows = page_sizes(cache)["rows"]
 
-    def view_of(self, epoch: int) -> int:
+    def view_in(self, epoch: int) -> int:
         """The view that an epoch reads."""
         num_augmented = self._num_views - FIRST_AUGMENTED_VIEW
         return FIRST_AUGMENTED_VIEW + epoch % num_augmented if num_augmented > 0 else CLEAN_VIEW
@@ -148,7 +148,7 @@ class TrainingPages:
     def epochs(self, first: int, end: int) -> Generator[Page, None, None]:
         """The pages of epochs `first` to `end` - 1."""
         plan = [(epoch, *page) for epoch in range(first, end) for page in self._pages_of(epoch)]
-        wanted = [(rows, self.view_of(epoch)) for epoch, _, _, rows in plan]
+        wanted = [(rows, self.view_in(epoch)) for epoch, _, _, rows in plan]
         for (epoch, number, is_last, rows), stored in zip(plan, _read_ahead(self._cache, wanted), strict=True):
             yield Page(epoch, number, is_last, rows, _on_device(stored, self._device))
 
@@ -179,7 +179,7 @@ class HeadBatches:
         """Batches of an epoch; the few frames that are left over at its end are not seen."""
         return len(self.frames.rows) // self._batch_size
 
-    def of(self, page: Page) -> Iterator[Batch]:
+    def from_page(self, page: Page) -> Iterator[Batch]:
         """The batches that a page completes, to be taken to the last; pages come in an epoch's order."""
         if page.number == 0:
             self._left_rows = np.empty(0, np.int64)

@@ -26,18 +26,19 @@ CONFIDENCE_PERCENT = 95
 class Scores:
     """What the counts of a run amount to; every F1 in percent.
 
-    folds: a row a part and AU with its counts, `f1_percent`, and `floor_percent`, the F1 of always answering "present".
-    aus: a row an AU: `f1_percent` and `floor_percent` are means over the folds where they are defined, `pooled_percent`
-    is the F1 of the folds' summed counts, `low_percent` and `high_percent` the 95 % interval of `f1_percent`;
-    `num_positive` and `num_known` labels, `num_undefined` folds without F1.
-    f1_percent, floor_percent, pooled_percent: means of the AUs' numbers, the first being the field's. low_percent,
-    high_percent: 95 % interval of `f1_percent`. num_undefined: pairs of fold and AU without F1.
+    folds: one row per part and AU with its counts, `f1_percent` and `always_positive_percent`, the F1 of answering
+    "present" for every frame.
+    aus: one row per AU. `f1_percent` and `always_positive_percent` are averaged over the folds where they are defined,
+    `pooled_percent` is the F1 of the folds' summed counts, `low_percent` and `high_percent` are the 95 % interval of
+    `f1_percent`; `num_positive` and `num_known` count labels, `num_undefined` folds without an F1.
+    f1_percent, always_positive_percent, pooled_percent: averages over the AUs; the first is what the field reports.
+    low_percent, high_percent: 95 % interval of `f1_percent`. num_undefined: pairs of fold and AU without an F1.
     """
 
     folds: pd.DataFrame
     aus: pd.DataFrame
     f1_percent: float
-    floor_percent: float
+    always_positive_percent: float
     pooled_percent: float
     low_percent: float
     high_percent: float
@@ -98,14 +99,14 @@ def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0)
     """Scores of the counts of one or more folds, each under its own `part`."""
     folds = counts.groupby(["part", "au"])[OUTCOMES].sum().reset_index()
     folds["f1_percent"] = f1_percent(folds["tp"], folds["fp"], folds["fn"])
-    folds["floor_percent"] = _floor_percent(folds)
+    folds["always_positive_percent"] = _always_positive_percent(folds)
     by_au = folds.groupby("au")
     sums = by_au[OUTCOMES].sum()
     lows, highs = interval_percent(resampled_percent(counts, num_resamples=num_resamples, seed=seed)[1:])
     aus = pd.DataFrame(
         {
             "f1_percent": by_au["f1_percent"].mean(),
-            "floor_percent": by_au["floor_percent"].mean(),
+            "always_positive_percent": by_au["always_positive_percent"].mean(),
             "pooled_percent": f1_percent(sums["tp"], sums["fp"], sums["fn"]),
             "low_percent": lows[:-1],
             "high_percent": highs[:-1],
@@ -118,7 +119,7 @@ def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0)
         folds=folds,
         aus=aus.reset_index(),
         f1_percent=float(aus["f1_percent"].mean()),
-        floor_percent=float(aus["floor_percent"].mean()),
+        always_positive_percent=float(aus["always_positive_percent"].mean()),
         pooled_percent=float(aus["pooled_percent"].mean()),
         low_percent=float(lows[-1]),
         high_percent=float(highs[-1]),
@@ -126,7 +127,7 @@ def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0)
     )
 
 
-def _floor_percent(counts: pd.DataFrame) -> np.ndarray:
+def _always_positive_percent(counts: pd.DataFrame) -> np.ndarray:
     """F1 of always answering "present"; NaN where F1 is undefined, so that both are means over the same folds."""
     num_positive = counts["tp"] + counts["fn"]
     floor = f1_percent(num_positive, counts["fp"] + counts["tn"], np.zeros(len(counts)))

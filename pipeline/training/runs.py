@@ -26,7 +26,7 @@ from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig, load_experiment
 from pipeline.datasets.index import FILE_NAME, read_index
-from pipeline.errors import CacheError, ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, DataNotFoundError, StoreError, StoreNotFoundError
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
 from pipeline.runtime.atomic import file_sha256, write_bytes_atomically
@@ -86,22 +86,24 @@ class Runs:
         if init_from is not None and self._sources is None:
             self._source = run_folder(catalog, init_from)
             if self._source is None:
-                raise DataError(f"{init_from} is no run and no data set; name one that `fantrans train` printed")
+                raise DataNotFoundError(
+                    f"{init_from} is not a run or a data set; pass one that `fantrans train` printed"
+                )
         self._frames: pd.DataFrame | None = None
         self._caches: dict[Path, CacheReader] = {}
 
-    def of(self, experiment: ExperimentConfig) -> TrainingRun:
+    def resolve(self, experiment: ExperimentConfig) -> TrainingRun:
         """Pin the cache's newest revision and name the run by everything that decides its result.
 
-        Raises `CacheError` when the data set has no cache of the experiment's settings, `DataError` when subjects cross
+        Raises `StoreError` when the data set has no cache of the experiment's settings, `DataError` when subjects cross
         parts, `ConfigError` for an experiment that the cache cannot serve.
         """
         catalog, dataset = self._catalog, self._dataset
-        source = self._source if self._sources is None else self._sources.of(experiment).folder
+        source = self._source if self._sources is None else self._sources.resolve(experiment).folder
         frames, cache = self._frames_for(experiment), self._cache_for(experiment)
         num_views, rules = experiment.cache.views.num_views, catalog.dataset(dataset).rules
         if cache.num_views < num_views:
-            raise CacheError(
+            raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
                 f"refresh {dataset} --config {experiment.source}`, or set `cache: {{views: {{num_views}}}}`"
             )
@@ -114,7 +116,7 @@ class Runs:
             "index": cache.manifest["index"]["sha256"],
             "num_views": num_views,
             "pages": page_sizes(cache),
-            "labels": file_sha256(catalog.work_of(dataset) / FILE_NAME),
+            "labels": file_sha256(catalog.work_dir(dataset) / FILE_NAME),
             "aus": list(rules.aus),
             "init_from": None if source is None else source.name,
             "version": RUN_VERSION,
@@ -134,16 +136,16 @@ class Runs:
 
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
         if self._frames is None:
-            work = self._catalog.work_of(self._dataset)
+            work = self._catalog.work_dir(self._dataset)
             self._frames = read_index(work, dataset=self._dataset, config=experiment.source)
             check_subject_exclusive(self._frames)
         return self._frames
 
     def _cache_for(self, experiment: ExperimentConfig) -> CacheReader:
-        folder = self._catalog.caches_of(self._dataset) / cache_fingerprint(experiment.cache, self._catalog)
+        folder = self._catalog.cache_dir(self._dataset) / cache_fingerprint(experiment.cache, self._catalog)
         if not folder.is_dir():
-            raise CacheError(
-                f"{self._dataset} has no cache of the settings in {experiment.name} ({folder} is not there); "
+            raise StoreNotFoundError(
+                f"{self._dataset} has no cache of the settings in {experiment.name} ({folder} does not exist); "
                 f"run `fantrans refresh {self._dataset} --config {experiment.source}`"
             )
         if folder not in self._caches:
@@ -153,21 +155,23 @@ class Runs:
 
 def prepare_run(config: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
     """The run of one experiment in configs/, or in a .yaml file, on the data set's newest cache."""
-    return Runs(load_catalog(), dataset, init_from=init_from).of(load_experiment(config))
+    return Runs(load_catalog(), dataset, init_from=init_from).resolve(load_experiment(config))
 
 
-def runs_of(config: str, *, dataset: str, base: str | None = None, init_from: str | None = None) -> list[TrainingRun]:
+def resolve_runs(
+    config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+) -> list[TrainingRun]:
     """The runs of an experiment (one), or of a set (one a variant and seed), on the data set's newest caches."""
     catalog = load_catalog()
     runs = Runs(catalog, dataset, init_from=init_from)
-    return [runs.of(experiment) for experiment in catalog.experiments_of(dataset, config, base=base).experiments]
+    return [runs.resolve(experiment) for experiment in catalog.experiments_of(dataset, config, base=base).experiments]
 
 
 def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
     """The experiment's run on the newest cache and labels if all its folds are done; None if anything is missing."""
     try:
         run = prepare_run(config, dataset=dataset)
-    except (CacheError, DataError):
+    except (StoreError, DataError):
         return None
     return run if run.is_whole else None
 
@@ -204,7 +208,9 @@ def run_folder(catalog: Catalog, run: str) -> Path | None:
 def read_run(folder: Path) -> dict[str, Any]:
     """What `run.json` says; `DataError` if the folder is no run's, or the file is damaged."""
     if not (folder / RECORD_NAME).is_file():
-        raise DataError(f"{folder} is no run: it has no {RECORD_NAME}; give a folder that `fantrans train` printed")
+        raise DataNotFoundError(
+            f"{folder} is not a run (no {RECORD_NAME}); pass a folder that `fantrans train` printed"
+        )
     return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
 
 

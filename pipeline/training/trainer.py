@@ -26,12 +26,12 @@ from torch import Tensor
 from models.head import FanTransHead, carry_over
 from models.losses import class_weights, total_loss
 from pipeline.config import TrainConfig
-from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.errors import ConfigError, DataError, DataNotFoundError, TrainingError
 from pipeline.protocols import train_parts
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
-from pipeline.runtime.broadcast import relay
+from pipeline.runtime.broadcast import broadcast
 from pipeline.runtime.device import checked_device, exact_convolutions
-from pipeline.runtime.progress import Step, track
+from pipeline.runtime.progress import ProgressCallback, track
 from pipeline.tables import write_table
 from pipeline.training.export import write_deployed
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page, TrainingPages
@@ -45,7 +45,7 @@ from pipeline.training.runs import (
     fold_parts,
     head_shape,
     read_run,
-    runs_of,
+    resolve_runs,
     write_record,
 )
 
@@ -71,7 +71,7 @@ def train_folds(
     experiment's. `init_from` names a run whose heads of the same test parts are the start, as DISFA's are from BP4D's
     (paper 4.1).
     """
-    runs = runs_of(config, dataset=dataset, base=base, init_from=init_from)
+    runs = resolve_runs(config, dataset=dataset, base=base, init_from=init_from)
     train_heads([(run, part) for run in runs for part in fold_parts(run, parts)], device=device)
     return [run.folder for run in runs]
 
@@ -84,7 +84,7 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     `TrainingError` for heads whose loss went out of bounds, while the others are trained all the same.
     """
     checked_device(device)
-    keep_freed_memory()
+    tune_allocator()
     for run, _ in folds:
         head_shape(run)  # before the first record is written
     readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
@@ -124,9 +124,9 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
         track(f"train {names}", total=total, unit="frames", num_before=num_before) as step,
         closing(pages.epochs(first, end)) as coming,
     ):
-        share = relay(coming, [partial(head.see, step=step) for head in heads], num_threads=num_threads)
+        share = broadcast(coming, [partial(head.train_on_page, step=step) for head in heads], num_threads=num_threads)
     killed_at_the_end = [head for head in heads if head.fault is None and not head.run.is_done(head.test_part)]
-    relay([None], [partial(_finish, head) for head in killed_at_the_end], num_threads=num_threads)
+    broadcast([None], [partial(_finish, head) for head in killed_at_the_end], num_threads=num_threads)
     logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
     return share
 
@@ -135,7 +135,7 @@ def _finish(head: HeadTraining, _: None) -> None:
     head.finish()
 
 
-def keep_freed_memory() -> None:
+def tune_allocator() -> None:
     """Have glibc keep what it frees, in one place for all threads.
 
     Giving each step's buffers back to the kernel costs a fifth of CPU training.
@@ -229,7 +229,7 @@ class HeadTraining:
         """Frames that it sees in an epoch."""
         return self.batches.num_batches * self.settings.batch_size
 
-    def see(self, page: Page, *, step: Step) -> None:
+    def train_on_page(self, page: Page, *, step: ProgressCallback) -> None:
         """Learn from a page's frames, if its epoch is still to come; save after the epoch, score after the last."""
         if self.fault or page.epoch != self.num_epochs_done or page.epoch >= self.settings.num_epochs:
             return
@@ -237,7 +237,7 @@ class HeadTraining:
         self.head.train()
         if page.number == 0:
             self._epoch, self._seconds = [], 0.0
-        for batch in self.batches.of(page):
+        for batch in self.batches.from_page(page):
             self._epoch.append(self._learn(batch))
             step(len(batch.labels_BA))
         self._seconds += time.monotonic() - started
@@ -254,8 +254,8 @@ class HeadTraining:
             group["lr"] = lr
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
-            f_c_BDHW = self.head.conv(batch.features)
-        output = self.head.answer(f_c_BDHW.float())
+            f_c_BDHW = self.head.forward_features(batch.features)
+        output = self.head.forward_head(f_c_BDHW.float())
         terms = total_loss(
             output,
             batch.labels_BA,
@@ -341,7 +341,9 @@ class HeadTraining:
 def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
     """Copy what two protocols share from a head of the same settings that was trained for the same test part."""
     if not weights.is_file():
-        raise DataError(f"{weights} is not there; train that fold first, or name another run with --init-from")
+        raise DataNotFoundError(
+            f"{weights} does not exist; train that fold first, or name another run with --init-from"
+        )
     source = weights.parent.parent
     record = read_run(source)
     wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.model_dump()}

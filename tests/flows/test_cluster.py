@@ -45,13 +45,13 @@ def test_work_for_a_gpu_goes_to_a_worker_that_offers_one():
         assert set(client.submit(names_of_workers, "cuda:0", 6, pure=False).result(60)) == {"gpu"}
 
 
-@pytest.mark.parametrize("given", [{}, {"num_workers": 2, "is_cuda": True}, {"address": "tcp://a:1", "num_workers": 2}])
+@pytest.mark.parametrize("given", [{}, {"num_workers": 2, "cuda": True}, {"address": "tcp://a:1", "num_workers": 2}])
 def test_a_cluster_is_one_thing(given):
-    with pytest.raises(ValidationError, match="give a cluster one of address, num_workers, is_cuda"):
+    with pytest.raises(ValidationError, match="give a cluster one of address, num_workers, cuda"):
         Cluster(**given)
 
 
 def test_without_dask_cuda_it_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     with pytest.raises(ConfigError, match="run `pip install dask-cuda`"):
-        Cluster(is_cuda=True).task_runner()
+        Cluster(cuda=True).task_runner()

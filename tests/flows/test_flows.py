@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.catalog import load_catalog
 from pipeline.datasets.index import read_index
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.training.runs import prepare_run
 from tests.small_catalog import NUM_FRAMES, write_small_catalog
 
@@ -42,7 +42,7 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     report = main_job("small", config=environment)
     assert report.parts == ("P1", "P2")
     assert report.table()["au"].tolist()[-1] == "mean"
-    frames = read_index(load_catalog().work_of("small"), dataset="small")
+    frames = read_index(load_catalog().work_dir("small"), dataset="small")
     assert len(frames) == NUM_FRAMES
     for name in ("report.json", "report.csv", "report.md"):
         assert (report.folder / name).is_file()
@@ -56,7 +56,7 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     more_views = Path(environment).with_name("more.yaml")
     more_views.write_text(f"base: {Path(environment).with_suffix('')}\ncache: {{views: {{num_views: 5}}}}\n")
     advice = r"has 2 views, more trains on 5; run `fantrans refresh small --config .*/more.yaml`"
-    with pytest.raises(CacheError, match=advice):
+    with pytest.raises(StoreError, match=advice):
         prepare_run(str(more_views), dataset="small")
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
@@ -178,7 +178,7 @@ def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(
         "        cache: {features: {weights: resnet18-rendered}}}\n"
     )
     advice = rf"run `fantrans refresh small --config {path}:r18 --base {environment}`"
-    with pytest.raises(CacheError, match=advice):
+    with pytest.raises(StoreError, match=advice):
         train_folds(str(path), dataset="small", base=environment)
     with pytest.raises(ConfigError, match="trains on several caches"):
         refresh_cache("small", config=str(path), base=environment)

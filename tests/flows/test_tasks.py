@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from prefect import flow
 
-from flows.tasks import WEBHOOK, fantrans_flow, fantrans_task, may_pass, say_so
-from pipeline.errors import DataError, PlaceError
+from flows.tasks import WEBHOOK, fantrans_flow, fantrans_task, is_transient, notify_webhook
+from pipeline.errors import DataError, WriteError
 from tests.webhook import webhook
 
 
@@ -27,14 +27,14 @@ class State:
         (ConnectionResetError(errno.ECONNRESET, "peer"), True),
         (OSError(errno.ENOSPC, "full"), False),
         (FileNotFoundError(errno.ENOENT, "gone"), False),
-        (PlaceError("a hiccup", errno.EIO), True),
-        (PlaceError("full", errno.ENOSPC), False),
+        (WriteError("a hiccup", errno.EIO), True),
+        (WriteError("full", errno.ENOSPC), False),
         (DataError("bad input"), False),
         (KeyError("a defect"), False),
     ],
 )
 def test_only_passing_faults_of_input_and_output_are_tried_again(error, again):
-    assert may_pass(None, None, State(error)) is again
+    assert is_transient(None, None, State(error)) is again
 
 
 def test_a_task_is_tried_again_until_it_works():
@@ -86,7 +86,7 @@ def test_the_address_of_a_webhook_that_refuses_is_not_in_the_log(monkeypatch, ca
     with webhook(status=500) as (lines, address):
         monkeypatch.setenv(WEBHOOK, f"{address}/secret")
         run = SimpleNamespace(name="a", id="b")
-        say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
+        notify_webhook(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
     assert len(lines) == 1
     assert [f"{WEBHOOK} of a was not told: HTTPStatusError 500"] == [
         line for line in caplog.messages if line.startswith(WEBHOOK)
@@ -97,8 +97,8 @@ def test_the_address_of_a_webhook_that_refuses_is_not_in_the_log(monkeypatch, ca
 def test_a_webhook_that_is_not_there_fails_nothing_and_is_said(monkeypatch, caplog):
     run = SimpleNamespace(name="a", id="b")
     monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9")
-    say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
+    notify_webhook(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
     assert caplog.messages[0].startswith(f"{WEBHOOK} of a was not told: ")
     monkeypatch.delenv(WEBHOOK)
-    say_so(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
+    notify_webhook(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
     assert len(caplog.messages) == 1

@@ -31,7 +31,7 @@ from pipeline.faces.geometry import crop_affine, cut_crop
 from pipeline.faces.views import render_view, view_params
 from pipeline.store.prune import collect
 from pipeline.store.revisions import load_revision
-from pipeline.store.verify import leave_word, verify_store
+from pipeline.store.verify import mark_damaged, verify_store
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages
 from tests.unit import small_cache
 from tests.unit.cache.test_build import PROCESSES
@@ -127,7 +127,7 @@ class CacheLife(RuleBasedStateMachine):
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1
         self.pinned = None  # a row that only a stale revision has cannot be computed again
         shard.write_bytes(content)
-        leave_word(self.cache_folder, verify_store(self.cache_folder, is_deep=True))
+        mark_damaged(self.cache_folder, verify_store(self.cache_folder, is_deep=True))
         self.refresh(self.num_views)
 
     @rule()
@@ -142,10 +142,10 @@ class CacheLife(RuleBasedStateMachine):
         cache = open_cache(self.cache_folder)
         pages = TrainingPages(cache, frames, parts=set(frames["part"]))
         batches = HeadBatches(cache, CachedFrames(cache, frames, aus=AUS), batch_size=1, seed=0)
-        for batch in (batch for page in pages.epochs(epoch, epoch + 1) for batch in batches.of(page)):
+        for batch in (batch for page in pages.epochs(epoch, epoch + 1) for batch in batches.from_page(page)):
             (name,) = batch.frame_ids
             assert batch.labels_BA[0, 0] == self.wanted[name]["label"]  # labels are those of the index, at once
-            true = self._true(name, self.published, pages.view_of(epoch))
+            true = self._true(name, self.published, pages.view_in(epoch))
             np.testing.assert_array_equal(batch.features["h1"][0].numpy(), true["h1"])
 
     # --- what must always hold

@@ -33,7 +33,7 @@ def test_catalog_show_lists_every_name(tmp_path):
 def test_catalog_check_says_what_is_missing(tmp_path):
     checked = run("catalog", "check", cwd=tmp_path, BP4D_ROOT=str(tmp_path / "none"))
     assert checked.returncode == 2
-    assert f"data set 'bp4d': {tmp_path}/none/BP4D-training is not there" in checked.stdout
+    assert f"data set 'bp4d': {tmp_path}/none/BP4D-training does not exist" in checked.stdout
 
 
 @pytest.mark.parametrize(
@@ -41,16 +41,16 @@ def test_catalog_check_says_what_is_missing(tmp_path):
     [
         (("refresh", "bp5d"), "there is no data set 'bp5d' in the catalog; known ones: bp4d"),
         (("refresh", "bp4d", "--config", "fantrans"), "there is no experiment 'fantrans'"),
-        (("refresh", "bp4d", "--device", "cuda:9"), "device 'cuda:9' is not there"),
+        (("refresh", "bp4d", "--device", "cuda:9"), "device 'cuda:9' does not exist"),
         (("train", "fan_trans", "--dataset", "bp4d", "--device", "foo"), "there is no device 'foo'; expected cpu"),
         (("cache", "ls", "bp5d"), "there is no data set 'bp5d'"),
-        (("report", "[/b]"), "[/b] is no run"),
-        (("refresh", "bp4d"), "is not there; run `fantrans catalog check`"),
+        (("report", "[/b]"), "[/b] is not a run"),
+        (("refresh", "bp4d"), "does not exist; run `fantrans catalog check`"),
         (("refresh", "bp4d", "--profile", "tiny"), "`features.profile` is 'tiny'"),
         (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
-        (("report", "nowhere"), "is no run"),
-        (("compare", "a", "b"), "a is no run; for an experiment, or a set's variant as in table1:baseline, name its"),
-        (("export", "nowhere", "--out", "model"), "nowhere is no run; give a folder that `fantrans train` printed"),
+        (("report", "nowhere"), "is not a run"),
+        (("compare", "a", "b"), "a is not a run; for an experiment, or a set's variant as in table1:baseline, name"),
+        (("export", "nowhere", "--out", "model"), "nowhere is not a run; pass a folder that `fantrans train` printed"),
         (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 names a set of experiments"),
         (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "table9", "--dataset", "bp4d"), "there is no experiment 'table9'"),

@@ -17,7 +17,7 @@ from pipeline.catalog import load_catalog
 from pipeline.faces.detect import VALUE_COLUMNS
 from pipeline.faces.features import extract_features, load_fan
 from pipeline.refresh import stages as refresh
-from pipeline.refresh.job import features_of, prepare_refresh
+from pipeline.refresh.job import feature_storage, prepare_refresh
 from pipeline.refresh.maintenance import verify_caches
 from pipeline.refresh.render import render_dataset
 from pipeline.training.export import load_deployed
@@ -53,7 +53,7 @@ def place(tmp_path_factory):
 
 
 def cache_of(job):
-    return open_cache(features_of(job).format.folder_in(job.catalog.caches_of(job.dataset)))
+    return open_cache(feature_storage(job).format.folder_in(job.catalog.cache_dir(job.dataset)))
 
 
 def array_bytes(folder):
@@ -67,7 +67,7 @@ def relative_l2(found, true):
 @pytest.mark.parametrize("weights", ["fan-64", "fan-128"])
 def test_in_fp32_a_fan_gives_what_it_gives_on_a_cpu(weights):
     crops = cv2.resize(astronaut(), (256, 256))[None].repeat(3, 0)
-    entry = load_catalog().weights_of(weights)
+    entry = load_catalog().get_weights(weights)
     on_cpu, on_gpu = (extract_features(load_fan(entry, device), crops) for device in ("cpu", "cuda"))
     for name, values in on_cpu.items():
         assert relative_l2(torch.from_numpy(on_gpu[name]), torch.from_numpy(values)) < 1e-3, name
@@ -125,7 +125,7 @@ def test_bytes_do_not_depend_on_who_works_on_it(place, tmp_path, monkeypatch):
 
 def test_a_process_a_gpu_through_dask_cuda_offers_one_each(place):
     pytest.importorskip("dask_cuda")
-    runner = Cluster(is_cuda=True).task_runner()
+    runner = Cluster(cuda=True).task_runner()
     made = runner.resolved_cluster_class(**runner.cluster_kwargs)
     with made as cluster, Client(cluster, set_as_default=False) as client:
         client.wait_for_workers(torch.cuda.device_count(), timeout=60)

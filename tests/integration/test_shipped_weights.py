@@ -29,12 +29,12 @@ FACE_POINTS = np.array([(203, 102), (245, 103), (225, 125), (202, 141), (244, 14
 
 @pytest.fixture(scope="module")
 def detector() -> RetinaFace:
-    return load_detector(load_catalog().weights_of("retinaface-mobilenet"), CPU)
+    return load_detector(load_catalog().get_weights("retinaface-mobilenet"), CPU)
 
 
 @pytest.fixture(scope="module", params=["fan-64", "fan-128"])
 def fan(request) -> FAN:
-    return load_fan(load_catalog().weights_of(request.param), CPU)
+    return load_fan(load_catalog().get_weights(request.param), CPU)
 
 
 @pytest.fixture(scope="module")

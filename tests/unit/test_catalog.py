@@ -34,9 +34,9 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
     catalog = load_catalog(path, environment={"WORK": "/elsewhere"})
     assert catalog.roots.work == Path("/elsewhere")
     assert catalog.dataset("faces").root == tmp_path / "raw"
-    assert catalog.caches_of("faces") == tmp_path / "c" / "faces"
+    assert catalog.cache_dir("faces") == tmp_path / "c" / "faces"
     named = load_catalog(environment={"FANTRANS_CATALOG": str(path)})
-    assert named.work_of("faces") == tmp_path / "w" / "faces"
+    assert named.work_dir("faces") == tmp_path / "w" / "faces"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_unknown_names_list_the_known_ones(tmp_path):
     with pytest.raises(CatalogError, match="known ones: faces"):
         catalog.dataset("face")
     with pytest.raises(CatalogError, match="known ones: fan"):
-        catalog.weights_of("fun")
+        catalog.get_weights("fun")
     with pytest.raises(CatalogError, match="there is no catalog"):
         load_catalog(tmp_path / "nowhere.yaml")
 
@@ -75,15 +75,15 @@ def test_check_names_missing_folders_and_damaged_weights(tmp_path):
     catalog = load_catalog(write(tmp_path, data=b"tensorz"), environment={})
     faults = catalog.faults()
     assert len(faults) == 3
-    assert "raw/BP4D-training is not there" in faults[0]
+    assert "raw/BP4D-training does not exist" in faults[0]
     assert "mend `root` of faces" in faults[0]
     assert catalog.faults("faces")[:2] == faults[:2]
     assert "have sha256" in faults[2]
     with pytest.raises(WeightsError, match="have sha256"):
-        catalog.weights_of("fan").checked_path()
+        catalog.get_weights("fan").checked_path()
     (tmp_path / "fan.safetensors").unlink()
-    with pytest.raises(WeightsError, match="are not there"):
-        catalog.weights_of("fan").checked_path()
+    with pytest.raises(WeightsError, match="does not exist"):
+        catalog.get_weights("fan").checked_path()
 
 
 def test_check_is_silent_when_all_is_there(tmp_path):

@@ -31,10 +31,10 @@ def test_disfa_bad_frames_leave_the_published_number():
 
 def test_unknown_subject_is_refused_and_rendered_ones_go_by_number():
     with pytest.raises(DataError, match="'F099' is in no part of protocol bp4d"):
-        PROTOCOLS["bp4d"].part_of("F099")
-    assert [PROTOCOLS["rendered_bp4d"].part_of(s) for s in ("F003", "M001", "F002")] == ["P1", "P2", "P3"]
+        PROTOCOLS["bp4d"].get_part("F099")
+    assert [PROTOCOLS["rendered_bp4d"].get_part(s) for s in ("F003", "M001", "F002")] == ["P1", "P2", "P3"]
     with pytest.raises(DataError, match="no number"):
-        PROTOCOLS["rendered_bp4d"].part_of("Anna")
+        PROTOCOLS["rendered_bp4d"].get_part("Anna")
 
 
 def test_codes_become_labels_and_the_rest_is_unknown():

@@ -20,7 +20,7 @@ from pipeline.cache.format import view_group
 from pipeline.cache.reader import open_cache
 from pipeline.cache.writer import plan_refresh
 from pipeline.config import ViewConfig
-from pipeline.errors import CacheError, DataError, PlaceError
+from pipeline.errors import DataError, StoreError, WriteError
 from pipeline.faces.views import render_view, view_params
 from pipeline.store import writer as store_writer
 from pipeline.store.mirror import read_sealed_json, sealed_json
@@ -205,7 +205,7 @@ def test_another_fingerprint_lies_beside_and_a_foreign_folder_is_refused(world, 
     second.folder.rename(tmp_path / "moved")
     first.folder.rename(second.folder)
     message = f"holds a store of fingerprint {first.fingerprint}, expected {second.fingerprint}"
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises(StoreError, match=message):
         make_cache(tmp_path, frames, crops, format=other)
 
 
@@ -277,9 +277,9 @@ def test_a_block_that_fails_stops_no_other_and_is_tried_again_alone(world, tmp_p
     calls = tmp_path / "calls"
     with ThreadPoolExecutor(1) as pool:
         executor = pool if num_threads else None
-        with pytest.raises(CacheError, match=r"1 of 9 blocks of .* failed \(block 1: out of memory\); the others"):
+        with pytest.raises(StoreError, match=r"1 of 9 blocks of .* failed \(block 1: out of memory\); the others"):
             make_cache(tmp_path, frames, crops, extractor=partial(extract_with_a_fault, calls, 4), executor=executor)
-        with pytest.raises(CacheError):
+        with pytest.raises(StoreError):
             open_cache(FORMAT.folder_in(tmp_path / "cache"))
         calls.write_text("")
         mended = partial(extract_with_a_fault, calls, 0)
@@ -294,12 +294,12 @@ def test_a_worker_on_a_full_disk_ends_the_refresh_and_leaves_no_half_of_a_block(
 
     def stage_until_full(path, *arguments, **more):
         if len(staged) == 12:
-            raise PlaceError("the disk is full", errno.ENOSPC)
+            raise WriteError("the disk is full", errno.ENOSPC)
         staged.append(path)
         return stage_shard(path, *arguments, **more)
 
     monkeypatch.setattr(store_writer, "stage_shard", stage_until_full)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(PlaceError, match="the disk is full"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(WriteError, match="the disk is full"):
         make_cache(tmp_path, frames, crops, executor=pool)
     folder = FORMAT.folder_in(tmp_path / "cache")
     assert not list(folder.rglob(".tmp-*"))
@@ -357,7 +357,7 @@ def test_the_second_of_two_writers_leaves_with_the_name_of_the_first(world, tmp_
     while not list(folder.rglob("c.*")):
         time.sleep(0.01)
     message = f"is being written by process {process.pid} on {socket.gethostname()} since 20"
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises(StoreError, match=message):
         make_cache(tmp_path, frames, crops)
     process.kill()
     process.join()
@@ -365,7 +365,7 @@ def test_the_second_of_two_writers_leaves_with_the_name_of_the_first(world, tmp_
     assert stored_bytes(folder) == stored_bytes(undisturbed.folder)
     with (
         open_writer(folder, FORMAT),
-        pytest.raises(CacheError, match=f"process {os.getpid()}"),
+        pytest.raises(StoreError, match=f"process {os.getpid()}"),
         open_writer(folder, FORMAT),
     ):
         pass
@@ -384,9 +384,9 @@ def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_t
     frames, crops, undisturbed = world
     shard = cache_to_harm.folder / "arrays.zarr/view_01/h1/c.2.0.0.0"
     shard.unlink()
-    with pytest.raises(CacheError) as caught:
+    with pytest.raises(StoreError) as caught:
         cache_to_harm.read(cache_to_harm.rows(), view=1)
-    assert str(caught.value) == f"shard {shard} is not there; run `fantrans refresh` again to compute it anew"
+    assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` again to compute it anew"
     cache_to_harm.read(cache_to_harm.rows(), view=0)
     plan = plan_refresh(tmp_path / "cache", frames, crops.listed, format=FORMAT, views=VIEWS)
     assert [(unit.block, unit.group) for unit in plan.units] == [(2, "view_01")]
@@ -401,11 +401,11 @@ def test_a_flipped_bit_and_a_truncated_shard_are_never_served(cache_to_harm):
     row_bytes = 4 * 64 * 2 + 4
     shard.write_bytes(whole[: row_bytes + 7] + bytes([whole[row_bytes + 7] ^ 4]) + whole[row_bytes + 8 :])
     cache.read(np.array([0, 2]), view=0)
-    with pytest.raises(CacheError, match=rf"row 1 of shard {shard} fails its checksum; remove the shard"):
+    with pytest.raises(StoreError, match=rf"row 1 of shard {shard} fails its checksum; remove the shard"):
         cache.read(np.array([0, 1, 2]), view=0)
     for damaged in (whole[:-30], whole[:-20] + b"\xff" + whole[-19:], b""):
         shard.write_bytes(damaged)
-        with pytest.raises(CacheError, match=rf"shard {shard} is cut short or its index is damaged"):
+        with pytest.raises(StoreError, match=rf"shard {shard} is cut short or its index is damaged"):
             cache.read(np.array([0]), view=0)
 
 
@@ -449,7 +449,7 @@ def test_a_table_that_is_damaged_in_both_copies_is_refused(cache_to_harm, name):
     if name.startswith("manifest"):
         (folder / "current.json").write_bytes(sealed_json({"revision": 1}))
     message = rf"{folder / name} is damaged, and so is its copy in mirror/; restore one from a backup, or remove"
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises(StoreError, match=message):
         _ = open_cache(folder).index
 
 
@@ -458,24 +458,24 @@ def test_another_schema_is_refused(cache_to_harm):
     document = read_sealed_json(folder / "manifest-000001.json")
     document.pop("crc32c")
     (folder / "manifest-000001.json").write_bytes(sealed_json({**document, "schema": 3}))
-    with pytest.raises(CacheError, match="is written in schema 3, this version reads schema 2; use the version"):
+    with pytest.raises(StoreError, match="is written in schema 3, this version reads schema 2; use the version"):
         open_cache(folder)
 
 
 def test_views_revisions_and_folders_that_are_not_there_are_named(world, tmp_path):
     _, crops, cache = world
-    with pytest.raises(CacheError, match="has views 0 to 2 in revision 1, not 3; run `fantrans refresh`"):
+    with pytest.raises(StoreError, match="has views 0 to 2 in revision 1, not 3; run `fantrans refresh`"):
         cache.read(cache.rows(), view=3)
-    with pytest.raises(CacheError, match="has no revision 7; its newest is 1"):
+    with pytest.raises(StoreError, match="has no revision 7; its newest is 1"):
         open_cache(cache.folder, revision=7)
-    with pytest.raises(CacheError, match="nowhere is no cache"):
+    with pytest.raises(StoreError, match="nowhere is not a store"):
         open_cache(tmp_path / "nowhere")
-    with pytest.raises(CacheError, match="holds crops, not features"):
+    with pytest.raises(StoreError, match="holds crops, not features"):
         open_cache(crops.folder)
 
 
 def test_a_row_that_was_never_stored_is_not_served(world):
     _, _, cache = world
     empty = np.setdiff1d(np.arange(12), cache.rows())[:1]
-    with pytest.raises(CacheError, match=r"holds no row 2; run `fantrans refresh`"):
+    with pytest.raises(StoreError, match=r"holds no row 2; run `fantrans refresh`"):
         cache.read(empty)

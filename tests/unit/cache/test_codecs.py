@@ -5,7 +5,7 @@ from safetensors.numpy import save
 
 from models.head import INPUT_MAPS, FanTransHead, HeadShape
 from pipeline.cache.codecs import COMPACT_MAPS, encode_rows, make_codec
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import ConfigError, StoreError
 
 C, SIZE = 8, 16
 SHAPES = {"lf": (C, SIZE, SIZE), "h1": (C, SIZE, SIZE), "h2": (C, SIZE, SIZE), "hm": (68, SIZE, SIZE)}
@@ -139,8 +139,8 @@ def test_a_network_without_heatmaps_is_kept_as_its_one_map(maps, profile):
 
 
 def test_a_foreign_or_broken_basis_is_refused():
-    with pytest.raises(CacheError, match="basis is of maps with 4 channels, expected 8; name the FAN's own codec"):
+    with pytest.raises(StoreError, match="basis is of maps with 4 channels, expected 8; name the FAN's own codec"):
         make_codec("compact", SHAPES, basis=random_basis(4))
     for broken in (b"nothing", save({"lf.vectors": np.eye(C, dtype=np.float32)})):
-        with pytest.raises(CacheError, match="holds no basis"):
+        with pytest.raises(StoreError, match="holds no basis"):
             make_codec("compact", SHAPES, basis=broken)

@@ -81,7 +81,7 @@ def test_only_changed_pictures_and_boxes_are_cut_anew(tmp_path):
     boxes.loc[2, "x2"] += 1
     plan = plan_crops(tmp_path / "crops", frames, boxes, **arguments)
     assert plan.num_dropped == 2
-    assert {row for unit in plan.units for row in plan.rows_of(unit.block)["frame_id"]} == set(frames["frame_id"][1:3])
+    assert {row for unit in plan.units for row in plan.rows_in(unit.block)["frame_id"]} == set(frames["frame_id"][1:3])
     second = small_cache.make_crops(tmp_path, frames, boxes)
     assert second.revision == 2
     old, new = (each.index.set_index("frame_id") for each in (first, second))

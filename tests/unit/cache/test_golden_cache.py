@@ -16,7 +16,7 @@ from pipeline.cache.codecs import make_codec
 from pipeline.cache.format import features_format
 from pipeline.cache.reader import open_cache
 from pipeline.config import PROFILES, ViewConfig
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.store.mirror import read_sealed_json, sealed_json
 from pipeline.store.revisions import SCHEMA
 from pipeline.store.verify import verify_store
@@ -57,7 +57,7 @@ def test_a_cache_of_a_later_schema_is_refused_in_a_sentence(tmp_path):
     manifest = read_sealed_json(folder / "manifest-000001.json")
     manifest.pop("crc32c")
     (folder / "manifest-000001.json").write_bytes(sealed_json({**manifest, "schema": SCHEMA + 1}))
-    with pytest.raises(CacheError, match=f"is written in schema {SCHEMA + 1}, this version reads schema {SCHEMA}; use"):
+    with pytest.raises(StoreError, match=f"is written in schema {SCHEMA + 1}, this version reads schema {SCHEMA}; use"):
         open_cache(folder)
 
 
@@ -65,7 +65,7 @@ def test_a_cache_of_schema_1_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "fingerprint.json").write_text('{"kind": "features"}')
     (tmp_path / "current.json").write_text('{"revision": 1}')
     (tmp_path / "manifest-000001.json").write_text('{"schema": 1, "revision": 1}')
-    with pytest.raises(CacheError, match="is written in schema 1, this version reads schema 2; use"):
+    with pytest.raises(StoreError, match="is written in schema 1, this version reads schema 2; use"):
         open_cache(tmp_path)
 
 

@@ -132,7 +132,7 @@ def test_summary_counts_known_labels_only(tmp_path):
 
 
 def test_faults_in_raw_data_are_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         index_frames(DatasetEntry(root=tmp_path / "none", layout="bp4d", protocol="bp4d"))
     with pytest.raises(DataError, match="no column for AU 24"):
         index_frames(write_bp4d(tmp_path / "a", header="0,1,2,4,6,7,10,12,14,15,17,23"))

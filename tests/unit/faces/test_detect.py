@@ -235,7 +235,7 @@ def test_weights_travel_through_a_file(tmp_path):
 
 def test_wrong_weights_are_refused_in_a_sentence(tmp_path):
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"not those of retinaface-mobilenet: .*mend `family` or `path`"):
+    with pytest.raises(WeightsError, match=r"not those of retinaface-mobilenet: .*fix `family` or `path`"):
         load_detector(entry_of(tmp_path / "other.safetensors"), CPU)
     (tmp_path / "broken.safetensors").write_bytes(b"12345678")
     with pytest.raises(WeightsError, match="not those of retinaface-mobilenet"):

@@ -92,7 +92,7 @@ def test_crop_affine_turns_scales_shifts_and_mirrors():
 
 @pytest.mark.parametrize("size_px", [128, 256])
 def test_augmented_landmarks_stay_on_their_dots(monkeypatch, size_px):
-    monkeypatch.setattr(train_fan, "_spoilt", lambda crop, rng: crop)
+    monkeypatch.setattr(train_fan, "_degrade", lambda crop, rng: crop)
     monkeypatch.setattr(train_fan, "_occluded", lambda crop, pool, rng: crop)
     pool, rng, num_seen = make_pool(), np.random.default_rng(0), 0
     is_flipped = set()
@@ -247,7 +247,7 @@ def test_training_goes_on_from_weights_of_the_same_or_half_the_width(tmp_path, r
 
 
 def test_training_learns_the_dots(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_fan, "_spoilt", lambda crop, rng: crop)
+    monkeypatch.setattr(train_fan, "_degrade", lambda crop, rng: crop)
     monkeypatch.setattr(train_fan, "_occluded", lambda crop, pool, rng: crop)
     settings = FanTraining(**{**TINY, "num_steps": 14, "small_frac": 1.0})
     run, pool = train_fan._Run(tmp_path / "fan.safetensors", settings, torch.device("cpu")), make_pool()

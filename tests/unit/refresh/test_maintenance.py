@@ -24,11 +24,11 @@ from pipeline.cache.format import features_format, stored_format
 from pipeline.cache.hdf5 import export_hdf5, import_hdf5
 from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
-from pipeline.errors import CacheError
+from pipeline.errors import StoreError
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.prune import collect
 from pipeline.store.revisions import read_damage
-from pipeline.store.verify import leave_word, verify_store
+from pipeline.store.verify import mark_damaged, verify_store
 from tests.unit import small_cache
 from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_crops, stored_bytes
 
@@ -105,7 +105,7 @@ def test_damage_is_found_named_and_repaired_alone(world, own, tmp_path, kind, is
     rows = own.index.loc[own.index["row"] // BLOCK_ROWS == 1, "frame_id"]
     assert set(found.frame_ids) == set(rows[:num_hurt])
     before = open_cache(own.folder)
-    leave_word(own.folder, [found])
+    mark_damaged(own.folder, [found])
     extractor, seen = counting_extractor()
     make_cache(tmp_path, frames, crops, extractor=extractor)
     assert sum(seen) == num_hurt  # the shard's other frames were kept
@@ -123,7 +123,7 @@ def test_a_repair_keeps_rows_that_only_a_stale_revision_names(world, tmp_path):
     shard = folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
     whole = shard.read_bytes()
     damage(shard, "a flipped bit in a row")  # row 0; the one that has left the index is row 1
-    leave_word(folder, verify_store(folder, is_deep=True))
+    mark_damaged(folder, verify_store(folder, is_deep=True))
     extractor, seen = counting_extractor()
     make_cache(tmp_path, fewer, crops, extractor=extractor)
     assert sum(seen) == 1
@@ -138,7 +138,7 @@ def test_damaged_crops_are_cut_anew(world, tmp_path):
     damage(crops.folder / "arrays.zarr/crops/c.1.0.0.0", "a flipped bit in a row")
     (found,) = verify_store(crops.folder, is_deep=True)
     assert found.frame_ids == (frames["frame_id"][4],)
-    leave_word(crops.folder, [found])
+    mark_damaged(crops.folder, [found])
     make_crops(tmp_path, frames, boxes)
     assert stored_bytes(crops.folder) == whole
 
@@ -175,8 +175,8 @@ def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world
     assert everything(after) == values
     rows = after.index["row"]
     full = rows.groupby(rows // BLOCK_ROWS).size()
-    part_of = after.index.groupby(rows // BLOCK_ROWS)["part"].first()
-    assert (full < 0.75 * BLOCK_ROWS).groupby(part_of).sum().max() <= 1
+    get_part = after.index.groupby(rows // BLOCK_ROWS)["part"].first()
+    assert (full < 0.75 * BLOCK_ROWS).groupby(get_part).sum().max() <= 1
     assert verify_store(folder, is_deep=True) == []
     assert {int(path.name.split(".")[1]) for path in folder.rglob("c.*")} == set(full.index)
     assert str(collect(folder, FORMAT, grace_s=0)) == "freed 0.0 MB in 0 files, 0 revisions; moved 0 rows"
@@ -210,7 +210,7 @@ def test_collect_leaves_what_a_live_reader_holds(world, tmp_path):
     freed = collect(folder, FORMAT, grace_s=0)
     assert freed.num_held == 0
     assert freed.num_revisions >= 1
-    with pytest.raises(CacheError, match="has no revision 1"):
+    with pytest.raises(StoreError, match="has no revision 1"):
         open_cache(folder, revision=1)
 
 
@@ -300,7 +300,7 @@ def test_an_export_and_its_import_are_the_same_cache(world, tmp_path):
     imported = import_hdf5({"features": tmp_path / "in"}, paths, make_format)
     assert imported.folder.name == cache.folder.name
     assert stored_bytes(imported.folder) == stored_bytes(cache.folder)
-    with pytest.raises(CacheError, match=r"no \.h5 file to import"):
+    with pytest.raises(StoreError, match=r"no \.h5 file to import"):
         import_hdf5({"features": tmp_path / "in"}, [], make_format)
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from pipeline.errors import DataError
 from pipeline.report import sets as tables
-from pipeline.report.sets import SetTable, compare_runs, difference, row_of
+from pipeline.report.sets import SetTable, compare_runs, difference, read_row
 from pipeline.training.metrics import interval_percent, resampled_percent, summarise
 from pipeline.training.runs import done_folds
 
@@ -58,12 +58,12 @@ def test_a_row_is_the_mean_over_seeds():
     assert values[0, :-1].mean() == pytest.approx(expected)
 
 
-def rows_of(runs, *names):
-    return [row_of(name, sorted(runs.glob(f"{name}-seed*")), published=None) for name in names]
+def rows_in(runs, *names):
+    return [read_row(name, sorted(runs.glob(f"{name}-seed*")), published=None) for name in names]
 
 
 def test_a_better_row_is_better_and_seeds_of_one_are_not_distinguishable(runs):
-    good, plain = rows_of(runs, "good", "plain")
+    good, plain = rows_in(runs, "good", "plain")
     better = difference(good, plain)
     assert better.num_subjects == 30
     assert better.low[-1] > 0
@@ -124,12 +124,12 @@ def test_a_resample_draws_one_run_fewer_than_there_are_so_that_its_spread_is_tha
 
 
 def test_pairs_of_fold_and_au_without_f1_are_counted_in_the_legend(runs):
-    (before,) = rows_of(runs, "good")
+    (before,) = rows_in(runs, "good")
     path = runs / "good-seed0/fold-P1/counts.parquet"
     counts = pd.read_parquet(path)
     counts.loc[counts["au"] == 4, ["tp", "fp", "fn"]] = 0
     counts.to_parquet(path, index=False)
-    (row,) = rows_of(runs, "good")
+    (row,) = rows_in(runs, "good")
     assert (before.num_undefined, row.num_undefined) == (0, 1)
     nothing_published = pd.DataFrame(columns=["method", "au", "f1_percent"])
     legend = SetTable("set", "faces", "rendered faces", (row,), 1, nothing_published).legend()
@@ -148,8 +148,8 @@ def test_runs_on_other_subjects_are_not_compared(runs):
     with pytest.raises(DataError, match=r"not tested on the same frames and labels \(5 and 30 subjects\)"):
         compare_runs("other-seed0", "good-seed0")
     with pytest.raises(DataError, match="tested on different frames or labels"):
-        row_of("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
-    with pytest.raises(DataError, match="none is no run; for an experiment, or a set's variant"):
+        read_row("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
+    with pytest.raises(DataError, match="none is not a run; for an experiment, or a set's variant"):
         compare_runs("none", "good-seed0")
     with pytest.raises(DataError, match="table1 has 10 variants; name one, such as table1:baseline"):
         compare_runs("table1", "good-seed0", dataset="bp4d-synthetic")
@@ -160,15 +160,15 @@ def test_a_set_is_printed_beside_the_published_table(runs):
         {"method": ["Base", "Base", "Ours"], "au": ["AU1", "AVG", "AVG"], "f1_percent": [50.0, 61.5, 64.8]}
     )
     rows = (
-        row_of("plain", sorted(runs.glob("plain-*")), published="Base"),
-        row_of("good", [runs / "good-seed0"], published="Ours"),
-        row_of("later", [], published=None),
+        read_row("plain", sorted(runs.glob("plain-*")), published="Base"),
+        read_row("good", [runs / "good-seed0"], published="Ours"),
+        read_row("later", [], published=None),
     )
     table = SetTable("table9", "small", "rendered faces", rows, 3, published)
     records = table.table().set_index("variant")
-    percents = [row_of("one", [run], published=None).values[0, -1] for run in sorted(runs.glob("plain-*"))]
-    assert records.loc["plain", "deviation"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)
-    assert np.isnan(records.loc["good", "deviation"])
+    percents = [read_row("one", [run], published=None).values[0, -1] for run in sorted(runs.glob("plain-*"))]
+    assert records.loc["plain", "std"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)
+    assert np.isnan(records.loc["good", "std"])
     gap = difference(rows[1], rows[0])
     assert records.loc["good", "over_first"] == pytest.approx(gap.points[-1])
     assert records.loc["good", "published_over_first"] == pytest.approx(3.3)
@@ -178,7 +178,7 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     reverse = SetTable("table9", "small", "rendered faces", rows, 3, published.assign(f1_percent=[50.0, 61.5, 60.0]))
     assert reverse.orderings() == ((), (), (("plain", "good"),))
     assert reverse.legend().endswith("0 are not distinguishable. The other way: good above plain.")
-    again = (rows[0], row_of("twin", [runs / "plain-seed1"], published="Ours"))
+    again = (rows[0], read_row("twin", [runs / "plain-seed1"], published="Ours"))
     unclear = SetTable("table9", "small", "rendered faces", again, 3, published)
     assert unclear.orderings().unclear == (("twin", "plain"),)
     console = Console(width=80)

@@ -8,10 +8,10 @@ import time
 import pandas as pd
 import pytest
 
-from pipeline.errors import DataError, PlaceError
+from pipeline.errors import DataError, WriteError
 from pipeline.runtime import progress
 from pipeline.runtime.atomic import file_sha256, write_atomically, write_bytes_atomically
-from pipeline.tables import read_record, read_table, read_table_if_whole, write_table
+from pipeline.tables import read_record, read_table, read_table_if_intact, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         temp.write_bytes(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(PlaceError, match="value cannot be written: disk full; mend the place and run this again"):
+    with pytest.raises(WriteError, match="value cannot be written: disk full; fix the place and run this again"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [found.name for found in path.parent.iterdir()] == ["value"]
@@ -59,19 +59,19 @@ def test_tables_round_trip_and_a_foreign_one_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and what is no table PAR1"])
 def test_a_damaged_table_is_refused_or_made_anew(tmp_path, caplog, content):
     path = tmp_path / "t.parquet"
-    assert read_table_if_whole(path) is None
+    assert read_table_if_intact(path) is None
     assert not caplog.messages
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"t.parquet is damaged; delete it, and run `make it` to make it anew"):
         read_table(path, columns=("a",), made_by="make it")
-    assert read_table_if_whole(path) is None
+    assert read_table_if_intact(path) is None
     assert caplog.messages == [f"{path} is damaged and is made anew"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}'])
 def test_a_damaged_record_is_refused(tmp_path, content):
     path = tmp_path / "run.json"
-    with pytest.raises(DataError, match=r"run.json is not there; run `make it` to make it"):
+    with pytest.raises(DataError, match=r"run.json does not exist; run `make it` to make it"):
         read_record(path, keys=("a", "b"), made_by="make it")
     path.write_text(content)
     with pytest.raises(DataError, match=r"run.json is damaged: expected JSON with a, b; delete it, and run `make it`"):
@@ -96,7 +96,7 @@ def test_a_log_has_a_line_for_each_named_piece_and_a_listener_hears_from_any_thr
     def listener(description, percent):
         heard.append((description, percent))
 
-    with progress.heard_by(listener), progress.track("extract", total=8, unit="views", num_before=2) as step:
+    with progress.progress_listener(listener), progress.track("extract", total=8, unit="views", num_before=2) as step:
         worker = threading.Thread(target=step, args=(3, "block 7"))
         with caplog.at_level(logging.INFO, logger="fantrans"):
             worker.start()

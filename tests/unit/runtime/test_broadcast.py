@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from pipeline.runtime.broadcast import relay
+from pipeline.runtime.broadcast import broadcast
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
@@ -15,7 +15,7 @@ def test_each_consumer_sees_every_item_in_order(num_threads):
         time.sleep(0.002)
         seen[0].append(item)
 
-    share = relay(iter(range(20)), [slow, seen[1].append, seen[2].append], num_threads=num_threads)
+    share = broadcast(iter(range(20)), [slow, seen[1].append, seen[2].append], num_threads=num_threads)
     assert seen == [list(range(20))] * 3
     assert 0 <= share <= 1
 
@@ -28,7 +28,7 @@ def test_two_consumers_work_at_once_on_one_torch_thread_each():
         threads.append(torch.get_num_threads())
         meeting.wait()
 
-    relay(range(3), [meet, meet], num_threads=2)
+    broadcast(range(3), [meet, meet], num_threads=2)
     assert threads == [1] * 6
 
 
@@ -45,7 +45,7 @@ def test_items_are_taken_only_a_few_ahead_of_the_slowest():
         time.sleep(0.005)
         done.append(item)
 
-    relay(items(), [slow, lambda _: None], num_threads=2)
+    broadcast(items(), [slow, lambda _: None], num_threads=2)
     assert taken == done == list(range(12))
 
 
@@ -55,8 +55,8 @@ def test_waiting_for_items_is_told_from_working():
             time.sleep(0.02)
             yield item
 
-    waiting = relay(late(), [lambda _: None], num_threads=1)
-    working = relay(range(5), [lambda _: time.sleep(0.02)], num_threads=1)
+    waiting = broadcast(late(), [lambda _: None], num_threads=1)
+    working = broadcast(range(5), [lambda _: time.sleep(0.02)], num_threads=1)
     assert 1 >= waiting > working >= 0
 
 
@@ -75,9 +75,9 @@ def test_an_error_anywhere_ends_it_all_and_is_raised(where):
             raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        relay(items(), [consumer, lambda _: time.sleep(0.001)], num_threads=2)
+        broadcast(items(), [consumer, lambda _: time.sleep(0.001)], num_threads=2)
     assert threading.active_count() == num_threads
 
 
 def test_without_items_nothing_happens():
-    assert relay([], [lambda _: pytest.fail("called")], num_threads=2) <= 1
+    assert broadcast([], [lambda _: pytest.fail("called")], num_threads=2) <= 1

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.errors import CacheError, DataError, PlaceError
+from pipeline.errors import DataError, StoreError, WriteError
 from pipeline.runtime import executors as workers
 from pipeline.runtime.executors import outcome, outcomes, raise_failures
 
@@ -18,7 +18,7 @@ def halved(number):
     if number == 100:
         raise OSError(errno.EIO, "the disk hiccuped")
     if number == 200:
-        raise PlaceError("the disk is full", errno.ENOSPC)
+        raise WriteError("the disk is full", errno.ENOSPC)
     return number / 2
 
 
@@ -30,7 +30,7 @@ def test_a_piece_that_fails_does_not_stop_the_others_of_more_than_are_handed_out
     assert found == {number: number / 2 for number in range(1, 1000) if number not in (3, 100, 200)}
 
 
-@pytest.mark.parametrize(("number", "error"), [(100, OSError), (200, PlaceError)])
+@pytest.mark.parametrize(("number", "error"), [(100, OSError), (200, WriteError)])
 def test_input_and_output_that_fail_stop_all(number, error):
     with ThreadPoolExecutor(1) as pool, pytest.raises(error):
         list(outcomes(halved, [1, number, 2], pool))
@@ -56,6 +56,6 @@ def test_a_failure_keeps_nothing_of_what_was_worked_on(monkeypatch):
 
 def test_failures_are_named_the_first_ones_whole_and_the_rest_counted():
     failed = {f"block {i}": DataError(f"odd {i}") for i in range(7)}
-    with pytest.raises(CacheError, match=r"^7 of 9 blocks failed \(block 0: odd 0; .*block 4: odd 4; and 2 more\)"):
+    with pytest.raises(StoreError, match=r"^7 of 9 blocks failed \(block 0: odd 0; .*block 4: odd 4; and 2 more\)"):
         raise_failures(failed, num_all=9, what="blocks")
     raise_failures({}, num_all=9, what="blocks")

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.prefetch import prefetch_map
 
 
 def test_results_come_in_order_and_the_next_are_under_way_meanwhile():
@@ -16,7 +16,7 @@ def test_results_come_in_order_and_the_next_are_under_way_meanwhile():
             both.wait()  # passes only if two are worked on at once
         return 2 * number
 
-    results = ahead(double, range(5), num_threads=2)
+    results = prefetch_map(double, range(5), num_threads=2)
     item, first = next(results)
     assert (item, first.result()) == (0, 0)
     assert [(item, future.result()) for item, future in results] == [(1, 2), (2, 4), (3, 6), (4, 8)]
@@ -32,14 +32,14 @@ def test_what_is_there_is_handed_on_before_all_threads_are_busy():
             taken.append(number)
             yield number
 
-    results = ahead(str, items(), num_threads=8)
+    results = prefetch_map(str, items(), num_threads=8)
     assert next(results)[0] == 0
     assert len(taken) < 9
     results.close()
 
 
 def test_an_error_is_its_items_own():
-    futures = [future for _, future in ahead(lambda number: 1 // number, [1, 0, 1], num_threads=1)]
+    futures = [future for _, future in prefetch_map(lambda number: 1 // number, [1, 0, 1], num_threads=1)]
     assert [type(future.exception()) for future in futures] == [type(None), ZeroDivisionError, type(None)]
 
 
@@ -56,7 +56,7 @@ def test_what_nobody_takes_after_an_error_is_dropped():
         return str(number)
 
     dropped = []
-    results = ahead(text, items(), num_threads=3, drop=dropped.append)
+    results = prefetch_map(text, items(), num_threads=3, drop=dropped.append)
     assert next(results)[1].result() == "0"
     with pytest.raises(OSError, match="full"):
         next(results)
@@ -71,7 +71,7 @@ def test_what_nobody_takes_after_the_takers_error_is_dropped():
         return str(number)
 
     def take_two():
-        for number, future in ahead(text, range(9), num_threads=3, drop=dropped.append):
+        for number, future in prefetch_map(text, range(9), num_threads=3, drop=dropped.append):
             if number == 1:
                 is_over.set()
                 raise RuntimeError(future.result())

@@ -55,7 +55,7 @@ def test_no_tensor_of_the_dropped_parts_is_inside(tmp_path):
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="is not there; train that fold first"):
+    with pytest.raises(DataError, match="does not exist; train that fold first"):
         load_deployed(tmp_path)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.cache.codecs import make_codec
 from pipeline.config import ViewConfig
-from pipeline.errors import CacheError, DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.training import loader
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches
 from tests.unit import small_cache
@@ -33,7 +33,7 @@ def training(world, *, parts=("P1", "P3"), read=("P1", "P3"), num_views=None, ba
 
 def epoch_of(made, number):
     pages, batches = made
-    return [batch for page in pages.epochs(number, number + 1) for batch in batches.of(page)]
+    return [batch for page in pages.epochs(number, number + 1) for batch in batches.from_page(page)]
 
 
 def names_of(batches):
@@ -89,7 +89,7 @@ def test_an_epoch_gives_each_frame_of_the_parts_at_most_once_in_whole_batches(wo
 
 def test_epochs_read_the_augmented_views_in_turn(world):
     made = training(world)
-    assert [made[0].view_of(epoch) for epoch in range(5)] == [2, 3, 2, 3, 2]
+    assert [made[0].view_in(epoch) for epoch in range(5)] == [2, 3, 2, 3, 2]
     for epoch in (1, 2):
         for batch in epoch_of(made, epoch):
             assert_rows_belong_together(world, batch, view=2 + epoch % 2)
@@ -97,14 +97,14 @@ def test_epochs_read_the_augmented_views_in_turn(world):
 
 def test_views_beyond_the_experiments_are_not_read(world):
     pages, _ = training(world, num_views=3)
-    assert [pages.view_of(epoch) for epoch in range(3)] == [2, 2, 2]
+    assert [pages.view_in(epoch) for epoch in range(3)] == [2, 2, 2]
 
 
 def test_without_augmented_views_training_reads_the_clean_one(world, tmp_path):
     frames, crops, _ = world
     cache = make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2))
     made = training((frames, crops, cache))
-    assert [made[0].view_of(epoch) for epoch in range(3)] == [0, 0, 0]
+    assert [made[0].view_in(epoch) for epoch in range(3)] == [0, 0, 0]
     assert_rows_belong_together((frames, crops, cache), epoch_of(made, 1)[0], view=0)
 
 
@@ -135,7 +135,7 @@ def test_one_reading_feeds_heads_of_all_folds(world, monkeypatch):
     together = [[], [], []]
     for page in pages.epochs(0, 1):
         for head, seen in zip(heads, together, strict=True):
-            seen.extend(head.of(page))
+            seen.extend(head.from_page(page))
     assert sorted(read) == sorted(cache.rows())
     for parts, seen in zip((("P1", "P2"), ("P2", "P3"), ("P1", "P3")), together, strict=True):
         alone = epoch_of(training(world, parts=parts, read=parts), 0)
@@ -210,10 +210,10 @@ def test_all_landmark_maps_are_summed(world, tmp_path):
 
 
 def test_too_few_frames_for_a_batch_are_refused(world):
-    with pytest.raises(CacheError, match="holds 27 of the 28 frames asked for, too few for one batch of 28"):
+    with pytest.raises(StoreError, match="holds 27 of the 28 frames asked for, too few for one batch of 28"):
         training(world, batch_size=28)
     frames, crops, cache = world
-    with pytest.raises(CacheError, match="holds 0 of the 42 frames"):
+    with pytest.raises(StoreError, match="holds 0 of the 42 frames"):
         evaluation((frames.assign(frame_id="x"), crops, cache), parts=None)
 
 
@@ -227,6 +227,6 @@ def test_damage_reaches_the_consumer_and_threads_end_with_the_epoch(world, tmp_p
     batches.close()
     assert threading.active_count() == num_threads
     (cache.folder / "arrays.zarr/view_00/h2/c.3.0.0.0").unlink()
-    with pytest.raises(CacheError, match=r"view_00/h2/c.3.0.0.0 is not there"):
+    with pytest.raises(StoreError, match=r"view_00/h2/c.3.0.0.0 does not exist"):
         list(evaluation_batches(cache, found, batch_size=4))
     assert threading.active_count() == num_threads

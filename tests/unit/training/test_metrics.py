@@ -57,7 +57,7 @@ def test_counts_and_f1_agree_with_scikit_learn():
         assert [row.tn, row.fp, row.fn, row.tp] == confusion_matrix(truth, answers).ravel().tolist()
         assert row.unknown == (~is_known).sum()
         assert row.f1_percent == pytest.approx(100 * f1_score(truth, answers))
-        assert row.floor_percent == pytest.approx(100 * f1_score(truth, np.ones_like(truth)))
+        assert row.always_positive_percent == pytest.approx(100 * f1_score(truth, np.ones_like(truth)))
 
 
 def test_f1_is_undefined_only_without_positives_and_answers():
@@ -82,8 +82,8 @@ def test_mean_of_folds_and_pooled_counts_by_hand():
     assert scores.aus["pooled_percent"].tolist() == pytest.approx(pooled)
     assert scores.pooled_percent == pytest.approx(np.mean(pooled))
     floor = [np.mean([200 * 10 / 22, 200 * 3 / 12]), np.mean([200 * 3 / 11, 200 * 9 / 25])]
-    assert scores.aus["floor_percent"].tolist() == pytest.approx(floor)
-    assert scores.floor_percent == pytest.approx(np.mean(floor))
+    assert scores.aus["always_positive_percent"].tolist() == pytest.approx(floor)
+    assert scores.always_positive_percent == pytest.approx(np.mean(floor))
     assert scores.aus[["num_positive", "num_known"]].to_numpy().tolist() == [[13, 21], [12, 24]]
 
 
@@ -99,7 +99,9 @@ def test_undefined_folds_are_counted_and_left_out():
     assert scores.aus["num_undefined"].tolist() == [0, 1, 2]
     assert scores.num_undefined == 3
     assert scores.f1_percent == pytest.approx(65)
-    np.testing.assert_allclose(scores.aus["floor_percent"], [100 * np.mean([20 / 22, 10 / 11]), 100 * 6 / 11, np.nan])
+    np.testing.assert_allclose(
+        scores.aus["always_positive_percent"], [100 * np.mean([20 / 22, 10 / 11]), 100 * 6 / 11, np.nan]
+    )
     np.testing.assert_allclose(scores.aus["low_percent"], [80, 50, np.nan])
     np.testing.assert_allclose(scores.aus["high_percent"], [80, 50, np.nan])
 
@@ -113,8 +115,8 @@ def test_floor_of_the_published_counts(dataset, by_part, mean):
         for part, (num_frames, positives) in POSITIVES[dataset].items()
     )
     scores = summarise(counts, num_resamples=10)
-    assert scores.folds.groupby("part")["floor_percent"].mean().round(1).tolist() == by_part
-    assert round(scores.floor_percent, 1) == mean
+    assert scores.folds.groupby("part")["always_positive_percent"].mean().round(1).tolist() == by_part
+    assert round(scores.always_positive_percent, 1) == mean
     assert scores.f1_percent == 0  # nobody was found
 
 

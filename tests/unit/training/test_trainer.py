@@ -115,14 +115,14 @@ def test_the_deployed_weights_give_the_stored_predictions(folder):
 def _train_and_die(folder: Path, device: str) -> None:
     make_pages_small()
     run = make_run(Path(folder), name="killed")
-    see = HeadTraining.see
+    see = HeadTraining.train_on_page
 
     def dying(self, page, *, step):
         if (page.epoch, page.number) == (2, 1):
             os.kill(os.getpid(), signal.SIGKILL)
         see(self, page, step=step)
 
-    HeadTraining.see = dying
+    HeadTraining.train_on_page = dying
     train_fold(run, "P1", device=device)
 
 
@@ -142,7 +142,7 @@ def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, devic
         assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
 
 
-def weights_of(folds):
+def get_weights(folds):
     return [load_file(fold / "head.safetensors") for fold in folds]
 
 
@@ -161,7 +161,7 @@ def test_heads_that_read_together_learn_what_each_learns_alone(folder, device):
     assert 0 <= share <= 1
     for one, other in zip(alone, together, strict=True):
         for part in ("P1", "P2", "P3"):
-            ours, theirs = weights_of([one.fold_folder(part), other.fold_folder(part)])
+            ours, theirs = get_weights([one.fold_folder(part), other.fold_folder(part)])
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[name], theirs[name]) for name in ours)
             pd.testing.assert_frame_equal(
@@ -175,7 +175,7 @@ def test_bf16_learns_in_a_lower_precision_and_keeps_weights_in_fp32(folder, devi
         make_run(folder, name=name, train=TRAIN.model_copy(update={"precision": name})) for name in ("fp32", "bf16")
     )
     folds = [train_fold(run, "P1", device=device) for run in (fp32, bf16)]
-    one, other = weights_of(folds)
+    one, other = get_weights(folds)
     assert all(tensor.dtype != torch.bfloat16 for tensor in other.values())
     assert any(not torch.equal(one[name], other[name]) for name in one)
     first_losses = [json.loads((fold / "result.json").read_bytes())["history"][0]["loss"] for fold in folds]
@@ -192,7 +192,7 @@ def test_weights_do_not_depend_on_the_number_of_threads(folder):
         train_heads([(run, part) for part in ("P1", "P2", "P3")])
         folds.append(run.fold_folder("P2"))
     torch.set_num_threads(num_threads)
-    one, three = weights_of(folds)
+    one, three = get_weights(folds)
     assert all(torch.equal(one[name], three[name]) for name in one)
 
 
@@ -232,7 +232,8 @@ def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_traine
     assert all(
         torch.equal(*pair)
         for pair in zip(
-            *(tensors.values() for tensors in weights_of([good.fold_folder("P1"), wild.fold_folder("P1")])), strict=True
+            *(tensors.values() for tensors in get_weights([good.fold_folder("P1"), wild.fold_folder("P1")])),
+            strict=True,
         )
     )
 
@@ -258,7 +259,7 @@ def test_report_aggregates_the_finished_folds(folder):
     assert table["au"].tolist() == ["AU1", "AU2", "mean"]
     assert table.loc[2, "f1_percent"] == pytest.approx(report.scores.f1_percent)
     assert "| AU1 |" in (run.folder / "report.md").read_text()
-    with pytest.raises(DataError, match="is no run"):
+    with pytest.raises(DataError, match="is not a run"):
         read_report(folder)
 
 
