@@ -20,8 +20,10 @@ from tempfile import TemporaryDirectory
 
 from distributed import Client, LocalCluster
 
+from flows.cluster import ClusterWorkers
 from pipeline.refresh.job import RefreshJob, make_extractor, prepare_refresh
-from pipeline.refresh.stages import extract_features
+from pipeline.refresh.plan import StageSummary
+from pipeline.refresh.stages import ExtractStage, run_stage
 
 
 def main() -> None:
@@ -56,15 +58,20 @@ def measure(dataset: str, num_workers: int, num_views: int) -> dict[str, object]
             for i, address in enumerate(client.scheduler_info(n_workers=-1)["workers"]):
                 client.run(warm_up, job, cores[i % len(cores)], workers=[address])
             started = time.monotonic()
-            summary = extract_features(job, client.get_executor(pure=False))
+            summary = client.submit(extract, job, pure=False).result()
             seconds = time.monotonic() - started
         return {
             "workers": num_workers,
-            "views": summary.num_done * num_views,
+            "views": summary.num_computed * num_views,
             "seconds": round(seconds, 1),
-            "views_per_s": round(summary.num_done * num_views / seconds, 2),
+            "views_per_s": round(summary.num_computed * num_views / seconds, 2),
             "sha256": digest(Path(folder)),
         }
+
+
+def extract(job: RefreshJob) -> StageSummary:
+    """Coordinate the extraction from one of the workers, as a flow run's task does."""
+    return run_stage(ExtractStage(), job, ClusterWorkers(job.device))
 
 
 def warm_up(job: RefreshJob, core: int) -> None:

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from pipeline.cache.build import FIDELITY_FILE
 from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import map_losses
-from pipeline.cache.writer import FIDELITY_FILE
 from pipeline.config import CONFIG_FOLDER, PROFILES
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent

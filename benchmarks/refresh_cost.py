@@ -10,6 +10,7 @@ features are zeros, but every table, shard and check is there; then a whole refr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -25,12 +26,11 @@ from safetensors.torch import save_file
 
 from models.fan import FAN
 from pipeline.cache import crops
-from pipeline.cache.writer import refresh
 from pipeline.catalog import load_catalog
 from pipeline.datasets.bp4d import CODES, IMAGES
 from pipeline.protocols import PROTOCOLS
-from pipeline.refresh.job import RefreshJob, crop_reader, feature_storage, prepare_refresh
-from pipeline.refresh.stages import crop_faces, index_frames, refresh_cache
+from pipeline.refresh.job import RefreshJob, cache_build, crop_reader, prepare_refresh
+from pipeline.refresh.stages import CropStage, IndexStage, refresh_cache, run_stage
 from pipeline.runtime.atomic import file_sha256
 from pipeline.tables import BOX_COLUMNS, write_table
 
@@ -146,9 +146,9 @@ def nothing_to_do() -> dict[str, float]:
         )
     )
     job = prepare_refresh("measured", config=str(config))
-    index_frames(job)
+    run_stage(IndexStage(), job, job.workers)
     make_up_boxes(job)
-    crop_faces(job)
+    run_stage(CropStage(), job, job.workers)
     make_up_features(job)
     num = len(crop_reader(job).index)
     return {"num_frames": num, "num_views": 2, "nothing_s": timed(str(config)), "nothing_again_s": timed(str(config))}
@@ -189,21 +189,12 @@ def make_up_boxes(job: RefreshJob) -> None:
 
 def make_up_features(job: RefreshJob) -> None:
     """A cache of zeros."""
-    stored, table = feature_storage(job), pd.read_parquet(job.work / "frames.parquet")
+    build, table = cache_build(job), pd.read_parquet(job.work / "frames.parquet")
 
     def zeros(images: np.ndarray) -> dict[str, np.ndarray]:
-        return {spec.name: np.zeros((len(images), *spec.row_shape), spec.dtype) for spec in stored.codec.arrays}
+        return {spec.name: np.zeros((len(images), *spec.row_shape), spec.dtype) for spec in build.codec.arrays}
 
-    refresh(
-        job.catalog.cache_dir(job.dataset),
-        table,
-        crop_reader(job),
-        lambda: zeros,
-        format=stored.format,
-        codec=stored.codec,
-        views=job.config.views,
-        view_px=job.config.crop.size_px,
-    )
+    dataclasses.replace(build, make_extractor=lambda: zeros).run(table, crop_reader(job))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rich.table import Table
 from pipeline.errors import DataError, FantransError
 
 if TYPE_CHECKING:
-    from pipeline.refresh.dry_run import StagePlan
+    from pipeline.refresh.plan import StagePlan
     from pipeline.store.reader import StoreReader
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Facial action units with FAN-Trans.")
@@ -162,13 +162,12 @@ def synth(
 ) -> None:
     """Render faces with known action units in a data set's raw layout."""
     from pipeline.catalog import load_catalog
-    from pipeline.refresh.render import render_dataset
     from pipeline.synthetic.dataset import write_dataset
 
     if dataset is not None:
         if load_catalog().dataset(dataset).rendered is None:
             raise typer.BadParameter(f"data set {dataset!r} has no `rendered:` in the catalog")
-        render_dataset(dataset, num_workers=workers)
+        load_catalog().dataset(dataset).render(num_workers=workers)
         return
     if out is None:
         raise typer.BadParameter("give --out FOLDER, or --dataset NAME for one of the catalog")
@@ -203,13 +202,13 @@ def refresh(
 ) -> None:
     """Bring a data set's index, boxes, crops and feature cache up to date; computes only what is missing."""
     if dry_run:
-        from pipeline.refresh.dry_run import plan_job
         from pipeline.refresh.job import prepare_refresh
+        from pipeline.refresh.stages import plan_refresh
 
         job = prepare_refresh(
             dataset, config=config, base=base, profile=profile, num_views=views, limit=limit, device=device
         )
-        _print_plan(plan_job(job))
+        _print_plan(plan_refresh(job))
         return
     run = _flow_or_function("refresh_cache", flow_module="flows.refresh", function_module="pipeline.refresh.stages")
     run(
@@ -656,13 +655,10 @@ def _print_entry(path: Path, kind: str) -> None:
 
 def _has_nothing_new(name: str, device: str) -> bool:
     """Whether a refresh of a data set would do nothing, found out without a Prefect server."""
-    from pipeline.catalog import load_catalog
-    from pipeline.refresh.dry_run import plan_job
     from pipeline.refresh.job import prepare_refresh
+    from pipeline.refresh.stages import plan_refresh
 
-    if load_catalog().dataset(name).missing_folders():
-        return False
-    return all(plan.num_computed == plan.num_dropped == 0 for plan in plan_job(prepare_refresh(name, device=device)))
+    return all(plan.is_noop for plan in plan_refresh(prepare_refresh(name, device=device)))
 
 
 def _flow_or_function(name: str, *, flow_module: str, function_module: str) -> Callable[..., Any]:

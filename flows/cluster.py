@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Annotated, Self
+from dataclasses import dataclass
+from typing import Annotated, Self, TypeVar
 
 import torch
-from distributed import worker_client
+from distributed import Worker, WorkerPlugin, worker_client
 from prefect_dask import DaskTaskRunner
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.executors import WorkerPool, drop_state, keep_state, new_state_name
 
 GPU = "GPU"
 """Resource that a worker offers, `dask worker ... --resources GPU=1`: one piece of work on it at a time."""
 
 _START_S = 60
+
+_State = TypeVar("_State")
 
 
 class Cluster(BaseModel):
@@ -60,19 +64,47 @@ class Cluster(BaseModel):
             ) from None
 
 
-@contextmanager
-def cluster_workers(device: str) -> Iterator[Executor]:
-    """The cluster that this Prefect task runs on, as an executor that gives work for a GPU to workers that offer one.
+@dataclass(frozen=True)
+class ClusterWorkers:
+    """Workers of the Dask cluster that this Prefect task runs on; tasks for a GPU go to workers that offer one."""
 
-    Raises `ConfigError` if none does, since Dask would wait for one for ever.
-    """
-    needed = {GPU: 1} if torch.device(device).type == "cuda" else {}
-    with worker_client() as client:
-        offered = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-        if needed and not any(resources.get(GPU, 0) >= 1 for resources in offered):
-            raise ConfigError(
-                f"none of the {len(offered)} workers of {client.scheduler.address} offers a {GPU}, which "
-                f"device {device} needs; start one with `dask worker ADDRESS --nthreads 1 --resources "
-                f"{GPU}=1`"
-            )
-        yield client.get_executor(pure=False, resources=needed)
+    device: str
+
+    @contextmanager
+    def open(self, state: _State, *, num_tasks: int) -> Iterator[WorkerPool[_State]]:
+        """Give each worker, also one that joins later, a copy of `state`; see `pipeline.runtime.executors.Workers`.
+
+        Raises `ConfigError` if the device is a GPU and no worker offers one: Dask would wait for one forever.
+        """
+        needed = {GPU: 1} if torch.device(self.device).type == "cuda" else {}
+        with worker_client() as client:
+            offered = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+            if needed and not any(resources.get(GPU, 0) >= 1 for resources in offered):
+                raise ConfigError(
+                    f"none of the {len(offered)} workers of {client.scheduler.address} offers a {GPU}, which device "
+                    f"{self.device} needs; start one with `dask worker ADDRESS --nthreads 1 --resources {GPU}=1`"
+                )
+            plugin = _StatePlugin(new_state_name(), state)
+            client.register_plugin(plugin)
+            try:
+                yield WorkerPool(client.get_executor(pure=False, resources=needed), plugin.name)
+            finally:
+                client.unregister_worker_plugin(plugin.name)
+
+
+class _StatePlugin(WorkerPlugin):
+    """Keeps a pool's state in a worker's process while the pool is open."""
+
+    idempotent = False
+
+    def __init__(self, name: str, state: object) -> None:
+        self.name, self._state = name, state
+
+    def setup(self, worker: Worker) -> None:
+        """Start the worker's part of the pool."""
+        tune_allocator()
+        keep_state(self.name, self._state)
+
+    def teardown(self, worker: Worker) -> None:
+        """Free what the pool's state holds."""
+        drop_state(self.name)

@@ -1,58 +1,28 @@
-"""Bring a data set's feature cache up to date: index, detect, crop, extract; rendered faces where they lack."""
+"""Bring a data set's feature cache up to date, stage by stage, with a task per stage."""
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated
+from contextlib import nullcontext
+from typing import Annotated, Any
 
 from prefect.artifacts import create_markdown_artifact
+from prefect_dask import DaskTaskRunner
 from pydantic import Field
 
-from flows.cluster import Cluster, cluster_workers
+from flows.cluster import Cluster, ClusterWorkers
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.config import PositiveInt, Profile
 from pipeline.refresh import stages
 from pipeline.refresh.job import RefreshJob, prepare_refresh
-from pipeline.refresh.render import render_dataset
-from pipeline.refresh.stages import StageSummary
+from pipeline.refresh.plan import StageSummary
 from pipeline.refresh.summary import write_summary
 
 
 @fantrans_task()
-def render_faces(dataset: str) -> None:
-    """The raw data set, if it is a rendered one and not there yet."""
-    render_dataset(dataset)
-
-
-@fantrans_task()
-def index_frames(job: RefreshJob) -> StageSummary:
-    """Raw layout to frame index."""
-    return stages.index_frames(job)
-
-
-@fantrans_task()
-def detect_faces(job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
-    """Frames to boxes."""
-    with _workers(job, on_cluster=on_cluster) as executor:
-        return stages.detect_faces(job, executor)
-
-
-@fantrans_task()
-def crop_faces(job: RefreshJob) -> StageSummary:
-    """Boxes to crops."""
-    return stages.crop_faces(job)
-
-
-@fantrans_task()
-def extract_features(job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
-    """Crops to cached features."""
-    with _workers(job, on_cluster=on_cluster) as executor:
-        return stages.extract_features(job, executor)
-
-
-def _workers(job: RefreshJob, *, on_cluster: bool) -> AbstractContextManager[Executor | None]:
-    return cluster_workers(job.device) if on_cluster else nullcontext()
+def run_stage(name: str, job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
+    """Plan a stage and run it, here or on the cluster's workers."""
+    stage = next(stage for stage in stages.stages_of(job) if stage.name == name)
+    return stages.run_stage(stage, job, ClusterWorkers(job.device) if on_cluster else job.workers)
 
 
 @fantrans_flow(name="refresh-cache")
@@ -71,7 +41,6 @@ def refresh_cache(
 
     With a cluster, its workers detect and extract in place of `num_workers` processes here.
     """
-    render_faces(dataset)
     job = prepare_refresh(
         dataset,
         config=config,
@@ -83,18 +52,20 @@ def refresh_cache(
         check_device=cluster is None,
         num_workers=num_workers,
     )
-    if cluster is None:
-        done = [index_frames(job), detect_faces(job), crop_faces(job), extract_features(job)]
-    else:
-        with cluster.task_runner() as runner:
-            done = [index_frames(job)]
-            done.append(runner.submit(detect_faces, {"job": job, "on_cluster": True}).result())
-            done.append(crop_faces(job))
-            done.append(runner.submit(extract_features, {"job": job, "on_cluster": True}).result())
-    markdown, page = write_summary(job, done)
+    with nullcontext() if cluster is None else cluster.task_runner() as runner:
+        summaries = [_run(stage, job, runner) for stage in stages.stages_of(job)]
+    markdown, page = write_summary(job, summaries)
     create_markdown_artifact(
         f"{markdown}\n[This page]({page.as_uri()})\n",
         key=artifact_key("refresh", dataset),
         description=f"What the refresh of {dataset} did",
     )
-    return done
+    return summaries
+
+
+def _run(stage: stages.Stage[Any], job: RefreshJob, runner: DaskTaskRunner | None) -> StageSummary:
+    """Run a stage as a task of its name: on the cluster if there is one and the stage spreads its work."""
+    task = run_stage.with_options(name=stage.name)
+    if runner is None or not stage.uses_workers:
+        return task(stage.name, job)
+    return runner.submit(task, {"name": stage.name, "job": job, "on_cluster": True}).result()

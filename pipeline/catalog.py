@@ -64,6 +64,22 @@ class DatasetEntry(Settings):
         """The protocol by its name."""
         return PROTOCOLS[self.protocol]
 
+    def count_unrendered(self) -> tuple[int, int]:
+        """Return the frames of a rendered data set that are missing on disk, and all its frames; (0, 0) for others."""
+        if self.rendered is None:
+            return 0, 0
+        from pipeline.synthetic.dataset import count_missing_frames  # noqa: PLC0415 - the renderer compiles with numba
+
+        return count_missing_frames(self.root, layout=self.layout, **self.rendered.model_dump())
+
+    def render(self, *, num_workers: int) -> None:
+        """Render the missing frames of a rendered data set; does nothing for others."""
+        if self.rendered is None:
+            return
+        from pipeline.synthetic.dataset import write_dataset  # noqa: PLC0415 - the renderer compiles with numba
+
+        write_dataset(self.root, layout=self.layout, num_workers=num_workers, **self.rendered.model_dump())
+
     def missing_folders(self) -> list[Path]:
         """Raw folders of the layout that do not exist."""
         return [folder for name in _RAW_FOLDERS[self.layout] if not (folder := self.root / name).is_dir()]

@@ -29,7 +29,7 @@ datasets:
 weights:
 {weights}
 """
-UNCOMPARED = ("rates.json", ".lock")
+UNCOMPARED = ("rates.json", "refresh.html", ".lock")  # times, places, owners
 
 
 class World:

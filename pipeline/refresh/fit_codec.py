@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import dask
@@ -16,10 +15,9 @@ from safetensors.numpy import save
 
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.statistics import codec_moments
-from pipeline.cache.writer import refresh
 from pipeline.datasets import index as frames
 from pipeline.errors import DataError
-from pipeline.refresh.job import RefreshJob, crop_reader, feature_storage, find_exact_cache, make_extractor
+from pipeline.refresh.job import RefreshJob, cache_build, crop_reader, with_profile
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.progress import track
 from pipeline.store.plan import NO_ROW
@@ -39,30 +37,18 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
     The crops must be there (`fantrans refresh`). The sample's features lie, exact, in a small cache of their own below
     the work folder; its frames are named in the file.
     """
-    features = job.config.features.model_copy(update={"profile": "exact"})
     views = job.config.views.model_copy(update={"num_views": NUM_VIEWS})
-    exact = replace(job, config=job.config.model_copy(update={"features": features, "views": views}))
+    job = with_profile(replace(job, config=job.config.model_copy(update={"views": views})), "exact")
     table, crops = frames.read_index(job.work, dataset=job.dataset), crop_reader(job)
     sample = sample_frames(table, crops.listed, num_frames=num_frames)
-    stored = feature_storage(exact)
+    build = replace(cache_build(job), root=job.work / "codec-sample")
     with track("extract a sample", total=len(sample) * NUM_VIEWS, unit="views") as step:
-        cache = refresh(
-            job.work / "codec-sample",
-            sample,
-            crops,
-            partial(make_extractor, exact),
-            format=stored.format,
-            codec=stored.codec,
-            views=views,
-            view_px=job.config.crop.size_px,
-            exact=find_exact_cache(job),
-            step=step,
-        )
+        cache = build.run(sample, crops, on_progress=step)
     tensors = fit_basis(cache)
     names = sorted(cache.index["frame_id"])
     record: dict[str, object] = {
         "dataset": job.dataset,
-        "fan_sha256": job.catalog.get_weights(features.weights).sha256,
+        "fan_sha256": job.catalog.get_weights(job.config.features.weights).sha256,
         "num_views": NUM_VIEWS,
         "frames": names,
     }

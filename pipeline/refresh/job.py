@@ -1,7 +1,7 @@
-"""A refresh and everything that decides its result: the data set, its settings, where things lie, what the cache holds.
+"""A refresh job: one data set, its resolved settings, and where its outputs are.
 
 {work}/{dataset}/frames.parquet
-{work}/{dataset}/boxes-{detector fingerprint}.parquet, and .parts/ while it is being made
+{work}/{dataset}/boxes-{detector fingerprint}.parquet, and .parts/ until detection has finished
 {work}/{dataset}/crops/{crop fingerprint}/
 {cache}/{dataset}/{cache fingerprint}/
 """
@@ -12,23 +12,29 @@ import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from pipeline import fingerprint
 from pipeline.cache import crops
+from pipeline.cache.build import CacheBuild
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.cache.format import features_format
-from pipeline.cache.writer import Extractor
+from pipeline.cache.units import Extractor
 from pipeline.catalog import Catalog, DatasetEntry, load_catalog
 from pipeline.config import CacheConfig, first_fault
 from pipeline.errors import ConfigError
 from pipeline.faces.features import extract_features, load_network
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.device import checked_device
+from pipeline.runtime.executors import LocalWorkers
+from pipeline.store.fingerprint import fingerprint as hash_document
 from pipeline.store.revisions import load_revision
 from pipeline.store.writer import StoreFormat
+
+_RATES_NAME = "rates.json"
+_MIN_RATED_S = 10.0
+"""Shorter stages are mostly start-up and would give a wrong rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +59,25 @@ class RefreshJob:
         return self.catalog.work_dir(self.dataset)
 
     @property
+    def crops_root(self) -> Path:
+        """Folder of the data set's crop stores, one per fingerprint."""
+        return self.work / "crops"
+
+    @property
     def boxes_path(self) -> Path:
         """Boxes of the job's detector."""
         document = fingerprint.boxes_document(self.config, self.catalog)
-        return self.work / f"boxes-{fingerprint.fingerprint(document)}.parquet"
+        return self.work / f"boxes-{hash_document(document)}.parquet"
+
+    @property
+    def workers(self) -> LocalWorkers:
+        """The job's processes on this machine."""
+        return LocalWorkers(self.num_workers)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made the values, beside the fingerprint and the versions."""
+        return {"dataset": self.dataset, "device": self.device}
 
 
 def prepare_refresh(
@@ -71,10 +92,10 @@ def prepare_refresh(
     check_device: bool = True,
     num_workers: int = 1,
 ) -> RefreshJob:
-    """Settings of a refresh: those of the experiments (default: the data set's own), with what the caller overrides.
+    """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
-    config, base: see `Catalog.experiments_of`; a set whose variants need several caches is refused. `check_device`:
-    whether this machine must have the device; a cluster's workers may have it.
+    config, base: see `Catalog.experiments_of`; default: the data set's own experiment. A set whose members need several
+    caches is refused. check_device: whether this machine must have the device; a cluster's workers may have it.
     """
     catalog = load_catalog()
     chosen = catalog.experiments_of(dataset, config, base=base)
@@ -90,77 +111,85 @@ def prepare_refresh(
     except ValidationError as error:
         raise ConfigError(first_fault(error)) from None
     catalog.get_weights(cache.detector.weights)
-    fingerprint.cache_document(cache, catalog)  # refuses weights that have no features, or not of this profile
+    fingerprint.cache_document(cache, catalog)  # refuses weights without features, or without this profile
     return RefreshJob(
         dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device, num_workers=num_workers
     )
 
 
-class Features(NamedTuple):
-    """How a job's features are stored."""
-
-    format: StoreFormat
-    codec: Codec
-    basis: bytes | None
-
-
-def feature_storage(job: RefreshJob) -> Features:
-    """The format and codec of the job's cache, with the basis that the catalog names for its FAN."""
-    settings = job.config.features
-    shapes = fingerprint.map_shapes(job.catalog.get_weights(settings.weights))
-    file = fingerprint.codec_file(job.config, job.catalog) if settings.profile == "compact" else None
-    basis = None if file is None else file.checked_path().read_bytes()
-    codec = make_codec(settings.profile, shapes, basis=basis)
-    return Features(features_format(fingerprint.cache_document(job.config, job.catalog), codec), codec, basis)
-
-
 def crop_format(job: RefreshJob) -> StoreFormat:
-    """The format of the job's crops."""
+    """Return the format of the job's crops."""
     return crops.crops_format(fingerprint.crops_document(job.config, job.catalog), job.config.crop)
 
 
 def crop_reader(job: RefreshJob) -> crops.CropReader:
-    """The job's crops, as the crop stage left them."""
-    return crops.CropReader(crop_format(job).folder_in(job.work / "crops"))
+    """Open the job's crops at their newest revision."""
+    return crops.CropReader(crop_format(job).folder_in(job.crops_root))
+
+
+def cache_build(job: RefreshJob) -> CacheBuild:
+    """Return the job's feature cache and how its values are computed."""
+    codec, basis = _load_codec(job)
+    return CacheBuild(
+        root=job.catalog.cache_dir(job.dataset),
+        format=features_format(fingerprint.cache_document(job.config, job.catalog), codec),
+        codec=codec,
+        basis=basis,
+        views=job.config.views,
+        view_px=job.config.crop.size_px,
+        make_extractor=partial(make_extractor, job),
+        exact=_find_exact_cache(job),
+        provenance=job.provenance,
+    )
 
 
 def make_extractor(job: RefreshJob) -> Extractor:
-    """The job's network, giving what its codec stores."""
+    """Load the job's network; it returns what the job's codec stores."""
     settings = job.config.features
     network = load_network(job.catalog.get_weights(settings.weights), job.device)
-    return partial(extract_features, network, encode=feature_storage(job).codec.encode, precision=settings.precision)
+    return partial(extract_features, network, encode=_load_codec(job)[0].encode, precision=settings.precision)
 
 
-def find_exact_cache(job: RefreshJob) -> Path | None:
-    """The cache of the same settings in the profile exact, from which another is encoded; None if there is none."""
+def with_profile(job: RefreshJob, profile: str) -> RefreshJob:
+    """Return the same job in another profile."""
+    features = job.config.features.model_copy(update={"profile": profile})
+    return replace(job, config=job.config.model_copy(update={"features": features}))
+
+
+def _load_codec(job: RefreshJob) -> tuple[Codec, bytes | None]:
+    """Return the job's codec, and the basis that the catalog names for its FAN if the profile needs one."""
+    settings = job.config.features
+    shapes = fingerprint.map_shapes(job.catalog.get_weights(settings.weights))
+    file = fingerprint.codec_file(job.config, job.catalog) if settings.profile == "compact" else None
+    basis = None if file is None else file.checked_path().read_bytes()
+    return make_codec(settings.profile, shapes, basis=basis), basis
+
+
+def _find_exact_cache(job: RefreshJob) -> Path | None:
+    """Return the cache with the same settings in the profile exact, from which this one can be encoded."""
     if job.config.features.profile == "exact":
         return None
-    features = job.config.features.model_copy(update={"profile": "exact"})
-    exact = replace(job, config=job.config.model_copy(update={"features": features}))
-    folder = feature_storage(exact).format.folder_in(job.catalog.cache_dir(job.dataset))
+    folder = cache_build(with_profile(job, "exact")).folder
     return folder if load_revision(folder) is not None else None
 
 
-_RATES_NAME = "rates.json"
-_TELLING_S = 10.0
+def remember_rate(job: RefreshJob, stage: str, num: int, *, seconds: float) -> None:
+    """Record a stage's rate for the times that the next plans state."""
+    if num and seconds >= _MIN_RATED_S:
+        rates = {**_read_rates(job), stage: num / seconds}
+        write_bytes_atomically(job.work / _RATES_NAME, json.dumps(rates).encode())
 
 
-def _rates(job: RefreshJob) -> dict[str, float]:
-    """Units of work a second of each stage, when it last ran: for the time that a plan states."""
+def expected_seconds(job: RefreshJob, stage: str, num: int) -> float | None:
+    """Return how long a stage would take for `num` items at its last rate; None if it has none."""
+    rate = _read_rates(job).get(stage)
+    return 0.0 if num == 0 else num / rate if rate else None
+
+
+def _read_rates(job: RefreshJob) -> dict[str, float]:
+    """Read the last rate of each stage, in items per second."""
     path = job.work / _RATES_NAME
     try:
         return json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError:  # damaged: the next rates are written over it
+    except ValueError:  # damaged: the next rates replace it
         return {}
-
-
-def remember_rate(job: RefreshJob, stage: str, num: int, *, seconds: float) -> None:
-    """Note how fast a stage was, for the next plan; a short one, mostly start-up, would tell a wrong rate."""
-    if seconds >= _TELLING_S:
-        write_bytes_atomically(job.work / _RATES_NAME, json.dumps({**_rates(job), stage: num / seconds}).encode())
-
-
-def seconds_for(job: RefreshJob, stage: str, num: int) -> float | None:
-    """How long a stage would take at its last rate; None if it never ran."""
-    rate = _rates(job).get(stage)
-    return 0.0 if num == 0 else num / rate if rate else None

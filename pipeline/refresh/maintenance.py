@@ -23,7 +23,7 @@ from pipeline.cache.crops import CropReader, crops_format, stored_crops_format
 from pipeline.cache.format import features_format, stored_format, view_number
 from pipeline.cache.hdf5 import export_hdf5, import_hdf5
 from pipeline.cache.reader import CacheReader, open_cache
-from pipeline.cache.writer import Extractor, UnitSource, UnitTask
+from pipeline.cache.units import Extractor, UnitSpec, UnitTask, UnitWorker
 from pipeline.catalog import Catalog, WeightsEntry
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.datasets.index import read_index
@@ -34,7 +34,7 @@ from pipeline.runtime.progress import track
 from pipeline.store.fingerprint import fingerprint
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
-from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, collect
+from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, prune
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
     FINGERPRINT_NAME,
@@ -185,10 +185,10 @@ def recompute_sample(
     compared (crops that have moved on, weights that the catalog lacks) is said in the log.
     """
     cache = open_cache(folder)
-    source = _source_of(catalog, dataset, cache, device)
-    if source is None:
+    spec = _unit_spec(catalog, dataset, cache, device)
+    if spec is None:
         return []
-    crops = CropReader(source.crops_folder)
+    worker, crops = UnitWorker(spec), CropReader(spec.crops_folder)
     index = cache.index.merge(crops.index[["frame_id", "key"]], on=["frame_id", "key"])
     salt = f"{cache.fingerprint}/{cache.revision}/"
     digests = [hashlib.sha256((salt + name).encode()).hexdigest() for name in index["frame_id"]]
@@ -201,9 +201,8 @@ def recompute_sample(
             UnitTask(Unit(int(row["row"]) // cache.block_rows, group), sample.loc[[i]], is_damaged=False)
             for i, row in sample.iterrows()
         ]
-        for task, computed in source.computed(tasks):
-            if isinstance(computed, Exception):
-                raise computed
+        for result in worker.computed(tasks):
+            task, computed = result.task, result.unwrap()
             stored = cache.read(task.rows["row"].to_numpy(), view=view_number(group))
             for name, values in stored.items():
                 gap = _relative_l2(values, computed.arrays[name])
@@ -219,7 +218,7 @@ def _relative_l2(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.linalg.norm(found.astype(np.float64) - true.astype(np.float64))) / (size or 1.0)
 
 
-def _source_of(catalog: Catalog, dataset: str, cache: CacheReader, device: str) -> UnitSource | None:
+def _unit_spec(catalog: Catalog, dataset: str, cache: CacheReader, device: str) -> UnitSpec | None:
     features = cache.document["features"]
     weights = weights_in(features, catalog)
     crops = catalog.work_dir(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"]
@@ -227,7 +226,7 @@ def _source_of(catalog: Catalog, dataset: str, cache: CacheReader, device: str) 
         lacking = f"{crops} does not exist" if weights else f"the catalog has no weights {features['sha256'][:12]}"
         logger.warning("%s: no frame was computed again, as %s", cache.folder, lacking)
         return None
-    return UnitSource(
+    return UnitSpec(
         folder=cache.folder,
         arrays=tuple(cache.spec(name) for name in cache.array_names),
         block_rows=cache.block_rows,
@@ -251,7 +250,7 @@ def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRA
     for folders, format_of in ((crop_folders, stored_crops_format), (cache_folders, stored_format)):
         for folder in folders(catalog, dataset):
             if load_revision(folder) is not None:
-                done[folder] = collect(folder, format_of(folder), grace_s=grace_s)
+                done[folder] = prune(folder, format_of(folder), grace_s=grace_s)
     return done
 
 

@@ -1,299 +1,351 @@
-"""Bring a data set's feature cache up to date: index, detect, crop, extract. Each stage keeps what stands."""
+"""The stages of a refresh: render, index, detect, crop, extract.
+
+Each stage plans what it would keep, compute and drop, and runs such a plan. A dry run makes the plans; a refresh, with
+or without Prefect, makes the same plans and runs them, one stage after the other.
+"""
 
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
-import torch
 
 from pipeline.cache import crops
-from pipeline.cache.writer import plan_refresh
-from pipeline.cache.writer import refresh as refresh_features
-from pipeline.datasets import index as frames
+from pipeline.cache.build import CacheBuild
+from pipeline.datasets import index
 from pipeline.errors import ConfigError
-from pipeline.faces.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_detector
 from pipeline.faces.views import check_context
+from pipeline.refresh.detection import KnownBoxes, describe_missed, detect_missing, expected_boxes, find_known_boxes
 from pipeline.refresh.job import (
     RefreshJob,
+    cache_build,
     crop_format,
     crop_reader,
-    feature_storage,
-    find_exact_cache,
-    make_extractor,
+    expected_seconds,
     prepare_refresh,
     remember_rate,
 )
+from pipeline.refresh.plan import StagePlan, StageSummary, Tables
+from pipeline.refresh.summary import write_summary
+from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.atomic import TEMP_PREFIX
-from pipeline.runtime.executors import outcomes, raise_failures, worker_processes
-from pipeline.runtime.progress import ProgressCallback, no_progress, track
+from pipeline.runtime.executors import Workers
+from pipeline.runtime.progress import track
 from pipeline.store.lock import writer_lock
-from pipeline.tables import BOX_COLUMNS, Status, read_table, read_table_if_intact, write_table
+from pipeline.store.plan import Plan
+from pipeline.store.revisions import load_revision
+from pipeline.tables import BOX_COLUMNS, read_table, read_table_if_intact
 
 logger = logging.getLogger("fantrans")
 
-DETECTION_CHUNK_FRAMES = 512
-MAX_LISTED = 50
+_P = TypeVar("_P", bound=StagePlan)
+
+_ON_DISK = Tables()
+
+
+class Stage(Protocol[_P]):
+    """One step of a refresh."""
+
+    name: str
+    uses_workers: bool
+    """Whether `run` spreads its work over `workers`."""
+
+    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> _P:
+        """Return what `run` would do; changes nothing. `tables` stand in for those that earlier stages left on disk."""
+
+    def run(self, job: RefreshJob, plan: _P, workers: Workers) -> StageSummary:
+        """Do what was planned from the tables on disk."""
+
+
+# -------------------------------------------------------------------------------------------------------------- render
+
+
+class RenderStage:
+    """Raw data of a rendered data set, where it is missing."""
+
+    name, uses_workers = "render", False
+
+    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> StagePlan:
+        """Count the frames of subjects that are not rendered yet."""
+        num_missing, num_all = job.entry.count_unrendered()
+        return StagePlan(
+            stage=self.name,
+            num_kept=num_all - num_missing,
+            num_computed=num_missing,
+            seconds=expected_seconds(job, self.name, num_missing),
+            is_current=num_missing == 0,
+        )
+
+    def run(self, job: RefreshJob, plan: StagePlan, workers: Workers) -> StageSummary:
+        """Render the missing subjects, on all cores."""
+        job.entry.render(num_workers=os.cpu_count() or 1)
+        return StageSummary(stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed)
+
+
+# --------------------------------------------------------------------------------------------------------------- index
+
+
+class IndexStage:
+    """Raw layout to `frames.parquet`."""
+
+    name, uses_workers = "index", False
+
+    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> StagePlan:
+        """Compare the raw layout with the index on disk.
+
+        Raises `ConfigError` for a limit that would shrink the index: a frame that leaves it leaves every cache of the
+        data set at its next refresh, and a trial must not do that.
+        """
+        frames = index.index_frames(job.entry, limit=job.limit)
+        before = read_table_if_intact(job.work / index.FILE_NAME)
+        if job.limit is not None and before is not None and len(before) > len(frames):
+            raise ConfigError(
+                f"{job.dataset} has {len(before):,} frames indexed, and --limit {job.limit} would drop "
+                f"{len(before) - len(frames):,} of them from its caches; leave --limit out, or try in other folders: "
+                "set FANTRANS_WORK and FANTRANS_CACHE"
+            )
+        is_current = before is not None and before.equals(frames)
+        return StagePlan(
+            stage=self.name,
+            num_kept=len(frames) if is_current else 0,
+            num_computed=0 if is_current else len(frames),
+            num_dropped=0 if before is None else len(set(before["frame_id"]) - set(frames["frame_id"])),
+            is_current=is_current,
+            expected=Tables(frames=frames),
+        )
+
+    def run(self, job: RefreshJob, plan: StagePlan, workers: Workers) -> StageSummary:
+        """Write the index if it changed, and log its counts."""
+        frames = plan.expected.frames
+        assert frames is not None
+        if not plan.is_current:
+            index.write_index(job.work, frames)
+            counts = index.summarise(frames, job.entry.rules).to_string(index=False, float_format="{:.0f}".format)
+            logger.info("frames, and percent positive among known labels:\n%s", counts)
+        return StageSummary(
+            stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed, num_dropped=plan.num_dropped
+        )
+
+
+# -------------------------------------------------------------------------------------------------------------- detect
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageSummary:
-    """What a stage kept and did."""
+class DetectPlan(StagePlan):
+    """A plan with the boxes that are known."""
 
-    stage: str
-    num_kept: int
-    num_done: int
-    num_dropped: int = 0
-    note: str = ""
-    seconds: float = 0.0
+    known: KnownBoxes
 
-    def __str__(self) -> str:
-        """One line for people."""
-        dropped = f", {self.num_dropped:,} dropped" if self.num_dropped else ""
-        done = f"{self.num_done:,} new" if self.num_done else "nothing to do"
-        return f"{self.stage}: {done}, {self.num_kept:,} kept{dropped}{self.note and '; ' + self.note}"
+
+class DetectStage:
+    """Frames to boxes; a killed run keeps finished chunks, and a changed image is looked at again."""
+
+    name, uses_workers = "detect", True
+
+    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> DetectPlan:
+        """Find the boxes that are known. A frame that was not looked at yet is expected to have a face."""
+        frames = _frames(job, tables)
+        known = find_known_boxes(job, frames)
+        num_missing = len(known.missing(frames))
+        return DetectPlan(
+            stage=self.name,
+            num_kept=len(frames) - num_missing,
+            num_computed=num_missing,
+            seconds=expected_seconds(job, self.name, num_missing),
+            is_current=False,  # filling gaps again is cheap, and settings of it may have changed
+            expected=Tables(frames=frames, boxes=expected_boxes(job, frames, known)),
+            known=known,
+        )
+
+    def run(self, job: RefreshJob, plan: DetectPlan, workers: Workers) -> StageSummary:
+        """Detect the missing boxes; the boxes do not depend on the workers."""
+        frames = plan.expected.frames
+        assert frames is not None
+        boxes = detect_missing(job, frames, plan.known, workers=workers)
+        return StageSummary(
+            stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed, note=describe_missed(boxes)
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- crop
+
+
+class CropStage:
+    """Boxes to crops."""
+
+    name, uses_workers = "crop", False
+
+    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> StagePlan:
+        """Compare boxes and images with the crops on disk."""
+        frames, boxes = _frames(job, tables), _boxes(job, tables)
+        plan = crops.plan_crops(job.crops_root, frames, boxes, images_root=job.entry.root, format=crop_format(job))
+        return _from_store(
+            self.name,
+            plan,
+            num_bytes=plan.num_bytes,
+            seconds=expected_seconds(job, self.name, plan.num_computed),
+            expected=Tables(frames=frames, boxes=boxes, crops=plan.index),
+        )
+
+    def run(self, job: RefreshJob, plan: StagePlan, workers: Workers) -> StageSummary:
+        """Cut the crops that are new or changed."""
+        if not plan.is_current:
+            with track("cut crops", total=plan.num_computed, unit="faces") as on_progress:
+                crops.refresh_crops(
+                    job.crops_root,
+                    _frames(job, plan.expected),
+                    _boxes(job, plan.expected),
+                    images_root=job.entry.root,
+                    settings=job.config.crop,
+                    format=crop_format(job),
+                    provenance=job.provenance,
+                    step=on_progress,
+                )
+        return _summarise(plan)
+
+
+# ------------------------------------------------------------------------------------------------------------- extract
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractPlan(StagePlan):
+    """A plan with the number of views to compute."""
+
+    num_views: int
+
+
+class ExtractStage:
+    """Crops to cached features: the only stage that runs the FAN, and not for what an exact cache holds already."""
+
+    name, uses_workers = "extract", True
+
+    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> ExtractPlan:
+        """Compare crops and settings with the cache on disk.
+
+        Bytes are those of the cache's frames now, else uncompressed.
+        """
+        check_context(job.config.crop, job.config.views)
+        frames = _frames(job, tables)
+        listed = crop_reader(job).listed if tables.crops is None else tables.crops
+        build = cache_build(job)
+        plan = build.plan(frames, listed)
+        num_views = sum(len(plan.rows_in(unit.block)) for unit in plan.units)
+        name = self.name if build.exact is None else "encode"
+        common = _from_store(
+            name,
+            plan,
+            num_bytes=round(plan.num_bytes * _packing(build)),
+            seconds=expected_seconds(job, name, num_views),
+            expected=Tables(frames=frames, crops=listed),
+        )
+        return ExtractPlan(**vars(common), num_views=num_views)
+
+    def run(self, job: RefreshJob, plan: ExtractPlan, workers: Workers) -> StageSummary:
+        """Compute the missing views; the bytes do not depend on the workers."""
+        if not plan.is_current:
+            with track("extract features", total=plan.num_views, unit="views") as on_progress:
+                cache_build(job).run(
+                    _frames(job, plan.expected), crop_reader(job), workers=workers, on_progress=on_progress
+                )
+        return _summarise(plan)
+
+
+def _packing(build: CacheBuild) -> float:
+    """Return bytes on disk per byte of values in the cache as it is; 1 without one."""
+    revision = load_revision(build.folder)
+    if revision is None or not revision.manifest["num_rows"]:
+        return 1.0
+    row_bytes = sum(spec.row_bytes for spec in build.format.arrays) * len(revision.groups)
+    return revision.manifest["num_bytes"] / (revision.manifest["num_rows"] * row_bytes)
+
+
+# ------------------------------------------------------------------------------------------------------------- refresh
+
+
+def stages_of(job: RefreshJob) -> tuple[Stage[Any], ...]:
+    """Return the stages of a job, in order."""
+    stages = (IndexStage(), DetectStage(), CropStage(), ExtractStage())
+    return stages if job.entry.rendered is None else (RenderStage(), *stages)
+
+
+def plan_refresh(job: RefreshJob) -> list[StagePlan]:
+    """Return the plan of each stage, as a refresh would make them; writes nothing.
+
+    While faces are still to be rendered, nothing is known of the stages after that, and theirs are left out.
+    """
+    plans: list[StagePlan] = []
+    tables = _ON_DISK
+    for stage in stages_of(job):
+        plan = stage.plan(job, tables)
+        plans.append(plan)
+        if stage.name == RenderStage.name and not plan.is_current:
+            break
+        tables = plan.expected
+    return plans
 
 
 def refresh_cache(dataset: str, **settings: Any) -> list[StageSummary]:
-    """All four stages; see `job.prepare_refresh` for the settings."""
+    """Bring a data set's cache up to date and write the summary; see `job.prepare_refresh` for the settings."""
     job = prepare_refresh(dataset, **settings)
-    return [stage(job) for stage in (index_frames, detect_faces, crop_faces, extract_features)]
+    summaries = [run_stage(stage, job, job.workers) for stage in stages_of(job)]
+    write_summary(job, summaries)
+    return summaries
 
 
-_P = ParamSpec("_P")
-_Stage = Callable[Concatenate[RefreshJob, _P], StageSummary]
+def run_stage(stage: Stage[Any], job: RefreshJob, workers: Workers) -> StageSummary:
+    """Plan a stage and run it, while this process alone works on the data set; log the summary.
 
-
-def _said(stage: _Stage[_P]) -> _Stage[_P]:
-    """The stage, alone at work on its data set, and saying its summary in the log when it ends.
-
-    Raises `StoreError` if another process is at work there.
+    Raises `StoreError` if another process holds the data set's lock.
     """
-
-    @wraps(stage)
-    def run(job: RefreshJob, *args: _P.args, **kwargs: _P.kwargs) -> StageSummary:
-        with writer_lock(job.work):
-            for left in (*job.work.glob(f"{TEMP_PREFIX}*"), *job.work.glob(f"*.parts/{TEMP_PREFIX}*")):
-                left.unlink()
-            started = time.monotonic()
-            summary = replace(stage(job, *args, **kwargs), seconds=time.monotonic() - started)
-        logger.info("%s", summary)
-        return summary
-
-    return run
-
-
-def index_layout(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The frame index as the layout says now, and as it was left if it was.
-
-    Raises `ConfigError` for a limit that would shrink it: a frame that leaves the index leaves every cache of the data
-    set at its next refresh, and a try must not do that.
-    """
-    table = frames.index_frames(job.entry, limit=job.limit)
-    before = read_table_if_intact(job.work / frames.FILE_NAME)
-    if job.limit is not None and before is not None and len(before) > len(table):
-        raise ConfigError(
-            f"{job.dataset} has {len(before):,} frames indexed, and --limit {job.limit} would drop "
-            f"{len(before) - len(table):,} of them from its caches; leave --limit out, or try in other places: set "
-            "FANTRANS_WORK and FANTRANS_CACHE"
-        )
-    return table, before
-
-
-@_said
-def index_frames(job: RefreshJob) -> StageSummary:
-    """Raw layout to `frames.parquet`; a table that would say the same is left alone."""
-    table, before = index_layout(job)
-    if before is not None and before.equals(table):
-        return StageSummary(stage="index", num_kept=len(table), num_done=0)
-    frames.write_index(job.work, table)
-    counts = frames.summarise(table, job.entry.rules).to_string(index=False, float_format="{:.0f}".format)
-    logger.info("frames, and percent positive among known labels:\n%s", counts)
-    return StageSummary(stage="index", num_kept=0, num_done=len(table))
-
-
-@_said
-def detect_faces(job: RefreshJob, executor: Executor | None = None) -> StageSummary:
-    """Frames to boxes, a chunk at a time; a killed run keeps whole chunks, a changed image is looked at anew.
-
-    With an executor its workers detect, by default `num_workers` processes; the boxes are the same.
-    """
-    table = frames.read_index(job.work, dataset=job.dataset)
-    path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
-    found, sources = known_boxes(job, table)
-    left = table[~table["frame_id"].isin(found["frame_id"])]
-    if len(left):
+    tune_allocator()
+    with writer_lock(job.work):
+        for left in (*job.work.glob(f"{TEMP_PREFIX}*"), *job.work.glob(f"*.parts/{TEMP_PREFIX}*")):
+            left.unlink()
         started = time.monotonic()
-        starts = range(0, len(left), DETECTION_CHUNK_FRAMES)
-        chunks = {f"frames from {left['frame_id'].iloc[i]}": left.iloc[i : i + DETECTION_CHUNK_FRAMES] for i in starts}
-        workers = _workers(job, executor, num_pieces=len(chunks))
-        with track("detect faces", total=len(left), unit="frames") as step, workers as pool:
-            source_of, num_parts = sources.set_index("frame_id"), len(list(parts.glob("*.parquet")))
-            detected = []
-            for number, chunk in enumerate(_detected(job, chunks, pool, step), num_parts):
-                write_table(parts / f"{number:06d}.parquet", chunk.join(source_of, on="frame_id"))
-                detected.append(chunk)
-        found = pd.concat([found, *detected] if len(found) else detected, ignore_index=True)
-        remember_rate(job, "detect", len(left), seconds=time.monotonic() - started)
-    boxes = found.set_index("frame_id").loc[table["frame_id"]].reset_index().merge(sources)
-    boxes = fill_gaps(table, without_filled_gaps(boxes), max_gap_frames=job.config.detector.max_gap_frames)
-    before = read_table_if_intact(path)
-    if before is None or not before.equals(boxes):
-        write_table(path, boxes)
-    shutil.rmtree(parts, ignore_errors=True)
-    return StageSummary(stage="detect", num_kept=len(table) - len(left), num_done=len(left), note=missed_faces(boxes))
+        plan = stage.plan(job)
+        planned = time.monotonic()
+        summary = stage.run(job, plan, workers)
+        ended = time.monotonic()
+        remember_rate(job, plan.stage, _num_rated(plan), seconds=ended - planned)
+    summary = replace(summary, seconds=ended - started)
+    logger.info("%s", summary)
+    return summary
 
 
-def _workers(job: RefreshJob, executor: Executor | None, *, num_pieces: int) -> AbstractContextManager[Executor | None]:
-    return worker_processes(min(job.num_workers, num_pieces)) if executor is None else nullcontext(executor)
+def _num_rated(plan: StagePlan) -> int:
+    """Return the items that a stage's rate counts: views of an extraction, frames of other stages."""
+    return plan.num_views if isinstance(plan, ExtractPlan) else plan.num_computed
 
 
-_Chunks = dict[str, pd.DataFrame]
+def _frames(job: RefreshJob, tables: Tables) -> pd.DataFrame:
+    return index.read_index(job.work, dataset=job.dataset) if tables.frames is None else tables.frames
 
 
-def _detected(
-    job: RefreshJob, chunks: _Chunks, executor: Executor | None, step: ProgressCallback
-) -> Iterator[pd.DataFrame]:
-    """Boxes of chunks as they finish; raises `StoreError` at the end if some failed."""
-    if executor is None:
-        for name, chunk in chunks.items():
-            yield _detect_chunk(job, chunk, step=step)
-            step(0, name)
-        return
-    failed: dict[str, Exception] = {}
-    for (name, chunk), boxes in outcomes(partial(_detect_named, job), chunks.items(), executor):
-        if isinstance(boxes, Exception):
-            failed[name] = boxes
-            continue
-        yield boxes
-        step(len(chunk), name)
-    raise_failures(failed, num_all=len(chunks), what=f"pieces of {job.dataset}")
+def _boxes(job: RefreshJob, tables: Tables) -> pd.DataFrame:
+    if tables.boxes is not None:
+        return tables.boxes
+    return read_table(job.boxes_path, columns=BOX_COLUMNS, made_by=f"fantrans refresh {job.dataset}")
 
 
-def _detect_named(job: RefreshJob, named: tuple[str, pd.DataFrame]) -> pd.DataFrame:
-    return _detect_chunk(job, named[1])
+def _from_store(stage: str, plan: Plan, *, num_bytes: int, seconds: float | None, expected: Tables) -> StagePlan:
+    """Return the plan of a stage that fills a store."""
+    return StagePlan(
+        stage=stage,
+        num_kept=plan.num_kept,
+        num_computed=plan.num_computed,
+        num_dropped=plan.num_dropped,
+        num_bytes=num_bytes,
+        seconds=seconds,
+        is_current=not plan.is_new,
+        expected=expected,
+    )
 
 
-_detector = lru_cache(maxsize=1)(load_detector)
-"""A worker keeps its network from chunk to chunk."""
-
-
-def _detect_chunk(job: RefreshJob, chunk: pd.DataFrame, *, step: ProgressCallback = no_progress) -> pd.DataFrame:
-    device = torch.device(job.device)
-    detector = _detector(job.catalog.get_weights(job.config.detector.weights), device)
-    return detect_frames(chunk, job.entry.root, detector, settings=job.config.detector, device=device, step=step)
-
-
-def known_boxes(job: RefreshJob, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Boxes, finished or of a killed run, whose images are unchanged; and what each frame's image is now."""
-    path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
-    read = (read_table_if_intact(file) for file in (path, *sorted(parts.glob("*.parquet"))))
-    known = [boxes for boxes in read if boxes is not None]
-    columns = [*BOX_COLUMNS, *crops.SOURCE_COLUMNS]
-    found = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=columns)
-    found = found.reindex(columns=columns).drop_duplicates("frame_id", keep="last")
-    hashes = crops.source_hashes(job.entry.root, table["source_file"], known=found)
-    sources = table[["frame_id", "source_file"]].join(hashes, on="source_file")
-    is_unchanged = found["frame_id"].map(sources.set_index("frame_id")["source_sha256"]) == found["source_sha256"]
-    has_source = set(table.loc[table["source_file"] != "", "frame_id"])
-    is_retried = (found["status"] == Status.UNREADABLE) & found["frame_id"].isin(has_source)
-    return found[is_unchanged & ~is_retried][list(BOX_COLUMNS)], sources
-
-
-def without_filled_gaps(boxes: pd.DataFrame) -> pd.DataFrame:
-    """Boxes as the detector left them: what an earlier refresh interpolated is without a face again."""
-    boxes = boxes.copy()
-    is_filled = boxes["status"] == Status.INTERPOLATED
-    boxes.loc[is_filled, VALUE_COLUMNS] = float("nan")
-    boxes.loc[is_filled, "status"] = Status.NO_FACE.value
-    return boxes
-
-
-def missed_faces(boxes: pd.DataFrame) -> str:
-    """The frames without a face of their own, each with its status (the first fifty; boxes.parquet has all)."""
-    missed = boxes[boxes["status"] != Status.OK]
-    if missed.empty:
-        return "a face in every frame"
-    counts = ", ".join(f"{count} {status}" for status, count in missed["status"].value_counts().items())
-    first = missed.head(MAX_LISTED)
-    names = ", ".join(f"{name} {status}" for name, status in zip(first["frame_id"], first["status"], strict=True))
-    return f"{counts} of {len(boxes):,}: {names}{'...' if len(missed) > MAX_LISTED else ''}"
-
-
-@_said
-def crop_faces(job: RefreshJob) -> StageSummary:
-    """Boxes to crops."""
-    table, boxes = _tables(job)
-    format = crop_format(job)
-    plan = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=format)
-    if plan.is_new:
-        started = time.monotonic()
-        with track("cut crops", total=plan.num_computed, unit="faces") as step:
-            crops.refresh_crops(
-                job.work / "crops",
-                table,
-                boxes,
-                images_root=job.entry.root,
-                settings=job.config.crop,
-                format=format,
-                provenance=_provenance(job),
-                step=step,
-            )
-        remember_rate(job, "crop", plan.num_computed, seconds=time.monotonic() - started)
-    return StageSummary(stage="crop", num_kept=plan.num_kept, num_done=plan.num_computed, num_dropped=plan.num_dropped)
-
-
-def _tables(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame]:
-    table = frames.read_index(job.work, dataset=job.dataset)
-    boxes = read_table(job.boxes_path, columns=BOX_COLUMNS, made_by=f"fantrans refresh {job.dataset}")
-    return table, boxes
-
-
-def _provenance(job: RefreshJob) -> dict[str, Any]:
-    """What made the bytes, beside the fingerprint; the store adds versions."""
-    return {"dataset": job.dataset, "device": job.device}
-
-
-@_said
-def extract_features(job: RefreshJob, executor: Executor | None = None) -> StageSummary:
-    """Crops to cached features: the only stage that runs the FAN, and not for what an exact cache holds already.
-
-    With an executor its workers extract, by default `num_workers` processes; the bytes are the same.
-    """
-    table, reader, cache = frames.read_index(job.work, dataset=job.dataset), crop_reader(job), feature_storage(job)
-    check_context(job.config.crop, job.config.views)
-    root, views = job.catalog.cache_dir(job.dataset), job.config.views
-    plan = plan_refresh(root, table, reader.listed, format=cache.format, views=views)
-    if plan.is_new:
-        exact = find_exact_cache(job)
-        num_images = sum(len(plan.rows_in(unit.block)) for unit in plan.units)
-        started = time.monotonic()
-        workers = _workers(job, executor, num_pieces=max(1, len({unit.block for unit in plan.units})))
-        with track("extract features", total=num_images, unit="views") as step, workers as pool:
-            refresh_features(
-                root,
-                table,
-                reader,
-                partial(make_extractor, job),
-                format=cache.format,
-                codec=cache.codec,
-                basis=cache.basis,
-                views=views,
-                view_px=job.config.crop.size_px,
-                exact=exact,
-                executor=pool,
-                provenance=_provenance(job),
-                step=step,
-            )
-        remember_rate(job, "extract" if exact is None else "encode", num_images, seconds=time.monotonic() - started)
+def _summarise(plan: StagePlan) -> StageSummary:
     return StageSummary(
-        stage="extract", num_kept=plan.num_kept, num_done=plan.num_computed, num_dropped=plan.num_dropped
+        stage=plan.stage, num_kept=plan.num_kept, num_computed=plan.num_computed, num_dropped=plan.num_dropped
     )

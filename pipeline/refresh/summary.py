@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.cache.reader import CacheReader, open_cache
-from pipeline.refresh.job import RefreshJob, crop_reader, feature_storage
-from pipeline.refresh.stages import StageSummary
+from pipeline.refresh.job import RefreshJob, cache_build, crop_reader
+from pipeline.refresh.plan import StageSummary
 from pipeline.runtime.html import write_html
 from pipeline.tables import Status
 
@@ -18,7 +18,7 @@ _MAX_NAMED = 50
 
 def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str, Path]:
     """The page as Markdown, and where it was written as HTML: in the data set's work folder."""
-    cache = open_cache(feature_storage(job).format.folder_in(job.catalog.cache_dir(job.dataset)))
+    cache = open_cache(cache_build(job).folder)
     now = datetime.now().astimezone()
     lines = [
         f"# Refresh of {job.dataset}, {now:%Y-%m-%d %H:%M}",
@@ -37,14 +37,14 @@ def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str,
 
 def _stages(stages: Sequence[StageSummary]) -> list[str]:
     rows = [
-        f"| {s.stage} | {s.num_kept:,} | {s.num_done:,} | {s.num_dropped:,} | {s.seconds:,.1f} | {_rate(s)} |"
+        f"| {s.stage} | {s.num_kept:,} | {s.num_computed:,} | {s.num_dropped:,} | {s.seconds:,.1f} | {_rate(s)} |"
         for s in stages
     ]
     return ["| stage | frames kept | computed | dropped | seconds | frames/s |", "|---|---|---|---|---|---|", *rows]
 
 
 def _rate(stage: StageSummary) -> str:
-    return f"{stage.num_done / stage.seconds:,.1f}" if stage.num_done else "-"
+    return f"{stage.num_computed / stage.seconds:,.1f}" if stage.num_computed else "-"
 
 
 def _frames(job: RefreshJob) -> list[str]:

@@ -1,4 +1,4 @@
-"""Work on threads, ahead of whoever takes the results."""
+"""Map a function over items on threads, a few items ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def prefetch_map(
     num_threads: int,
     drop: Callable[[_Out], object] = lambda _: None,
 ) -> Iterator[tuple[_In, Future[_Out]]]:
-    """Each item with what the function gives for it, in order; threads work on the items that follow.
+    """Yield each item with the future of its result, in order, while threads work on the items that follow.
 
-    Items are taken in the caller's thread, until the first result is there or all threads are busy. What nobody takes
-    any more, because of an error, goes to `drop`.
+    Items are taken in the caller's thread until the first result is ready or all threads are busy. Results that an
+    error elsewhere leaves unconsumed go to `drop`.
     """
-    coming: deque[tuple[_In, Future[_Out]]] = deque()
+    pending: deque[tuple[_In, Future[_Out]]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             for item in items:
-                coming.append((item, pool.submit(function, item)))
-                if coming[0][1].done() or len(coming) > num_threads:
-                    yield coming.popleft()
-            while coming:
-                yield coming.popleft()
+                pending.append((item, pool.submit(function, item)))
+                if pending[0][1].done() or len(pending) > num_threads:
+                    yield pending.popleft()
+            while pending:
+                yield pending.popleft()
         finally:
-            for _, future in coming:
+            for _, future in pending:
                 if future.exception() is None:
                     drop(future.result())

@@ -32,7 +32,7 @@ _FULL_ENOUGH = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult:
-    """What `collect` did."""
+    """What `prune` did."""
 
     num_bytes: int
     num_files: int
@@ -52,7 +52,7 @@ class PruneResult:
         )
 
 
-def collect(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE_S) -> PruneResult:
+def prune(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE_S) -> PruneResult:
     """Free what no revision needs that is current, held by a reader, or younger than `grace_s`.
 
     Blocks of the newest revision with dead rows or much room are merged into full ones first, as a revision of its own;

@@ -171,6 +171,19 @@ def write_dataset(
     write_table(out / "truth.parquet", pd.DataFrame(rows))
 
 
+def count_missing_frames(
+    out: Path, *, layout: str, num_subjects: int, num_tasks: int, num_frames: int, seed: int, size_px: int = 512
+) -> tuple[int, int]:
+    """Return the frames of subjects that `write_dataset` would render, and the frames of all subjects."""
+    settings = Settings(layout, num_subjects, num_tasks, num_frames, seed, size_px)
+    subjects = subject_names(layout, num_subjects)
+    num_missing = sum(not _is_complete(out, settings, subject) for subject in subjects)
+    num_each = num_tasks * num_frames
+    if num_missing == 0 and not (out / "truth.parquet").is_file():  # killed before its last file
+        num_missing = 1
+    return num_missing * num_each, num_subjects * num_each
+
+
 def subject_names(layout: str, num_subjects: int) -> list[str]:
     """The protocol's subjects first, women and men in turn, then numbers that continue theirs."""
     known = sorted(PROTOCOLS[layout].subject_parts)

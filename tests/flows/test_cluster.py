@@ -6,7 +6,7 @@ import pytest
 from distributed import Client, LocalCluster, SpecCluster, get_worker
 from pydantic import ValidationError
 
-from flows.cluster import GPU, Cluster, cluster_workers
+from flows.cluster import GPU, Cluster, ClusterWorkers
 from pipeline.errors import ConfigError
 
 
@@ -19,12 +19,12 @@ def client():
 
 
 def names_of_workers(device, num_pieces):
-    with cluster_workers(device) as executor:
-        return list(executor.map(name_of_worker, range(num_pieces)))
+    with ClusterWorkers(device).open("worker", num_tasks=num_pieces) as pool:
+        return [result.unwrap() for result in pool.run(name_of_worker, range(num_pieces))]
 
 
-def name_of_worker(_):
-    return get_worker().name
+def name_of_worker(state, _):
+    return f"{state} {get_worker().name}"
 
 
 def test_without_a_worker_that_offers_a_gpu_it_says_so_at_once(client):
@@ -42,7 +42,7 @@ def test_work_for_a_gpu_goes_to_a_worker_that_offers_one():
     spec = {name: {"cls": "distributed.Nanny", "options": options} for name, options in workers.items()}
     scheduler = {"cls": "distributed.Scheduler", "options": {"dashboard_address": ":0"}}
     with SpecCluster(workers=spec, scheduler=scheduler) as cluster, Client(cluster, set_as_default=False) as client:
-        assert set(client.submit(names_of_workers, "cuda:0", 6, pure=False).result(60)) == {"gpu"}
+        assert set(client.submit(names_of_workers, "cuda:0", 6, pure=False).result(60)) == {"worker gpu"}
 
 
 @pytest.mark.parametrize("given", [{}, {"num_workers": 2, "cuda": True}, {"address": "tcp://a:1", "num_workers": 2}])

@@ -11,15 +11,14 @@ import yaml
 from distributed import Client, LocalCluster
 from skimage.data import astronaut
 
-from flows.cluster import GPU, Cluster
+from flows.cluster import GPU, Cluster, ClusterWorkers
 from pipeline.cache.reader import open_cache
 from pipeline.catalog import load_catalog
 from pipeline.faces.detect import VALUE_COLUMNS
 from pipeline.faces.features import extract_features, load_fan
-from pipeline.refresh import stages as refresh
-from pipeline.refresh.job import feature_storage, prepare_refresh
+from pipeline.refresh import stages
+from pipeline.refresh.job import cache_build, prepare_refresh
 from pipeline.refresh.maintenance import verify_caches
-from pipeline.refresh.render import render_dataset
 from pipeline.training.export import load_deployed
 from pipeline.training.predict import predict
 from pipeline.training.runs import prepare_run, read_history
@@ -42,18 +41,26 @@ def place(tmp_path_factory):
         places["roots"] |= {"work": "${FANTRANS_WORK:-work}", "cache": "${FANTRANS_CACHE:-cache}"}
         catalog.write_text(yaml.safe_dump(places))
         patch.setenv("FANTRANS_CATALOG", str(catalog))
-        render_dataset("faces")
         job = prepare_refresh("faces")
-        refresh.index_frames(job)
-        refresh.detect_faces(job)
-        refresh.crop_faces(job)
+        run(job, stages.RenderStage, stages.IndexStage, stages.DetectStage, stages.CropStage)
         for profile in PROFILES[::-1]:  # the exact one last: the others would be encoded from it
-            refresh.extract_features(prepare_refresh("faces", profile=profile))
+            run(prepare_refresh("faces", profile=profile), stages.ExtractStage)
         yield folder
 
 
+def run(job, *kinds, workers=None):
+    """Run stages of a job; returns the last one's summary."""
+    for kind in kinds:
+        summary = stages.run_stage(kind(), job, workers or job.workers)
+    return summary
+
+
+def extract_on_cluster(job):
+    return run(job, stages.ExtractStage, workers=ClusterWorkers("cuda"))
+
+
 def cache_of(job):
-    return open_cache(feature_storage(job).format.folder_in(job.catalog.cache_dir(job.dataset)))
+    return open_cache(cache_build(job).folder)
 
 
 def array_bytes(folder):
@@ -77,8 +84,7 @@ def test_it_finds_the_same_boxes(place, tmp_path, monkeypatch):
     on_cpu = pd.read_parquet(prepare_refresh("faces").boxes_path)
     monkeypatch.setenv("FANTRANS_WORK", str(tmp_path))
     job = prepare_refresh("faces", device="cuda")
-    refresh.index_frames(job)
-    refresh.detect_faces(job)
+    run(job, stages.IndexStage, stages.DetectStage)
     on_gpu = pd.read_parquet(job.boxes_path)
     pd.testing.assert_series_equal(on_gpu["status"], on_cpu["status"])
     np.testing.assert_allclose(on_gpu[VALUE_COLUMNS], on_cpu[VALUE_COLUMNS], atol=0.01)
@@ -89,7 +95,7 @@ def test_it_extracts_the_same_features(place, monkeypatch, tmp_path, profile):
     on_cpu = cache_of(prepare_refresh("faces", profile=profile))
     monkeypatch.setenv("FANTRANS_CACHE", str(tmp_path))
     job = prepare_refresh("faces", profile=profile, device="cuda")
-    assert refresh.extract_features(job).num_done == len(on_cpu.index)
+    assert run(job, stages.ExtractStage).num_computed == len(on_cpu.index)
     on_gpu = cache_of(job)
     assert (on_gpu.index["frame_id"] == on_cpu.index["frame_id"]).all()
     for view in range(on_cpu.num_views):
@@ -103,8 +109,8 @@ def test_it_extracts_the_same_features(place, monkeypatch, tmp_path, profile):
             assert relative_l2(ours[name], values) < 0.05, (name, view)  # bf16
     assert not any(verify_caches(load_catalog(), "faces", is_deep=True, device="cuda").values())
     assert not any(verify_caches(load_catalog(), "faces", is_deep=True, device="cpu").values())
-    again = refresh.extract_features(prepare_refresh("faces", profile=profile))
-    assert again.num_done == 0
+    again = run(prepare_refresh("faces", profile=profile), stages.ExtractStage)
+    assert again.num_computed == 0
 
 
 def test_bytes_do_not_depend_on_who_works_on_it(place, tmp_path, monkeypatch):
@@ -115,9 +121,9 @@ def test_bytes_do_not_depend_on_who_works_on_it(place, tmp_path, monkeypatch):
         if name == "two Dask workers":
             settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "resources": {GPU: 1}}
             with LocalCluster(**settings) as cluster, Client(cluster, set_as_default=False) as client:
-                refresh.extract_features(job, client.get_executor(pure=False, resources={GPU: 1}))
+                client.submit(extract_on_cluster, job, pure=False).result()
         else:
-            refresh.extract_features(job)
+            run(job, stages.ExtractStage)
         found[name] = array_bytes(tmp_path / name)
     assert len(found["one process"]) == 3 * 3 * 7  # blocks, views, arrays
     assert found["one process"] == found["two processes"] == found["two Dask workers"]

@@ -6,6 +6,7 @@ Everything real but the sizes; several tests and the processes that they kill sh
 import os
 import signal
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from pipeline.cache.build import CacheBuild
 from pipeline.cache.codecs import make_codec
 from pipeline.cache.crops import CropReader, crops_format, refresh_crops
 from pipeline.cache.format import features_format
-from pipeline.cache.writer import refresh
 from pipeline.config import CropConfig, ViewConfig
+from pipeline.runtime.executors import WorkerPool, drop_state, keep_state, new_state_name
 from pipeline.tables import BOX_COLUMNS
 
 CROP = CropConfig(size_px=32)
@@ -97,18 +99,39 @@ def extract(images):
     }
 
 
-def make_cache(folder, frames, crops, *, extractor=extract, views=VIEWS, format=FORMAT, codec=CODEC, **more):
-    return refresh(
-        folder / "cache",
-        frames,
-        crops,
-        partial(_same, extractor),
+def cache_build(folder, *, extractor=extract, views=VIEWS, format=FORMAT, codec=CODEC, **more):
+    """The feature cache below `folder`; `more` are fields of `CacheBuild`."""
+    return CacheBuild(
+        root=folder / "cache",
         format=format,
         codec=codec,
         views=views,
         view_px=CROP.size_px,
+        make_extractor=partial(_same, extractor),
         **more,
     )
+
+
+def make_cache(folder, frames, crops, *, executor=None, **settings):
+    """Build the cache, in this process or by an executor of threads."""
+    workers = {} if executor is None else {"workers": ThreadWorkers(executor)}
+    return cache_build(folder, **settings).run(frames, crops, **workers)
+
+
+class ThreadWorkers:
+    """Workers that are threads of this process."""
+
+    def __init__(self, executor):
+        self._executor = executor
+
+    @contextmanager
+    def open(self, state, *, num_tasks):
+        name = new_state_name()
+        keep_state(name, state)
+        try:
+            yield WorkerPool(self._executor, name)
+        finally:
+            drop_state(name)
 
 
 def _same(it):

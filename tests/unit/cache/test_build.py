@@ -18,7 +18,6 @@ import zarr
 
 from pipeline.cache.format import view_group
 from pipeline.cache.reader import open_cache
-from pipeline.cache.writer import plan_refresh
 from pipeline.config import ViewConfig
 from pipeline.errors import DataError, StoreError, WriteError
 from pipeline.faces.views import render_view, view_params
@@ -27,7 +26,7 @@ from pipeline.store.mirror import read_sealed_json, sealed_json
 from pipeline.store.shards import stage_shard
 from pipeline.store.writer import open_writer
 from tests.unit import small_cache
-from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, make_cache, make_frames, stored_bytes
+from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, cache_build, make_cache, make_frames, stored_bytes
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.unit.small_cache"])
@@ -140,11 +139,11 @@ def test_a_second_refresh_does_nothing_and_changed_labels_touch_no_feature(world
 
 def test_the_plan_of_a_first_refresh_counts_what_it_will_write(world, tmp_path):
     frames, crops, cache = world
-    plan = plan_refresh(tmp_path, frames, crops.listed, format=FORMAT, views=VIEWS)
+    plan = cache_build(tmp_path / "elsewhere").plan(frames, crops.listed)
     assert (plan.num_kept, plan.num_computed, plan.num_dropped) == (0, 30, 0)
     assert plan.num_bytes == 30 * 3 * (13 * 64 * 2 + 5 * 8)
     assert not any(tmp_path.iterdir())
-    done = plan_refresh(cache.folder.parent, frames, crops.listed, format=FORMAT, views=VIEWS)
+    done = cache_build(cache.folder.parents[1]).plan(frames, crops.listed)
     assert (done.num_kept, done.num_computed, done.num_bytes, done.is_new) == (30, 0, 0, False)
 
 
@@ -388,7 +387,7 @@ def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_t
         cache_to_harm.read(cache_to_harm.rows(), view=1)
     assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` again to compute it anew"
     cache_to_harm.read(cache_to_harm.rows(), view=0)
-    plan = plan_refresh(tmp_path / "cache", frames, crops.listed, format=FORMAT, views=VIEWS)
+    plan = cache_build(tmp_path).plan(frames, crops.listed)
     assert [(unit.block, unit.group) for unit in plan.units] == [(2, "view_01")]
     repaired = make_cache(tmp_path, frames, crops)
     for name, values in repaired.read(repaired.rows(), view=1).items():

@@ -9,31 +9,36 @@ import pytest
 
 from pipeline.errors import DataError, StoreError, WriteError
 from pipeline.runtime import executors as workers
-from pipeline.runtime.executors import outcome, outcomes, raise_failures
+from pipeline.runtime.executors import attempt, raise_failures
+from tests.unit.small_cache import ThreadWorkers
 
 
-def halved(number):
+def halved(divisor, number):
     if number == 3:
         raise DataError("three is odd")
     if number == 100:
         raise OSError(errno.EIO, "the disk hiccuped")
     if number == 200:
         raise WriteError("the disk is full", errno.ENOSPC)
-    return number / 2
+    return number / divisor
+
+
+def halves(numbers, num_threads):
+    with ThreadPoolExecutor(num_threads) as threads, ThreadWorkers(threads).open(2, num_tasks=9) as pool:
+        yield from pool.run(halved, numbers)
 
 
 def test_a_piece_that_fails_does_not_stop_the_others_of_more_than_are_handed_out_at_once():
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(outcomes(halved, (n for n in range(1, 1000) if n not in (100, 200)), pool))
-    failed = {number: str(found.pop(number)) for number in [3]}
-    assert failed == {3: "three is odd"}
+    results = list(halves((n for n in range(1, 1000) if n not in (100, 200)), 2))
+    assert {result.task: str(result.error) for result in results if result.error} == {3: "three is odd"}
+    found = {result.task: result.unwrap() for result in results if not result.error}
     assert found == {number: number / 2 for number in range(1, 1000) if number not in (3, 100, 200)}
 
 
 @pytest.mark.parametrize(("number", "error"), [(100, OSError), (200, WriteError)])
 def test_input_and_output_that_fail_stop_all(number, error):
-    with ThreadPoolExecutor(1) as pool, pytest.raises(error):
-        list(outcomes(halved, [1, number, 2], pool))
+    with pytest.raises(error):
+        list(halves([1, number, 2], 1))
 
 
 def test_a_failure_keeps_nothing_of_what_was_worked_on(monkeypatch):
@@ -48,7 +53,7 @@ def test_a_failure_keeps_nothing_of_what_was_worked_on(monkeypatch):
         raise RuntimeError("out of memory")
 
     alive = []
-    error = outcome(fail)
+    error = attempt("a task", fail).error
     gc.collect()
     assert str(error) == "out of memory"
     assert alive[0]() is None
