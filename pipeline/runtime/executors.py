@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from pipeline.errors import FantransError, StoreError, WriteError
+from pipeline.runtime.text import listed
 
 logger = logging.getLogger("fantrans")
 
@@ -95,11 +96,10 @@ def outcome(function: Callable[[], _Out]) -> _Out | Exception:
 def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) -> None:
     """Raise `StoreError` with the pieces of work that failed, if any did."""
     if failed:
-        first = islice(failed.items(), _MAX_NAMED)
-        named = "; ".join(f"{name}: {str(error) or type(error).__name__}" for name, error in first)
-        more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
+        errors = (f"{name}: {str(error) or type(error).__name__}" for name, error in failed.items())
+        named = listed(errors, _MAX_NAMED, separator="; ")
         raise StoreError(
-            f"{len(failed)} of {num_all} {what} failed ({named}{more}); the others are kept, and running "
+            f"{len(failed)} of {num_all} {what} failed ({named}); the others are kept, and running "
             "this again tries just these"
         )
 
