@@ -24,7 +24,8 @@ import yaml
 from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import map_losses
 from pipeline.cache.writer import FIDELITY_FILE
-from pipeline.config import CONFIG_FOLDER, PROFILES
+from pipeline.config import PROFILES
+from pipeline.experiments import CONFIG_FOLDER
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent
 from pipeline.training.predict import count, predict

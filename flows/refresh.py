@@ -11,10 +11,10 @@ from pydantic import Field
 
 from flows.cluster import Cluster, cluster_workers
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
+from pipeline.catalog import load_catalog
 from pipeline.config import PositiveInt, Profile
 from pipeline.refresh import stages
 from pipeline.refresh.job import RefreshJob, prepare_refresh
-from pipeline.refresh.render import render_dataset
 from pipeline.refresh.stages import StageSummary
 from pipeline.refresh.summary import write_summary
 
@@ -22,7 +22,7 @@ from pipeline.refresh.summary import write_summary
 @fantrans_task()
 def render_faces(dataset: str) -> None:
     """The raw data set, if it is a rendered one and not there yet."""
-    render_dataset(dataset)
+    load_catalog().dataset(dataset).render()
 
 
 @fantrans_task()

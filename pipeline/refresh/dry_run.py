@@ -62,7 +62,9 @@ def plan_job(job: RefreshJob) -> list[StagePlan]:
         boxes = filled.set_index("frame_id").combine_first(boxes.set_index("frame_id")).reindex(boxes["frame_id"])
         boxes = boxes.reset_index()
     boxes["status"] = boxes["status"].fillna(Status.OK.value)
-    cut = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=crop_format(job))
+    cut = crops.plan_crops(
+        job.catalog.crops_dir(job.dataset), table, boxes, images_root=job.entry.root, format=crop_format(job)
+    )
     plans.append(_stage_plan("crop", cut, seconds=seconds_for(job, "crop", cut.num_computed)))
     features, root = feature_storage(job), job.catalog.cache_dir(job.dataset)
     extracted = plan_refresh(root, table, cut.index, format=features.format, views=job.config.views)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from pipeline import fingerprint
+from pipeline import experiments, fingerprint
 from pipeline.cache import crops
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.cache.format import features_format
@@ -73,11 +73,11 @@ def prepare_refresh(
 ) -> RefreshJob:
     """Settings of a refresh: those of the experiments (default: the data set's own), with what the caller overrides.
 
-    config, base: see `Catalog.experiments_of`; a set whose variants need several caches is refused. `check_device`:
+    config, base: see `experiments.resolve`; a set whose members need several caches is refused. `check_device`:
     whether this machine must have the device; a cluster's workers may have it.
     """
     catalog = load_catalog()
-    chosen = catalog.experiments_of(dataset, config, base=base)
+    chosen = experiments.resolve(catalog, dataset, config, base=base)
     document = chosen.cache.model_dump()
     if profile is not None:
         document["features"]["profile"] = profile
@@ -121,7 +121,7 @@ def crop_format(job: RefreshJob) -> StoreFormat:
 
 def crop_reader(job: RefreshJob) -> crops.CropReader:
     """The job's crops, as the crop stage left them."""
-    return crops.CropReader(crop_format(job).folder_in(job.work / "crops"))
+    return crops.CropReader(crop_format(job).folder_in(job.catalog.crops_dir(job.dataset)))
 
 
 def make_extractor(job: RefreshJob) -> Extractor:

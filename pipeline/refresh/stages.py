@@ -35,13 +35,13 @@ from pipeline.refresh.job import (
 from pipeline.runtime.atomic import TEMP_PREFIX
 from pipeline.runtime.executors import outcomes, raise_failures, worker_processes
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
+from pipeline.runtime.text import listed
 from pipeline.store.lock import writer_lock
 from pipeline.tables import BOX_COLUMNS, Status, read_table, read_table_if_intact, write_table
 
 logger = logging.getLogger("fantrans")
 
 DETECTION_CHUNK_FRAMES = 512
-MAX_LISTED = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ def index_layout(job: RefreshJob) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     Raises `ConfigError` for a limit that would shrink it: a frame that leaves the index leaves every cache of the data
     set at its next refresh, and a try must not do that.
     """
-    table = frames.index_frames(job.entry, limit=job.limit)
-    before = read_table_if_intact(job.work / frames.FILE_NAME)
+    table = frames.index_frames(job.entry.root, job.entry.raw_layout, job.entry.rules, limit=job.limit)
+    before = read_table_if_intact(job.catalog.index_path(job.dataset))
     if job.limit is not None and before is not None and len(before) > len(table):
         raise ConfigError(
             f"{job.dataset} has {len(before):,} frames indexed, and --limit {job.limit} would drop "
@@ -223,9 +223,8 @@ def missed_faces(boxes: pd.DataFrame) -> str:
     if missed.empty:
         return "a face in every frame"
     counts = ", ".join(f"{count} {status}" for status, count in missed["status"].value_counts().items())
-    first = missed.head(MAX_LISTED)
-    names = ", ".join(f"{name} {status}" for name, status in zip(first["frame_id"], first["status"], strict=True))
-    return f"{counts} of {len(boxes):,}: {names}{'...' if len(missed) > MAX_LISTED else ''}"
+    names = listed(f"{name} {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True))
+    return f"{counts} of {len(boxes):,}: {names}"
 
 
 @_said
@@ -233,12 +232,12 @@ def crop_faces(job: RefreshJob) -> StageSummary:
     """Boxes to crops."""
     table, boxes = _tables(job)
     format = crop_format(job)
-    plan = crops.plan_crops(job.work / "crops", table, boxes, images_root=job.entry.root, format=format)
+    plan = crops.plan_crops(job.catalog.crops_dir(job.dataset), table, boxes, images_root=job.entry.root, format=format)
     if plan.is_new:
         started = time.monotonic()
         with track("cut crops", total=plan.num_computed, unit="faces") as step:
             crops.refresh_crops(
-                job.work / "crops",
+                job.catalog.crops_dir(job.dataset),
                 table,
                 boxes,
                 images_root=job.entry.root,

@@ -22,8 +22,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import ExperimentSet, Variant
 from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.experiments import ExperimentSet, Member, resolve
 from pipeline.protocols import PARTS
 from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
@@ -135,11 +135,11 @@ class SetTable:
     """Of the set's published table: method, au, f1_percent; empty without one."""
 
     def table(self) -> pd.DataFrame:
-        """A row a variant: seeds, F1 of each AU and their mean, interval, differences to the first row, published."""
+        """One row per member: seeds, F1 of each AU and their mean, interval, gaps to the first row, published."""
         return pd.DataFrame([self._record(row) for row in self.rows])
 
     def _record(self, row: Row) -> dict[str, object]:
-        record: dict[str, object] = {"variant": row.name, "seeds": len(row.folders)}
+        record: dict[str, object] = {"member": row.name, "seeds": len(row.folders)}
         if row.values is not None:
             record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
             low, high = row.interval
@@ -241,13 +241,13 @@ class SetTable:
                 theirs = [self._published(row, name) for name in (*(f"AU{au}" for au in aus), "AVG")]
                 if any(value is not None for value in theirs):
                     cells.append(["*published*", *("" if value is None else f"{value:.1f}" for value in theirs)])
-            lines += ["", *markdown_table(["variant", *(f"AU{au}" for au in aus), "mean"], cells)]
+            lines += ["", *markdown_table(["member", *(f"AU{au}" for au in aus), "mean"], cells)]
         return "\n".join(lines) + "\n"
 
     def _cells(self) -> list[list[str]]:
         return [
             [
-                record["variant"],
+                record["member"],
                 f"{record['seeds']}",
                 _number(record, "f1_percent"),
                 _number(record, "std"),
@@ -265,7 +265,7 @@ class SetTable:
 _NOT_ON_TERMINAL = ("seeds", "diff.")
 """Columns that 80 characters have no room for."""
 
-_COLUMNS = ["variant", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
+_COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 
 
 def write_set_report(
@@ -277,8 +277,8 @@ def write_set_report(
     """
     catalog = load_catalog()
     entry = catalog.dataset(dataset)
-    chosen, runs = catalog.experiments_of(dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
-    rows = tuple(_read_member(variant, runs) for variant in chosen.variants)
+    chosen, runs = resolve(catalog, dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
+    rows = tuple(_read_member(member, runs) for member in chosen.members)
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
         command = f"fantrans train {config} --dataset {dataset}{more}"
@@ -286,10 +286,10 @@ def write_set_report(
     published = pd.read_csv(PUBLISHED_FILE)
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
-    what = "rendered faces" if entry.rendered is not None else f"{entry.layout.upper()}, protocol {entry.protocol}"
+    what = "rendered faces" if entry.is_rendered else f"{entry.layout.upper()}, protocol {entry.protocol}"
     if init_from:
         what += f", heads started from {init_from}"
-    num_seeds = max(len(variant.experiments) for variant in chosen.variants)
+    num_seeds = max(len(member.experiments) for member in chosen.members)
     table = SetTable(chosen.name, dataset, what, rows, num_seeds, published)
     started = f"-from-{init_from}" if init_from else ""
     stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}".replace("/", "_")
@@ -317,21 +317,21 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
     known = set(published.loc[published["table"] == chosen.published_table, "method"])
     if not known:
         raise ConfigError(
-            f"{chosen.address}: there is no `published_table` {chosen.published_table!r}; known ones: "
+            f"{chosen.spec}: there is no `published_table` {chosen.published_table!r}; known ones: "
             f"{', '.join(sorted(set(published['table'])))}"
         )
-    for variant in chosen.variants:
-        if variant.published is not None and variant.published not in known:
+    for member in chosen.members:
+        if member.published is not None and member.published not in known:
             raise ConfigError(
-                f"{chosen.address}: {chosen.published_table} has no row {variant.published!r} for "
-                f"{variant.name}; known ones: {', '.join(sorted(known))}"
+                f"{chosen.spec}: {chosen.published_table} has no row {member.published!r} for "
+                f"{member.name}; known ones: {', '.join(sorted(known))}"
             )
 
 
 def compare_runs(
     ours: str, theirs: str, *, dataset: str | None = None, base: str | None = None, init_from: str | None = None
 ) -> Difference:
-    """Each a run (its folder, or its name under the runs root), or all finished seeds of an experiment or SET:VARIANT.
+    """Each a run (its folder, or its name under the runs root), or all finished seeds of an experiment or SET:MEMBER.
 
     The other arguments are those of `train_folds`, for the latter. Raises `DataError` where nothing is done, or where
     the two were not tested on the same.
@@ -346,27 +346,23 @@ def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | Non
         return read_row(name, [folder] if done_folds(folder) else [], published=None)
     if dataset is None:
         raise DataError(
-            f"{name} is not a run; for an experiment, or a set's variant as in table1:baseline, name its --dataset"
+            f"{name} is not a run; for an experiment, or a member of a set as in table1:baseline, name its --dataset"
         )
-    chosen = catalog.experiments_of(dataset, name, base=base)
-    if len(chosen.variants) > 1:
-        raise DataError(
-            f"{name} has {len(chosen.variants)} variants; name one, such as {name}:{chosen.variants[0].name}"
-        )
-    return _read_member(chosen.variants[0], Runs(catalog, dataset, init_from=init_from))
+    chosen = resolve(catalog, dataset, name, base=base)
+    if len(chosen.members) > 1:
+        raise DataError(f"{name} has {len(chosen.members)} members; name one, such as {name}:{chosen.members[0].name}")
+    return _read_member(chosen.members[0], Runs(catalog, dataset, init_from=init_from))
 
 
-def _read_member(variant: Variant, runs: Runs) -> Row:
+def _read_member(member: Member, runs: Runs) -> Row:
     """Its runs that are whole."""
     try:
-        made = [runs.resolve(experiment) for experiment in variant.experiments]
+        made = [runs.resolve(experiment) for experiment in member.experiments]
     except (StoreError, ConfigError) as error:  # one row's cache may be gone, or never have been made
-        logger.warning("%s: %s", variant.name, error)
+        logger.warning("%s: %s", member.name, error)
         made = []
-    parts = variant.experiments[0].parts
-    return read_row(
-        variant.name, [run.folder for run in made if run.is_whole], published=variant.published, parts=parts
-    )
+    parts = member.experiments[0].parts
+    return read_row(member.name, [run.folder for run in made if run.is_whole], published=member.published, parts=parts)
 
 
 def read_row(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:

@@ -19,7 +19,6 @@ from pipeline.faces.features import extract_features, load_fan
 from pipeline.refresh import stages as refresh
 from pipeline.refresh.job import feature_storage, prepare_refresh
 from pipeline.refresh.maintenance import verify_caches
-from pipeline.refresh.render import render_dataset
 from pipeline.training.export import load_deployed
 from pipeline.training.predict import predict
 from pipeline.training.runs import prepare_run, read_history
@@ -42,7 +41,7 @@ def place(tmp_path_factory):
         places["roots"] |= {"work": "${FANTRANS_WORK:-work}", "cache": "${FANTRANS_CACHE:-cache}"}
         catalog.write_text(yaml.safe_dump(places))
         patch.setenv("FANTRANS_CATALOG", str(catalog))
-        render_dataset("faces")
+        load_catalog().dataset("faces").render()
         job = prepare_refresh("faces")
         refresh.index_frames(job)
         refresh.detect_faces(job)

@@ -149,9 +149,9 @@ def test_runs_on_other_subjects_are_not_compared(runs):
         compare_runs("other-seed0", "good-seed0")
     with pytest.raises(DataError, match="tested on different frames or labels"):
         read_row("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
-    with pytest.raises(DataError, match="none is not a run; for an experiment, or a set's variant"):
+    with pytest.raises(DataError, match="none is not a run; for an experiment, or a member of a set"):
         compare_runs("none", "good-seed0")
-    with pytest.raises(DataError, match="table1 has 10 variants; name one, such as table1:baseline"):
+    with pytest.raises(DataError, match="table1 has 10 members; name one, such as table1:baseline"):
         compare_runs("table1", "good-seed0", dataset="bp4d-synthetic")
 
 
@@ -165,7 +165,7 @@ def test_a_set_is_printed_beside_the_published_table(runs):
         read_row("later", [], published=None),
     )
     table = SetTable("table9", "small", "rendered faces", rows, 3, published)
-    records = table.table().set_index("variant")
+    records = table.table().set_index("member")
     percents = [read_row("one", [run], published=None).values[0, -1] for run in sorted(runs.glob("plain-*"))]
     assert records.loc["plain", "std"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)
     assert np.isnan(records.loc["good", "std"])
