@@ -1,6 +1,6 @@
-"""Names of what a head can be made of: the one list of each, which settings are checked against.
+"""The named choices of a head: rows of the paper's tables, attention drops, forms of distillation.
 
-Pure Python: a setting is checked without loading torch.
+Plain Python, so that settings can be validated without loading torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Branch(NamedTuple):
-    """What a classifier ("o2o", "o2m", "pooled") reads: the output of the trunk with this number."""
+    """One classifier of a head ("o2o", "o2m" or "pooled") and the number of the trunk whose output it reads."""
 
     trunk: int
     classifier: str
@@ -25,7 +25,10 @@ VARIANTS = {
     "t1_o2o_t2_o2m": (Branch(0, "o2o"), Branch(1, "o2m")),
     "t1_o2o_t2_o2m_t3_o2m": (Branch(0, "o2o"), Branch(1, "o2m"), Branch(2, "o2m")),
 }
-"""Rows of Table 1, and three branches, which the paper tried, by their branches; the last one is deployed."""
+"""Branches of each row of Table 1, and of the head with three branches that the paper mentions.
+
+The last branch is deployed.
+"""
 
 INPUT_MAPS = {
     "bl": (("lf",), ("h1", "h2")),
@@ -33,10 +36,13 @@ INPUT_MAPS = {
     "bl_no_hm": (("lf", "h1", "h2"), ()),
     "lf_only": (("lf",), ()),
 }
-"""Rows of Table 2: maps taken as they are, then maps multiplied by the heatmaps' sum. A ResNet has `lf` only."""
+"""Maps of each row of Table 2: those read as they are, then those multiplied by the heatmaps' sum.
+
+A ResNet-18 has `lf` only.
+"""
 
 ATTENTION_DROPS = ("learned", "learned_from_tokens", "full", "row", "column")
-"""What an attention map loses, see `models.attention.AttentionDrop`."""
+"""How a transblock drops attention (paper 3.2, Fig. 3); see `models.attention.AttentionDrop`."""
 
 KD_FORMS = ("bernoulli", "softmax")
-"""The distillation loss: per action unit, or over all of them."""
+"""Divergence of the online knowledge distillation (Eq. 8); see `models.losses.total_loss`."""
