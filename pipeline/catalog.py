@@ -31,7 +31,7 @@ class RenderedEntry(Settings):
     num_subjects: PositiveInt
     num_tasks: PositiveInt
     num_frames: PositiveInt
-    """Frames a task."""
+    """Per task."""
     size_px: PositiveInt
     seed: Annotated[int, Field(ge=0)]
 
@@ -102,7 +102,7 @@ class FileEntry(Settings):
         if found != self.sha256:
             raise WeightsError(
                 f"weights {self.path} have sha256 {found[:12]}..., the catalog expects {self.sha256[:12]}...; "
-                "fetch them again, or mend `sha256` in the catalog if they were meant to change"
+                "fetch them again, or fix `sha256` in the catalog if they were meant to change"
             )
         return self.path
 
@@ -197,7 +197,7 @@ class Catalog(Settings):
 def _repair_hint(name: str, entry: DatasetEntry) -> str:
     if entry.is_rendered:
         return f"run `fantrans synth --dataset {name}`"
-    return f"unpack the data set there, or mend `root` of {name} in the catalog or the variable that it takes"
+    return f"unpack the data set there, or fix `root` of {name} in the catalog or the variable that it takes"
 
 
 def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Catalog:

@@ -169,7 +169,7 @@ def first_fault(error: ValidationError) -> str:
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a typo makes a gap, too
     where = ".".join(str(step) for step in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"unknown key `{where}`; mend the spelling or remove it"
+        return f"unknown key `{where}`; fix the spelling or remove it"
     message = fault["msg"].removeprefix("Value error, ")
     found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
     return f"`{where}`{found}: {message[0].lower()}{message[1:]}"
@@ -180,7 +180,7 @@ def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except UnicodeDecodeError as fault:
-        raise error(f"{path} is no UTF-8 text: {fault.reason} at byte {fault.start}") from None
+        raise error(f"{path} is not UTF-8 text: {fault.reason} at byte {fault.start}") from None
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -34,7 +34,7 @@ def images_folder(subject: str, task: str) -> Path:
 
 
 def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
-    """One row a coded frame, without its part; `source_file` is empty where the coded frame has no image."""
+    """Return one row per coded frame, without its part; `source_file` is empty where it has no image."""
     sequences = [_sequence_columns(path, root, rules) for path in sorted((root / CODES).glob("*.csv"))]
     if not sequences:
         raise DataNotFoundError(f"{root / CODES} has no {{subject}}_{{task}}.csv; expected BP4D's occurrence codes")

@@ -23,7 +23,7 @@ LABELS = Path("ActionUnit_Labels")
 VIDEOS = Path("Videos_LeftCamera")
 CODED_AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
 TASK = "left"
-"""DISFA has one session a subject; its task is named after the camera."""
+"""DISFA has one session per subject; its task is named after the camera."""
 
 
 def video_file(subject: str) -> Path:
@@ -37,7 +37,7 @@ def intensity_file(subject: str, au: int) -> Path:
 
 
 def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
-    """One row a coded frame, without its part; `source_file` is empty where the subject has no video."""
+    """Return one row per coded frame, without its part; `source_file` is empty where the subject has no video."""
     folders = sorted(folder for folder in (root / LABELS).glob("*") if folder.is_dir())
     if not folders:
         raise DataNotFoundError(f"{root / LABELS} holds no subject's folder; expected DISFA's intensity labels there")

@@ -1,4 +1,4 @@
-"""The frame index: one row a coded frame, its source, its part and its labels."""
+"""The frame index: one row per coded frame with its source, its part and its labels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def read_index(folder: Path, *, dataset: str, config: str = "CONFIG") -> pd.Data
 
 
 def summarise(frames: pd.DataFrame, rules: Protocol) -> pd.DataFrame:
-    """A row a part and one for all: subjects, frames, frames without a source, percent positive an AU among known."""
+    """Return one row per part and one for all: subjects, frames, frames without a source, percent positive per AU.
+
+    Percentages are among the known labels.
+    """
     groups = [(part, frames[frames["part"] == part]) for part in PARTS] + [("all", frames)]
     return pd.DataFrame([_summary_row(name, group, rules) for name, group in groups])
 

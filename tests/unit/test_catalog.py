@@ -78,7 +78,7 @@ def test_check_names_missing_folders_and_damaged_weights(tmp_path):
     faults = catalog.faults()
     assert len(faults) == 3
     assert "raw/BP4D-training does not exist" in faults[0]
-    assert "mend `root` of faces" in faults[0]
+    assert "fix `root` of faces" in faults[0]
     assert catalog.faults("faces")[:2] == faults[:2]
     assert "have sha256" in faults[2]
     with pytest.raises(WeightsError, match="have sha256"):

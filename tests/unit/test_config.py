@@ -63,7 +63,7 @@ def test_settings_and_layouts_load_no_large_library(module, absent):
         (b"a: 1\nb: 2\na: 3", "line 3: the name 'a' is there twice"),
         (b"a: [", "line 1"),
         (b"- a", "must hold a mapping of keys, not list"),
-        (b"a: \xff", "no UTF-8 text"),
+        (b"a: \xff", "not UTF-8 text"),
     ],
 )
 def test_a_damaged_yaml_file_is_named(tmp_path, content, sentence):

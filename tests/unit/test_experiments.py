@@ -45,7 +45,7 @@ def test_a_base_that_does_not_stand_beside_is_a_shipped_one(tmp_path):
 
 def test_a_file_that_is_no_text_is_said(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"train: \xff")
-    with pytest.raises(ConfigError, match="no UTF-8 text"):
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
         load_experiment("a", folder=tmp_path)
 
 

@@ -33,7 +33,7 @@ ZEROS = ",0" * 13
         ("x" + ZEROS, "line 3, column 0: expected a whole number, found 'x'"),
         (ZEROS, "line 3, column 0: expected a whole number, found nothing"),
         ("6,0", "line 3, column 2: expected a whole number, found nothing"),
-        ("6" + ZEROS + ",0,0", "is no table"),
+        ("6" + ZEROS + ",0,0", "is not a table"),
         ("6,0.5" + ",0" * 12, "found '0.5'"),
     ],
 )
@@ -47,7 +47,7 @@ def test_files_that_are_no_codes_are_named(tmp_path):
     path = tmp_path / "AUCoding/AU_OCC/F001_T1.csv"
     for content in (b"", b"\x80\xff\x00"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"F001_T1.csv is no table"):
+        with pytest.raises(DataError, match=r"F001_T1.csv is not a table"):
             index_frames(*dataset)
     path.rename(path.with_name("F001.csv"))
     with pytest.raises(DataError, match="names no task"):
