@@ -24,11 +24,12 @@ import yaml
 from pipeline.cache.build import FIDELITY_FILE
 from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import map_losses
-from pipeline.config import CONFIG_FOLDER, PROFILES
+from pipeline.config import PROFILES
+from pipeline.experiments import CONFIG_FOLDER
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent
 from pipeline.training.predict import count, predict
-from pipeline.training.runs import DEPLOYED_NAME, TrainingRun, prepare_run
+from pipeline.training.runs import COUNTS_NAME, DEPLOYED_NAME, TrainingRun, prepare_run
 from pipeline.training.trainer import train_heads
 
 NUM_RESAMPLES = 1000
@@ -79,7 +80,7 @@ def trained(arguments: argparse.Namespace, profile: str) -> list[TrainingRun]:
 
 def stored_counts(run: TrainingRun) -> pd.DataFrame:
     """Counts of a run's folds as it was scored."""
-    return pd.concat([pd.read_parquet(run.fold_folder(part) / "counts.parquet") for part in run.experiment.parts])
+    return pd.concat([pd.read_parquet(run.fold_folder(part) / COUNTS_NAME) for part in run.experiment.parts])
 
 
 def counts_of_heads(of: TrainingRun, on: TrainingRun) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import CONFIG_FOLDER, load_experiment
+from pipeline.experiments import CONFIG_FOLDER, load_experiment
 from pipeline.protocols import PARTS
 from pipeline.report.run import read_report
 from pipeline.training.loader import CachedFrames, evaluation_batches

@@ -2,7 +2,7 @@
 
     fantrans demo && python benchmarks/heads_together.py --set table1 --out var/heads_together.json
 
-One epoch of every variant and fold of the set, on the data set's own cache. "alone" trains a head as `fantrans train`
+One epoch of every member and fold of the set, on the data set's own cache. "alone" trains a head as `fantrans train`
 does, on one torch thread; "alone_all_threads" lets its kernels share the batch among all cores, so it ends with other
 last bits. Every time includes reading and decoding, none the scoring.
 """
@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from pipeline.catalog import load_catalog
+from pipeline.experiments import resolve
 from pipeline.protocols import train_parts
 from pipeline.runtime.broadcast import broadcast
 from pipeline.training.loader import Page, TrainingPages
@@ -34,16 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", default="table1")
     parser.add_argument("--dataset", default="bp4d-synthetic")
-    parser.add_argument("--variants", type=int, default=10)
+    parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("var/heads_together.json"))
     arguments = parser.parse_args()
     catalog = load_catalog()
-    variants = catalog.experiments_of(arguments.dataset, arguments.set).variants
+    members = resolve(catalog, arguments.dataset, arguments.set).members
     prepared = Runs(catalog, arguments.dataset)
     with TemporaryDirectory() as place:
         runs = [
-            replace(prepared.resolve(variant.experiments[0]), folder=Path(place) / variant.name)
-            for variant in variants[: arguments.variants]
+            replace(prepared.resolve(member.experiments[0]), folder=Path(place) / member.name)
+            for member in members[: arguments.members]
         ]
         result = measured(runs)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ def write_layout(root: Path) -> None:
 
 def make_up_boxes(job: RefreshJob) -> None:
     """A face in the middle of every picture, as the detector's stage would leave it."""
-    table = pd.read_parquet(job.work / "frames.parquet")
+    table = pd.read_parquet(job.catalog.index_path(job.dataset))
     hashes = crops.source_hashes(job.entry.root, table["source_file"], known=None)
     boxes = pd.DataFrame(np.float32(1), index=table.index, columns=list(BOX_COLUMNS[1:-2]))
     boxes[["x1", "y1", "x2", "y2"]] = np.array([8, 8, 24, 24], np.float32)
@@ -189,7 +189,7 @@ def make_up_boxes(job: RefreshJob) -> None:
 
 def make_up_features(job: RefreshJob) -> None:
     """A cache of zeros."""
-    build, table = cache_build(job), pd.read_parquet(job.work / "frames.parquet")
+    build, table = cache_build(job), pd.read_parquet(job.catalog.index_path(job.dataset))
 
     def zeros(images: np.ndarray) -> dict[str, np.ndarray]:
         return {spec.name: np.zeros((len(images), *spec.row_shape), spec.dtype) for spec in build.codec.arrays}

@@ -22,6 +22,7 @@ from pipeline.errors import DataError, FantransError
 if TYPE_CHECKING:
     from pipeline.refresh.plan import StagePlan
     from pipeline.store.reader import StoreReader
+    from pipeline.store.verify import Damage
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Facial action units with FAN-Trans.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Where things are.")
@@ -42,23 +43,25 @@ def _checked_device(device: str) -> str:
     return checked_device(device)
 
 
+def _checked_layout(layout: str) -> str:
+    from pipeline.datasets import LAYOUTS
+
+    known = [name for name, each in LAYOUTS.items() if each.rendered_protocol]
+    if layout not in known:
+        raise typer.BadParameter(f"{layout!r} is not one of {', '.join(known)}")
+    return layout
+
+
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1...", callback=_checked_device)]
 Start = typer.Option(exists=True, dir_okay=False, help="Weights to go on from; for a FAN, of its width or half of it.")
 MaybeDataset = Annotated[str | None, typer.Argument(help="One data set; default: all.")]
-Base = Annotated[str | None, typer.Option(help="What a set's variants change; default: the data set's experiment.")]
+Base = Annotated[str | None, typer.Option(help="What a set's members change; default: the data set's experiment.")]
 InitFrom = Annotated[
     str | None,
     typer.Option(help="A run whose heads, part by part, are the start; or a data set: its run of the same experiment."),
 ]
 WhichCache = Annotated[str | None, typer.Option(help="Of the cache (the beginning is enough); default: the only one.")]
-ConfigName = Annotated[str | None, typer.Option(help="An experiment, or SET:VARIANT; default: the data set's own.")]
-
-
-class Layout(StrEnum):
-    """Raw layouts that can be rendered."""
-
-    BP4D = "bp4d"
-    DISFA = "disfa"
+ConfigName = Annotated[str | None, typer.Option(help="An experiment, or SET:MEMBER; default: the data set's own.")]
 
 
 def main() -> None:
@@ -151,7 +154,7 @@ def catalog_check(dataset: Annotated[str | None, typer.Argument(help="One data s
 @app.command()
 def synth(
     out: Annotated[Path | None, typer.Option(help="Folder to write into.")] = None,
-    layout: Annotated[Layout, typer.Option()] = Layout.BP4D,
+    layout: Annotated[str, typer.Option(help="Raw layout, such as disfa.", callback=_checked_layout)] = "bp4d",
     subjects: Annotated[int, typer.Option(min=1)] = 12,
     tasks: Annotated[int, typer.Option(min=1, max=8)] = 8,
     frames: Annotated[int, typer.Option(min=1, help="Frames a task.")] = 4,
@@ -162,18 +165,20 @@ def synth(
 ) -> None:
     """Render faces with known action units in a data set's raw layout."""
     from pipeline.catalog import load_catalog
+    from pipeline.datasets import LAYOUTS
     from pipeline.synthetic.dataset import write_dataset
 
     if dataset is not None:
-        if load_catalog().dataset(dataset).rendered is None:
+        entry = load_catalog().dataset(dataset)
+        if not entry.is_rendered:
             raise typer.BadParameter(f"data set {dataset!r} has no `rendered:` in the catalog")
-        load_catalog().dataset(dataset).render(num_workers=workers)
+        entry.render(num_workers=workers)
         return
     if out is None:
         raise typer.BadParameter("give --out FOLDER, or --dataset NAME for one of the catalog")
     write_dataset(
         out,
-        layout=layout.value,
+        layout=layout,
         num_subjects=subjects,
         num_tasks=tasks,
         num_frames=frames,
@@ -181,10 +186,9 @@ def synth(
         size_px=size,
         num_workers=workers,
     )
-    protocol = {Layout.BP4D: "rendered_bp4d", Layout.DISFA: "disfa"}[layout]
     _say(
-        f"for `datasets:` in data_catalog.yaml:\n  {out.name}: {{root: {out.resolve()}, layout: {layout.value}, "
-        f"protocol: {protocol}}}"
+        f"for `datasets:` in data_catalog.yaml:\n  {out.name}: {{root: {out.resolve()}, layout: {layout}, "
+        f"protocol: {LAYOUTS[layout].rendered_protocol}}}"
     )
 
 
@@ -278,19 +282,23 @@ def cache_verify(
     """Compare crops and caches with their indexes and checksums; exit status 2 if something is damaged."""
     from pipeline.catalog import load_catalog
     from pipeline.refresh.maintenance import verify_caches
+    from pipeline.runtime.text import listed
 
     catalog = load_catalog()
     is_whole = True
     for name in catalog.names(dataset):
         for folder, damages in verify_caches(catalog, name, is_deep=deep, device=device).items():
             _say(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
-            for damage in damages[:50]:
-                frames = f": {', '.join(damage.frame_ids)}" if damage.frame_ids else ""
-                _say(f"  {damage.what}{frames}")
+            if damages:
+                _say("  " + listed(map(_damage_line, damages), separator="\n  "))
             is_whole = is_whole and not damages
     if not is_whole:
         _say("run `fantrans refresh` with the settings of the damaged cache (`fantrans cache ls`): it mends just this")
         raise typer.Exit(2)
+
+
+def _damage_line(damage: Damage) -> str:
+    return damage.what + (f": {', '.join(damage.frame_ids)}" if damage.frame_ids else "")
 
 
 @cache_app.command("collect")
@@ -352,7 +360,7 @@ def cache_export(
     cache = open_cache(find_cache(catalog, dataset, fingerprint))
     store: StoreReader = cache
     if crops:
-        store = CropReader(catalog.work_dir(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
+        store = CropReader(catalog.crops_dir(dataset) / cache.manifest["provenance"]["crops"]["folder"])
     for path in export_store(store, out):
         _say(str(path))
 
@@ -378,7 +386,7 @@ def _say(line: str) -> None:
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="An experiment, a set or SET:VARIANT, in configs/ or a file.")],
+    config: Annotated[str, typer.Argument(help="An experiment, a set or SET:MEMBER, in configs/ or a file.")],
     dataset: Annotated[str, typer.Option(help="A data set of the catalog, refreshed before.")],
     base: Base = None,
     parts: Annotated[str | None, typer.Option(help="Test parts, such as P1,P3; default: the experiment's.")] = None,
@@ -403,7 +411,7 @@ def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Runs (folders, or names under the runs root), or sets of experiments in configs/, or SET:VARIANT."
+            help="Runs (folders, or names under the runs root), or sets of experiments in configs/, or SET:MEMBER."
         ),
     ],
     dataset: Annotated[str | None, typer.Option(help="The data set that a set was trained on.")] = None,
@@ -452,18 +460,18 @@ def export(
     """The deployed branch of a fold alone: safetensors, its description, and ONNX, checked with onnxruntime."""
     from pipeline.catalog import load_catalog
     from pipeline.training.export import export_deployed
-    from pipeline.training.runs import DEPLOYED_NAME, run_folder
+    from pipeline.training.runs import DEPLOYED_NAME, fold_folder, run_folder
 
     folder = run_folder(load_catalog(), run)
     if folder is None:
         raise DataError(f"{run} is not a run; pass a folder that `fantrans train` printed")
-    gap = export_deployed(folder / f"fold-{part}" / DEPLOYED_NAME, out)
+    gap = export_deployed(fold_folder(folder, part) / DEPLOYED_NAME, out)
     _say(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}; ONNX and torch differ by {gap:.1e} at most")
 
 
 @app.command()
 def compare(
-    ours: Annotated[str, typer.Argument(help="A run; or an experiment, or SET:VARIANT: all its seeds that are done.")],
+    ours: Annotated[str, typer.Argument(help="A run; or an experiment, or SET:MEMBER: all its seeds that are done.")],
     theirs: Annotated[str, typer.Argument(help="Another one, tested on the same subjects.")],
     dataset: Annotated[str | None, typer.Option(help="The data set that experiments were trained on.")] = None,
     base: Base = None,

@@ -9,6 +9,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.catalog import load_catalog
+from pipeline.experiments import resolve
 from pipeline.report.run import Report, write_report
 from pipeline.report.sets import SetTable, write_set_report
 from pipeline.training.runs import resolve_runs
@@ -17,7 +18,7 @@ from pipeline.training.runs import resolve_runs
 @fantrans_task()
 def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> tuple[Report | SetTable, Path]:
     """Counts of every fold to one report beside them, or a set's finished runs to one table; and its page."""
-    if len(load_catalog().experiments_of(dataset, config, base=base).experiments) == 1:
+    if len(resolve(load_catalog(), dataset, config, base=base).experiments) == 1:
         (run,) = resolve_runs(config, dataset=dataset, base=base, init_from=init_from)
         return write_report(run.folder), run.folder / "report.html"
     table, path = write_set_report(config, dataset=dataset, base=base, init_from=init_from)

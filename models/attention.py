@@ -6,15 +6,11 @@ State-dict keys are those of timm's `Block`, and with drop "full" so is the resu
 # B frames, A action units (one token each), D channels, H attention heads, Q querying and K answering action units
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 MLP_RATIO = 4
 HEAD_CHANNELS = 64
-
-Drop = Literal["learned", "learned_from_tokens", "full", "row", "column"]
 
 
 def num_heads(dim: int) -> int:
@@ -43,7 +39,7 @@ class AttentionDrop(nn.Module):
     "full": A; "row", "column": without the lower half of each row or column of each head's map.
     """
 
-    def __init__(self, dim: int, num_aus: int, drop: Drop, *, mask_start: float = 0.0) -> None:
+    def __init__(self, dim: int, num_aus: int, drop: str, *, mask_start: float = 0.0) -> None:
         super().__init__()
         self.drop = drop
         if drop in ("learned", "learned_from_tokens"):
@@ -73,7 +69,7 @@ class AttentionDrop(nn.Module):
 class DropAttention(nn.Module):
     """Multi-head self-attention whose map passes through `AttentionDrop` before it weighs the values (Eq. 2, 3)."""
 
-    def __init__(self, dim: int, num_aus: int, drop: Drop, *, mask_start: float = 0.0) -> None:
+    def __init__(self, dim: int, num_aus: int, drop: str, *, mask_start: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads(dim)
         self.scale = (dim // self.num_heads) ** -0.5
@@ -107,7 +103,7 @@ class Mlp(nn.Module):
 class TransBlock(nn.Module):
     """Attention and MLP, each after a LayerNorm and added to what came in (paper 3.2, Fig. 3)."""
 
-    def __init__(self, dim: int, num_aus: int, drop: Drop, *, mask_start: float = 0.0) -> None:
+    def __init__(self, dim: int, num_aus: int, drop: str, *, mask_start: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = DropAttention(dim, num_aus, drop, mask_start=mask_start)

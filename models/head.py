@@ -6,44 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Drop, TransBlock, num_heads
+from models.attention import TransBlock, num_heads
 from models.fan import ConvBlock
+from models.variants import ATTENTION_DROPS, INPUT_MAPS, VARIANTS, Branch
 
 NUM_POOLINGS = 4
-
-
-class Branch(NamedTuple):
-    """What a classifier ("o2o", "o2m", "pooled") reads: the output of the trunk with this number."""
-
-    trunk: int
-    classifier: str
-
-
-VARIANTS = {
-    "baseline": (Branch(0, "pooled"),),
-    "c_t_o2o": (Branch(0, "o2o"),),
-    "c_t_o2m": (Branch(0, "o2m"),),
-    "t1_o2o_t1_o2m": (Branch(0, "o2o"), Branch(0, "o2m")),
-    "t1_o2o_t2_o2o": (Branch(0, "o2o"), Branch(1, "o2o")),
-    "t1_o2m_t2_o2m": (Branch(0, "o2m"), Branch(1, "o2m")),
-    "t1_o2o_t2_o2m": (Branch(0, "o2o"), Branch(1, "o2m")),
-    "t1_o2o_t2_o2m_t3_o2m": (Branch(0, "o2o"), Branch(1, "o2m"), Branch(2, "o2m")),
-}
-"""Rows of Table 1, and three branches, which the paper tried, by their branches; the last one is deployed."""
-
-INPUT_MAPS = {
-    "bl": (("lf",), ("h1", "h2")),
-    "bl_no_lf": ((), ("h1", "h2")),
-    "bl_no_hm": (("lf", "h1", "h2"), ()),
-    "lf_only": (("lf",), ()),
-}
-"""Rows of Table 2: maps taken as they are, then maps multiplied by the heatmaps' sum. A ResNet has `lf` only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +24,17 @@ class HeadShape:
     """Everything that decides the head's tensors; `dim` and `top_k` are filled in where they are None.
 
     fan_width: channels of lf, h1 and h2, C. map_size: rows and columns of a map, a multiple of 16. variant: a key of
-    `VARIANTS`. input_features: a key of `INPUT_MAPS`. dim: D, a multiple of 4 and of its number of attention heads;
-    None is a quarter of 3 C, whichever maps are read. num_blocks: transblocks a trunk. top_k: how much evidence C_o2m
-    adds up; None is half the action units. mask_start: where the logits of a learned drop start, 0 or more. Raises
-    `ValueError` for a shape that cannot be built.
+    `VARIANTS`. attention_drop: one of `ATTENTION_DROPS`. input_features: a key of `INPUT_MAPS`. dim: D, a multiple of 4
+    and of its number of attention heads; None is a quarter of 3 C, whichever maps are read. num_blocks: transblocks a
+    trunk. top_k: how much evidence C_o2m adds up; None is half the action units. mask_start: where the logits of a
+    learned drop start, 0 or more. Raises `ValueError` for a shape that cannot be built.
     """
 
     fan_width: int
     num_aus: int
     map_size: int = 64
     variant: str = "t1_o2o_t2_o2m"
-    attention_drop: Drop = "learned"
+    attention_drop: str = "learned"
     input_features: str = "bl"
     dim: int | None = None
     num_blocks: int = 5
@@ -69,7 +42,7 @@ class HeadShape:
     mask_start: float = 0.0
 
     def __post_init__(self) -> None:
-        choices = {"variant": VARIANTS, "attention_drop": get_args(Drop), "input_features": INPUT_MAPS}
+        choices = {"variant": VARIANTS, "attention_drop": ATTENTION_DROPS, "input_features": INPUT_MAPS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}")

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.head import HeadOutput
-
-KdForm = Literal["bernoulli", "softmax"]
 
 
 class Losses(NamedTuple):
@@ -77,13 +75,13 @@ def total_loss(
     weights_A: Tensor,
     *,
     kd_weight: float = 0.2,
-    kd_form: KdForm = "bernoulli",
+    kd_form: str = "bernoulli",
     kd_temperature: float | None = None,
 ) -> Losses:
     """L_cls of every branch and of the ensemble, plus `kd_weight` times L_kd of every branch (Eq. 8 to 10).
 
-    Without `kd_temperature` the form's own counts. A head with a single branch has no ensemble and learns from the
-    labels alone.
+    kd_form: one of `models.variants.KD_FORMS`. Without `kd_temperature` the form's own counts. A head with a single
+    branch has no ensemble and learns from the labels alone.
     """
     sources = output.branches if output.ensemble is None else (*output.branches, output.ensemble)
     classification = torch.stack([weighted_bce(logits, labels_BA, weights_A) for logits in sources]).sum()

@@ -11,25 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from pipeline.config import ExperimentSet, PositiveInt, Settings, first_fault, load_set, read_yaml
-from pipeline.errors import CatalogError, ConfigError, WeightsError, WeightsNotFoundError
+from pipeline.config import OneOf, PositiveInt, Settings, first_fault, read_yaml
+from pipeline.datasets import LAYOUTS
+from pipeline.datasets.index import FILE_NAME
+from pipeline.datasets.layout import Layout
+from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
 
 CATALOG_FILE = Path(__file__).parent.parent / "data_catalog.yaml"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-_RAW_FOLDERS = {
-    "bp4d": ("BP4D-training", "AUCoding/AU_OCC"),
-    "disfa": ("Videos_LeftCamera", "ActionUnit_Labels"),
-}
-
-
-def _known_protocol(name: str) -> str:
-    if name not in PROTOCOLS:
-        raise ValueError(f"expected one of {', '.join(PROTOCOLS)}")
-    return name
 
 
 class RenderedEntry(Settings):
@@ -38,7 +31,7 @@ class RenderedEntry(Settings):
     num_subjects: PositiveInt
     num_tasks: PositiveInt
     num_frames: PositiveInt
-    """Frames a task."""
+    """Per task."""
     size_px: PositiveInt
     seed: Annotated[int, Field(ge=0)]
 
@@ -47,42 +40,58 @@ class DatasetEntry(Settings):
     """A data set in its raw layout."""
 
     root: Path
-    layout: Literal["bp4d", "disfa"]
-    protocol: Annotated[str, AfterValidator(_known_protocol)]
+    layout: Annotated[str, OneOf(LAYOUTS)]
+    protocol: Annotated[str, OneOf(PROTOCOLS)]
     experiment: str = "fan_trans"
     """The experiment whose settings count where a command names none."""
     rendered: RenderedEntry | None = None
 
     @model_validator(mode="after")
     def _protocol_is_of_the_layout(self) -> DatasetEntry:
-        if (self.layout == "disfa") != (self.rules.min_positive_intensity is not None):
+        if self.raw_layout.has_intensity != (self.rules.min_positive_intensity is not None):
             raise ValueError(f"protocol {self.protocol} does not go with layout {self.layout}")
+        if self.is_rendered and self.raw_layout.rendered_protocol is None:
+            raise ValueError(f"faces are not rendered in layout {self.layout}; remove `rendered`")
         return self
+
+    @property
+    def raw_layout(self) -> Layout:
+        """The layout by its name."""
+        return LAYOUTS[self.layout]
 
     @property
     def rules(self) -> Protocol:
         """The protocol by its name."""
         return PROTOCOLS[self.protocol]
 
+    @property
+    def is_rendered(self) -> bool:
+        """Whether the data set is one of rendered faces."""
+        return self.rendered is not None
+
+    def missing_folders(self) -> list[Path]:
+        """Return the raw folders of the layout that do not exist."""
+        return self.raw_layout.missing_folders(self.root)
+
     def count_unrendered(self) -> tuple[int, int]:
-        """Return the frames of a rendered data set that are missing on disk, and all its frames; (0, 0) for others."""
+        """Return how many frames of a rendered data set are missing on disk, and of how many; (0, 0) for others."""
         if self.rendered is None:
             return 0, 0
-        from pipeline.synthetic.dataset import count_missing_frames  # noqa: PLC0415 - the renderer compiles with numba
+        from pipeline.synthetic.dataset import count_missing_frames  # noqa: PLC0415 - see `render`
 
         return count_missing_frames(self.root, layout=self.layout, **self.rendered.model_dump())
 
-    def render(self, *, num_workers: int) -> None:
-        """Render the missing frames of a rendered data set; does nothing for others."""
+    def render(self, *, num_workers: int | None = None) -> None:
+        """Render what is missing of a data set of rendered faces; does nothing for any other.
+
+        num_workers: processes; default: one per core.
+        """
         if self.rendered is None:
             return
-        from pipeline.synthetic.dataset import write_dataset  # noqa: PLC0415 - the renderer compiles with numba
+        from pipeline.synthetic.dataset import write_dataset  # noqa: PLC0415 - the renderer loads a video library
 
+        num_workers = num_workers or os.cpu_count() or 1
         write_dataset(self.root, layout=self.layout, num_workers=num_workers, **self.rendered.model_dump())
-
-    def missing_folders(self) -> list[Path]:
-        """Raw folders of the layout that do not exist."""
-        return [folder for name in _RAW_FOLDERS[self.layout] if not (folder := self.root / name).is_dir()]
 
 
 class FileEntry(Settings):
@@ -101,7 +110,7 @@ class FileEntry(Settings):
         if found != self.sha256:
             raise WeightsError(
                 f"weights {self.path} have sha256 {found[:12]}..., the catalog expects {self.sha256[:12]}...; "
-                "fetch them again, or mend `sha256` in the catalog if they were meant to change"
+                "fetch them again, or fix `sha256` in the catalog if they were meant to change"
             )
         return self.path
 
@@ -153,17 +162,6 @@ class Catalog(Settings):
             self.dataset(dataset)
         return [dataset] if dataset else list(self.datasets)
 
-    def experiments_of(self, dataset: str, config: str | None = None, *, base: str | None = None) -> ExperimentSet:
-        """What `config` (default: the data set's experiment) names: an experiment, a set, or SET:VARIANT.
-
-        base: what a set's variants change; default: the data set's experiment.
-        """
-        own = self.dataset(dataset).experiment
-        chosen = load_set(config or own, base=base or own)
-        if base is not None and not chosen.is_derived:
-            raise ConfigError(f"{config or own} is one experiment and not derived from {base}; leave --base away")
-        return chosen
-
     def get_weights(self, name: str) -> WeightsEntry:
         """Weights by name."""
         if name not in self.weights:
@@ -174,8 +172,16 @@ class Catalog(Settings):
         """Folder of a data set's index, boxes and crops."""
         return self.roots.work / dataset
 
+    def index_path(self, dataset: str) -> Path:
+        """File of a data set's frame index."""
+        return self.work_dir(dataset) / FILE_NAME
+
+    def crops_dir(self, dataset: str) -> Path:
+        """Folder of a data set's crops, one folder per fingerprint."""
+        return self.work_dir(dataset) / "crops"
+
     def cache_dir(self, dataset: str) -> Path:
-        """Folder of a data set's feature caches, one folder a fingerprint."""
+        """Folder of a data set's feature caches, one folder per fingerprint."""
         return self.roots.cache / dataset
 
     def faults(self, dataset: str | None = None) -> list[str]:
@@ -197,9 +203,9 @@ class Catalog(Settings):
 
 
 def _repair_hint(name: str, entry: DatasetEntry) -> str:
-    if entry.rendered is not None:
+    if entry.is_rendered:
         return f"run `fantrans synth --dataset {name}`"
-    return f"unpack the data set there, or mend `root` of {name} in the catalog or the variable that it takes"
+    return f"unpack the data set there, or fix `root` of {name} in the catalog or the variable that it takes"
 
 
 def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Catalog:

@@ -3,7 +3,7 @@
 import yaml
 
 from pipeline.catalog import CATALOG_FILE
-from pipeline.config import CONFIG_FOLDER
+from pipeline.experiments import CONFIG_FOLDER
 
 NUM_FRAMES = 12 * 8
 RENDERED = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.datasets.codes import read_codes
+from pipeline.datasets.layout import Layout
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import Protocol, presence_from_occurrence
 from pipeline.tables import UNKNOWN, au_column
@@ -22,8 +23,18 @@ CODES = Path("AUCoding/AU_OCC")
 IMAGES = Path("BP4D-training")
 
 
+def codes_file(subject: str, task: str) -> Path:
+    """Return where a task's occurrence codes lie, below the root."""
+    return CODES / f"{subject}_{task}.csv"
+
+
+def images_folder(subject: str, task: str) -> Path:
+    """Return where a task's images lie, below the root."""
+    return IMAGES / subject / task
+
+
 def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
-    """One row a coded frame, without its part; `source_file` is empty where the coded frame has no image."""
+    """Return one row per coded frame, without its part; `source_file` is empty where it has no image."""
     sequences = [_sequence_columns(path, root, rules) for path in sorted((root / CODES).glob("*.csv"))]
     if not sequences:
         raise DataNotFoundError(f"{root / CODES} has no {{subject}}_{{task}}.csv; expected BP4D's occurrence codes")
@@ -51,7 +62,7 @@ def _sequence_columns(path: Path, root: Path, rules: Protocol) -> dict[str, np.n
     frames = codes.iloc[:, 0].to_numpy()
     if len(np.unique(frames)) != len(frames):
         raise DataError(f"{path} codes a frame twice; remove one of the rows")
-    folder = IMAGES / subject / task
+    folder = images_folder(subject, task)
     name_of = {int(p.stem): p.name for p in (root / folder).glob("*.jpg") if p.stem.isdigit()}
     labels = {au_column(au): presence_from_occurrence(codes[au].to_numpy()) for au in rules.aus}
     files = [f"{folder}/{name_of[frame]}" if frame in name_of else "" for frame in frames]
@@ -64,3 +75,13 @@ def _sequence_columns(path: Path, root: Path, rules: Protocol) -> dict[str, np.n
         "source_frame": np.full(len(frames), -1),
         **{name: np.where(is_occluded, UNKNOWN, present).astype(np.int8) for name, present in labels.items()},
     }
+
+
+LAYOUT = Layout(
+    name="bp4d",
+    folders=(IMAGES, CODES),
+    index_rows=index_rows,
+    source_pattern=images_folder("{subject}", "{task}") / "{frame}.jpg",
+    has_intensity=False,
+    rendered_protocol="rendered_bp4d",
+)

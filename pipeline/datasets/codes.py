@@ -1,4 +1,4 @@
-"""Tables of whole numbers, as coders write them: nothing that is no number is taken for a label."""
+"""Tables of whole numbers, as coders write them: what is not a whole number is never taken for a label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 def read_codes(path: Path, *, names: list[str | int] | None = None) -> pd.DataFrame:
     """A comma-separated table, int64, with its own header or, if it has none, with `names`.
 
-    Raises `DataError` with the line of a cell that is missing or no whole number, and for a file that is no table.
+    Raises `DataError` with the line of a cell that is missing or not a whole number, or for a file that is not a table.
     """
     header = None if names else 0
     with suppress(ValueError, OverflowError):  # a table without a fault, five times as fast
@@ -23,7 +23,9 @@ def read_codes(path: Path, *, names: list[str | int] | None = None) -> pd.DataFr
         cells = pd.read_csv(path, names=names, header=header, index_col=False, dtype=str)
     except ValueError as error:  # empty, ragged, or no text
         fault = " ".join(str(error).split())
-        raise DataError(f"{path} is no table of comma-separated whole numbers: {fault}; fetch the file again") from None
+        raise DataError(
+            f"{path} is not a table of comma-separated whole numbers: {fault}; fetch the file again"
+        ) from None
     numbers = cells.apply(pd.to_numeric, errors="coerce").astype(float)
     wrong = np.argwhere((numbers.isna() | (numbers % 1 != 0)).to_numpy())
     if len(wrong):
@@ -31,6 +33,6 @@ def read_codes(path: Path, *, names: list[str | int] | None = None) -> pd.DataFr
         found = cells.iloc[row, column]
         raise DataError(
             f"{path}, line {row + (1 if names else 2)}, column {cells.columns[column]}: expected a whole number, found "
-            f"{'nothing' if pd.isna(found) else repr(found)}; mend the line"
+            f"{'nothing' if pd.isna(found) else repr(found)}; fix the line"
         )
     return numbers.astype(np.int64)

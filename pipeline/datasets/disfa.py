@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.datasets.codes import read_codes
+from pipeline.datasets.layout import Layout
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import Protocol, presence_from_intensity
 from pipeline.tables import au_column, intensity_column
@@ -22,11 +23,21 @@ LABELS = Path("ActionUnit_Labels")
 VIDEOS = Path("Videos_LeftCamera")
 CODED_AUS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
 TASK = "left"
-"""DISFA has one session a subject; its task is named after the camera."""
+"""DISFA has one session per subject; its task is named after the camera."""
+
+
+def video_file(subject: str) -> Path:
+    """Return where a subject's video lies, below the root."""
+    return VIDEOS / f"LeftVideo{subject}_comp.avi"
+
+
+def intensity_file(subject: str, au: int) -> Path:
+    """Return where a subject's intensities of one action unit lie, below the root."""
+    return LABELS / subject / f"{subject}_au{au}.txt"
 
 
 def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
-    """One row a coded frame, without its part; `source_file` is empty where the subject has no video."""
+    """Return one row per coded frame, without its part; `source_file` is empty where the subject has no video."""
     folders = sorted(folder for folder in (root / LABELS).glob("*") if folder.is_dir())
     if not folders:
         raise DataNotFoundError(f"{root / LABELS} holds no subject's folder; expected DISFA's intensity labels there")
@@ -35,12 +46,12 @@ def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
 
 def _subject_rows(folder: Path, root: Path, rules: Protocol) -> pd.DataFrame:
     subject = folder.name
-    intensities = pd.concat([_intensities(folder / f"{subject}_au{au}.txt", au) for au in CODED_AUS], axis=1)
+    intensities = pd.concat([_intensities(root / intensity_file(subject, au), au) for au in CODED_AUS], axis=1)
     if intensities.isna().any(axis=None):
         short = ", ".join(str(au) for au in CODED_AUS if intensities[au].isna().any())
         raise DataError(f"{folder}: AU {short} lacks frames that other AUs code; expected the same frames in all files")
     frames = intensities.index.to_numpy(np.int64)
-    video = VIDEOS / f"LeftVideo{subject}_comp.avi"
+    video = video_file(subject)
     rows = pd.DataFrame(
         {
             "frame_id": [f"{subject}/{TASK}/{frame}" for frame in frames],
@@ -70,3 +81,13 @@ def _intensities(path: Path, au: int) -> pd.Series:
     if lines["frame"].duplicated().any():
         raise DataError(f"{path} codes a frame twice; remove one of the lines")
     return lines.set_index("frame")[au]
+
+
+LAYOUT = Layout(
+    name="disfa",
+    folders=(VIDEOS, LABELS),
+    index_rows=index_rows,
+    source_pattern=video_file("{subject}"),
+    has_intensity=True,
+    rendered_protocol="rendered_disfa",
+)

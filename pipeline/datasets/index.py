@@ -1,4 +1,4 @@
-"""The frame index: one row a coded frame, its source, its part and its labels."""
+"""The frame index: one row per coded frame with its source, its part and its labels."""
 
 from __future__ import annotations
 
@@ -6,37 +6,30 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.catalog import DatasetEntry
-from pipeline.datasets import bp4d, disfa
+from pipeline.datasets.layout import Layout
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import PARTS, Protocol
 from pipeline.tables import FRAME_COLUMNS, UNKNOWN, au_column, read_table, write_table
 
-_INDEX_ROWS = {"bp4d": bp4d.index_rows, "disfa": disfa.index_rows}
-SOURCES = {
-    "bp4d": "BP4D-training/{subject}/{task}/{frame}.jpg",
-    "disfa": "Videos_LeftCamera/LeftVideo{subject}_comp.avi",
-}
 FILE_NAME = "frames.parquet"
 
 
-def index_frames(entry: DatasetEntry, *, limit: int | None = None) -> pd.DataFrame:
+def index_frames(root: Path, layout: Layout, rules: Protocol, *, limit: int | None = None) -> pd.DataFrame:
     """Index a data set in its raw layout: `FRAME_COLUMNS`, then labels; known bad frames are left out.
 
     `limit` keeps that many frames, drawn from the whole set. Raises `DataError` for a missing folder, a file
     out of format or a subject outside the protocol.
     """
-    missing = entry.missing_folders()
+    missing = layout.missing_folders(root)
     if missing:
         raise DataNotFoundError(f"{missing[0]} does not exist; run `fantrans catalog check` to see what is missing")
-    rules = entry.rules
-    rows = _INDEX_ROWS[entry.layout](entry.root, rules)
+    rows = layout.index_rows(root, rules)
     is_bad = [rules.is_bad_frame(s, f) for s, f in zip(rows["subject"], rows["frame"], strict=True)]
     rows = rows[~pd.Series(is_bad, index=rows.index)]
     if (rows["source_file"] == "").all():
         raise DataError(
-            f"none of the {len(rows):,} coded frames in {entry.root} has its image or video; expected "
-            f"{entry.root / SOURCES[entry.layout]}"
+            f"none of the {len(rows):,} coded frames in {root} has its image or video; expected "
+            f"{root / layout.source_pattern}"
         )
     get_part = {subject: rules.get_part(subject) for subject in rows["subject"].unique()}
     rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(get_part))
@@ -59,7 +52,10 @@ def read_index(folder: Path, *, dataset: str, config: str = "CONFIG") -> pd.Data
 
 
 def summarise(frames: pd.DataFrame, rules: Protocol) -> pd.DataFrame:
-    """A row a part and one for all: subjects, frames, frames without a source, percent positive an AU among known."""
+    """Return one row per part and one for all: subjects, frames, frames without a source, percent positive per AU.
+
+    Percentages are among the known labels.
+    """
     groups = [(part, frames[frames["part"] == part]) for part in PARTS] + [("all", frames)]
     return pd.DataFrame([_summary_row(name, group, rules) for name, group in groups])
 

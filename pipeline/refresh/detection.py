@@ -15,13 +15,13 @@ from pipeline.faces.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_
 from pipeline.refresh.job import RefreshJob
 from pipeline.runtime.executors import WorkerPool, Workers, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
+from pipeline.runtime.text import listed
 from pipeline.tables import BOX_COLUMNS, Status, read_table_if_intact, write_table
 
 if TYPE_CHECKING:
     from models.retinaface import RetinaFace
 
 CHUNK_FRAMES = 512
-_MAX_LISTED = 50
 
 _Chunks = dict[str, pd.DataFrame]
 """Frames by the name of their chunk."""
@@ -153,6 +153,5 @@ def describe_missed(boxes: pd.DataFrame) -> str:
     if missed.empty:
         return "a face in every frame"
     counts = ", ".join(f"{count} {status}" for status, count in missed["status"].value_counts().items())
-    first = missed.head(_MAX_LISTED)
-    names = ", ".join(f"{name} {status}" for name, status in zip(first["frame_id"], first["status"], strict=True))
-    return f"{counts} of {len(boxes):,}: {names}{'...' if len(missed) > _MAX_LISTED else ''}"
+    names = listed(f"{name} {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True))
+    return f"{counts} of {len(boxes):,}: {names}"

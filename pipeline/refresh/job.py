@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline import fingerprint
+from pipeline import experiments, fingerprint
 from pipeline.cache import crops
 from pipeline.cache.build import CacheBuild
 from pipeline.cache.codecs import Codec, make_codec
@@ -61,7 +61,7 @@ class RefreshJob:
     @property
     def crops_root(self) -> Path:
         """Folder of the data set's crop stores, one per fingerprint."""
-        return self.work / "crops"
+        return self.catalog.crops_dir(self.dataset)
 
     @property
     def boxes_path(self) -> Path:
@@ -94,11 +94,11 @@ def prepare_refresh(
 ) -> RefreshJob:
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
-    config, base: see `Catalog.experiments_of`; default: the data set's own experiment. A set whose members need several
+    config, base: see `experiments.resolve`; default: the data set's own experiment. A set whose members need several
     caches is refused. check_device: whether this machine must have the device; a cluster's workers may have it.
     """
     catalog = load_catalog()
-    chosen = catalog.experiments_of(dataset, config, base=base)
+    chosen = experiments.resolve(catalog, dataset, config, base=base)
     document = chosen.cache.model_dump()
     if profile is not None:
         document["features"]["profile"] = profile

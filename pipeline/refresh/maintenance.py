@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +30,7 @@ from pipeline.faces.features import Precision, extract_features, load_network
 from pipeline.fingerprint import weights_in
 from pipeline.runtime.progress import track
 from pipeline.store.fingerprint import fingerprint
+from pipeline.store.lock import is_held
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
 from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, prune
@@ -87,7 +86,7 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
         features, manifest = document["features"], revision.manifest
         num_runs = used[fingerprint(document)]
         users = [f"{num_runs} run{'s' * (num_runs > 1)}"] * (num_runs > 0)
-        users += ["a reader"] * _is_read(folder, revision.number)
+        users += ["a reader"] * is_held(folder / manifest_name(revision.number))
         age_s = time.time() - (folder / POINTER_NAME).stat().st_mtime if (folder / POINTER_NAME).is_file() else 0
         summaries.append(
             CacheSummary(
@@ -122,7 +121,7 @@ def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
 
 def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
     """Folders of a data set's crops, by name."""
-    return sorted(path.parent for path in (catalog.work_dir(dataset) / "crops").glob(f"*/{FINGERPRINT_NAME}"))
+    return sorted(path.parent for path in catalog.crops_dir(dataset).glob(f"*/{FINGERPRINT_NAME}"))
 
 
 def _runs_by_cache(root: Path) -> Counter[str]:
@@ -133,21 +132,6 @@ def _runs_by_cache(root: Path) -> Counter[str]:
         except DataError as error:
             logger.warning("no user of any cache: %s", error)
     return runs
-
-
-def _is_read(folder: Path, number: int) -> bool:
-    """Whether a reader has the revision pinned."""
-    path = folder / manifest_name(number)
-    if not path.is_file():
-        return False
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _age(seconds: float) -> str:
@@ -221,7 +205,7 @@ def _relative_l2(found: np.ndarray, true: np.ndarray) -> float:
 def _unit_spec(catalog: Catalog, dataset: str, cache: CacheReader, device: str) -> UnitSpec | None:
     features = cache.document["features"]
     weights = weights_in(features, catalog)
-    crops = catalog.work_dir(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"]
+    crops = catalog.crops_dir(dataset) / cache.manifest["provenance"]["crops"]["folder"]
     if weights is None or not crops.is_dir():
         lacking = f"{crops} does not exist" if weights else f"the catalog has no weights {features['sha256'][:12]}"
         logger.warning("%s: no frame was computed again, as %s", cache.folder, lacking)
@@ -274,7 +258,7 @@ def export_store(store: StoreReader, out: Path) -> list[Path]:
 
 def import_store(catalog: Catalog, dataset: str, paths: Sequence[Path]) -> StoreReader:
     """Make a data set's cache, or crops, from files of `export_store`."""
-    kinds = {"features": catalog.cache_dir(dataset), "crops": catalog.work_dir(dataset) / "crops"}
+    kinds = {"features": catalog.cache_dir(dataset), "crops": catalog.crops_dir(dataset)}
     return import_hdf5(kinds, list(paths), _format_from)
 
 

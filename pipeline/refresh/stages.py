@@ -7,7 +7,6 @@ or without Prefect, makes the same plans and runs them, one stage after the othe
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -82,7 +81,7 @@ class RenderStage:
 
     def run(self, job: RefreshJob, plan: StagePlan, workers: Workers) -> StageSummary:
         """Render the missing subjects, on all cores."""
-        job.entry.render(num_workers=os.cpu_count() or 1)
+        job.entry.render()
         return StageSummary(stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed)
 
 
@@ -100,8 +99,8 @@ class IndexStage:
         Raises `ConfigError` for a limit that would shrink the index: a frame that leaves it leaves every cache of the
         data set at its next refresh, and a trial must not do that.
         """
-        frames = index.index_frames(job.entry, limit=job.limit)
-        before = read_table_if_intact(job.work / index.FILE_NAME)
+        frames = index.index_frames(job.entry.root, job.entry.raw_layout, job.entry.rules, limit=job.limit)
+        before = read_table_if_intact(job.catalog.index_path(job.dataset))
         if job.limit is not None and before is not None and len(before) > len(frames):
             raise ConfigError(
                 f"{job.dataset} has {len(before):,} frames indexed, and --limit {job.limit} would drop "
@@ -269,7 +268,7 @@ def _packing(build: CacheBuild) -> float:
 def stages_of(job: RefreshJob) -> tuple[Stage[Any], ...]:
     """Return the stages of a job, in order."""
     stages = (IndexStage(), DetectStage(), CropStage(), ExtractStage())
-    return stages if job.entry.rendered is None else (RenderStage(), *stages)
+    return (RenderStage(), *stages) if job.entry.is_rendered else stages
 
 
 def plan_refresh(job: RefreshJob) -> list[StagePlan]:

@@ -10,10 +10,10 @@ from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.refresh.job import RefreshJob, cache_build, crop_reader
 from pipeline.refresh.plan import StageSummary
 from pipeline.runtime.html import write_html
+from pipeline.runtime.text import listed
 from pipeline.tables import Status
 
 PAGE_NAME = "refresh.html"
-_MAX_NAMED = 50
 
 
 def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str, Path]:
@@ -48,14 +48,13 @@ def _rate(stage: StageSummary) -> str:
 
 
 def _frames(job: RefreshJob) -> list[str]:
-    listed = crop_reader(job).listed
-    missed = listed[~listed["status"].isin((Status.OK, Status.INTERPOLATED))]
-    counts = ", ".join(f"{count:,} {status}" for status, count in listed["status"].value_counts().items())
-    lines = [f"**{len(listed):,} frames:** {counts}."]
+    frames = crop_reader(job).listed
+    missed = frames[~frames["status"].isin((Status.OK, Status.INTERPOLATED))]
+    counts = ", ".join(f"{count:,} {status}" for status, count in frames["status"].value_counts().items())
+    lines = [f"**{len(frames):,} frames:** {counts}."]
     if len(missed):
-        first = missed.head(_MAX_NAMED)
-        names = ", ".join(f"`{name}` {status}" for name, status in zip(first["frame_id"], first["status"], strict=True))
-        lines += ["", f"Without features: {names}{', ...' if len(missed) > _MAX_NAMED else ''}."]
+        names = listed(f"`{name}` {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True))
+        lines += ["", f"Without features: {names}."]
     return lines
 
 

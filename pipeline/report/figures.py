@@ -34,7 +34,8 @@ from pipeline.tables import au_column
 from pipeline.training.export import load_deployed
 from pipeline.training.loader import CachedFrames, evaluation_batches
 from pipeline.training.metrics import THRESHOLD
-from pipeline.training.runs import DEPLOYED_NAME, done_folds, read_history, read_predictions, read_run
+from pipeline.training.predict import probability_column
+from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, done_folds, read_history, read_predictions, read_run
 
 logger = logging.getLogger("fantrans")
 
@@ -117,7 +118,7 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
     for part, fold in _folds(folder).items():
         histories[part] = read_history(fold)
         head = FanTransHead(load_deployed(fold / DEPLOYED_NAME).head.shape).eval()
-        head.load_state_dict(load_file(fold / "head.safetensors"))
+        head.load_state_dict(load_file(fold / HEAD_NAME))
         names = _branch_names(head)
         tested = read_predictions(fold)
         found = CachedFrames(cache, tested.sample(min(len(tested), MAX_FRAMES), random_state=0), aus=aus)
@@ -339,7 +340,7 @@ def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, li
     """Frames with one to four active units that are all found, and these; of different subjects, most certain first."""
     predictions = read_predictions(fold)
     labels = predictions[[au_column(au) for au in aus]].to_numpy(np.float32)
-    found = predictions[[f"p_{au:02d}" for au in aus]].to_numpy()
+    found = predictions[[probability_column(au) for au in aus]].to_numpy()
     is_active = (labels == 1) & (found >= THRESHOLD)
     num_active = is_active.sum(1)
     is_telling = (num_active == (labels == 1).sum(1)) & (num_active >= 1) & (num_active <= 4)
@@ -358,7 +359,7 @@ def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, li
 
 def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequence[str]) -> list[np.ndarray]:
     """Clean views, RGB uint8 (S, S, 3)."""
-    crops = CropReader(catalog.work_dir(dataset) / "crops" / cache.manifest["provenance"]["crops"]["folder"])
+    crops = CropReader(catalog.crops_dir(dataset) / cache.manifest["provenance"]["crops"]["folder"])
     rows = crops.index.set_index("frame_id")["row"].loc[list(frame_ids)].to_numpy()
     side = cache.document["crop"]["size_px"]
     return [render_view(crop, ViewParams(), view_px=side) for crop in crops.read_crops(rows)]

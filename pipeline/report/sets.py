@@ -1,117 +1,31 @@
-"""Many runs in one table: a set of experiments beside the published numbers, and two runs beside each other.
+"""Many runs in one table: a set of experiments beside the published numbers, and two runs beside each other."""
 
-A row is the mean over its seeds. Intervals come from resampling subjects, the same ones for every row, so differences
-are paired, and with them the runs of a row, for the chance in training. Of a single run's chance they say nothing.
-"""
-
-# R resamples, A action units
 from __future__ import annotations
 
 import itertools
 import json
 import logging
 import math
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from rich.box import SIMPLE
 from rich.table import Table
 
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import ExperimentSet, Variant
 from pipeline.errors import ConfigError, DataError, StoreError
-from pipeline.protocols import PARTS
+from pipeline.experiments import ExperimentSet, Member, resolve
+from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
 from pipeline.runtime.html import write_html
-from pipeline.training.metrics import interval_percent, mean_of_defined, resampled_percent
-from pipeline.training.runs import Runs, done_folds, read_counts, run_folder
+from pipeline.training.runs import Runs, done_folds, run_folder
 
 logger = logging.getLogger("fantrans")
 
 PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
-NUM_RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ by seed alone.
-
-    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over the runs and, in a resample, over
-    runs drawn with it; None where none is done. tested: part, subject, action unit, known and positive frames.
-    """
-
-    name: str
-    published: str | None
-    folders: tuple[Path, ...]
-    values: np.ndarray | None
-    aus: tuple[int, ...] = ()
-    tested: frozenset[tuple[str, str, int, int, int]] = frozenset()
-    percents: tuple[float, ...] = ()
-    """F1 of each run."""
-    num_undefined: int = 0
-    """Pairs of fold and action unit, over the runs, without F1 (0/0)."""
-
-    @property
-    def subjects(self) -> set[tuple[str, str]]:
-        """The tested ones, with their parts."""
-        return {(part, subject) for part, subject, *_ in self.tested}
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of a run's F1 over the seeds; NaN for a single run."""
-        return float(np.std(self.percents, ddof=1)) if len(self.percents) > 1 else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of the mean over action units."""
-        assert self.values is not None
-        low, high = interval_percent(self.values[1:])
-        return float(low[-1]), float(high[-1])
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Points of `ours` minus `theirs`: each AU's, last the mean's, with 95 % intervals (A + 1,)."""
-
-    ours: str
-    theirs: str
-    aus: tuple[int, ...]
-    num_subjects: int
-    num_runs: tuple[int, int]
-    points: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    def sentence(self) -> str:
-        """What may be said of the means."""
-        points, low, high = self.points[-1], self.low[-1], self.high[-1]
-        runs = (
-            "a run each, whose chance is not in it"
-            if self.num_runs == (1, 1)
-            else "{} and {} runs".format(*self.num_runs)
-        )
-        numbers = (
-            f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, {runs})"
-        )
-        if low <= 0 <= high:
-            return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}"
-        return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
-
-    def rich_table(self) -> Table:
-        """A row an action unit, for a terminal."""
-        table = Table(title=f"{self.ours} minus {self.theirs}, points of F1", title_justify="left")
-        for name in ("AU", "difference", "95 %"):
-            table.add_column(name, justify="left" if name == "AU" else "right")
-        for name, *numbers in zip(
-            [*(f"AU{au}" for au in self.aus), "mean"], self.points, self.low, self.high, strict=True
-        ):
-            table.add_row(name, f"{numbers[0]:+.1f}", f"{numbers[1]:+.1f} to {numbers[2]:+.1f}")
-        return table
 
 
 class Orderings(NamedTuple):
@@ -135,11 +49,11 @@ class SetTable:
     """Of the set's published table: method, au, f1_percent; empty without one."""
 
     def table(self) -> pd.DataFrame:
-        """A row a variant: seeds, F1 of each AU and their mean, interval, differences to the first row, published."""
+        """One row per member: seeds, F1 of each AU and their mean, interval, gaps to the first row, published."""
         return pd.DataFrame([self._record(row) for row in self.rows])
 
     def _record(self, row: Row) -> dict[str, object]:
-        record: dict[str, object] = {"variant": row.name, "seeds": len(row.folders)}
+        record: dict[str, object] = {"member": row.name, "seeds": len(row.folders)}
         if row.values is not None:
             record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
             low, high = row.interval
@@ -241,13 +155,13 @@ class SetTable:
                 theirs = [self._published(row, name) for name in (*(f"AU{au}" for au in aus), "AVG")]
                 if any(value is not None for value in theirs):
                     cells.append(["*published*", *("" if value is None else f"{value:.1f}" for value in theirs)])
-            lines += ["", *markdown_table(["variant", *(f"AU{au}" for au in aus), "mean"], cells)]
+            lines += ["", *markdown_table(["member", *(f"AU{au}" for au in aus), "mean"], cells)]
         return "\n".join(lines) + "\n"
 
     def _cells(self) -> list[list[str]]:
         return [
             [
-                record["variant"],
+                record["member"],
                 f"{record['seeds']}",
                 _number(record, "f1_percent"),
                 _number(record, "std"),
@@ -265,7 +179,7 @@ class SetTable:
 _NOT_ON_TERMINAL = ("seeds", "diff.")
 """Columns that 80 characters have no room for."""
 
-_COLUMNS = ["variant", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
+_COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 
 
 def write_set_report(
@@ -277,8 +191,8 @@ def write_set_report(
     """
     catalog = load_catalog()
     entry = catalog.dataset(dataset)
-    chosen, runs = catalog.experiments_of(dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
-    rows = tuple(_read_member(variant, runs) for variant in chosen.variants)
+    chosen, runs = resolve(catalog, dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
+    rows = tuple(_read_member(member, runs) for member in chosen.members)
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
         command = f"fantrans train {config} --dataset {dataset}{more}"
@@ -286,10 +200,10 @@ def write_set_report(
     published = pd.read_csv(PUBLISHED_FILE)
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
-    what = "rendered faces" if entry.rendered is not None else f"{entry.layout.upper()}, protocol {entry.protocol}"
+    what = "rendered faces" if entry.is_rendered else f"{entry.layout.upper()}, protocol {entry.protocol}"
     if init_from:
         what += f", heads started from {init_from}"
-    num_seeds = max(len(variant.experiments) for variant in chosen.variants)
+    num_seeds = max(len(member.experiments) for member in chosen.members)
     table = SetTable(chosen.name, dataset, what, rows, num_seeds, published)
     started = f"-from-{init_from}" if init_from else ""
     stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}".replace("/", "_")
@@ -317,21 +231,21 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
     known = set(published.loc[published["table"] == chosen.published_table, "method"])
     if not known:
         raise ConfigError(
-            f"{chosen.address}: there is no `published_table` {chosen.published_table!r}; known ones: "
+            f"{chosen.spec}: there is no `published_table` {chosen.published_table!r}; known ones: "
             f"{', '.join(sorted(set(published['table'])))}"
         )
-    for variant in chosen.variants:
-        if variant.published is not None and variant.published not in known:
+    for member in chosen.members:
+        if member.published is not None and member.published not in known:
             raise ConfigError(
-                f"{chosen.address}: {chosen.published_table} has no row {variant.published!r} for "
-                f"{variant.name}; known ones: {', '.join(sorted(known))}"
+                f"{chosen.spec}: {chosen.published_table} has no row {member.published!r} for "
+                f"{member.name}; known ones: {', '.join(sorted(known))}"
             )
 
 
 def compare_runs(
     ours: str, theirs: str, *, dataset: str | None = None, base: str | None = None, init_from: str | None = None
 ) -> Difference:
-    """Each a run (its folder, or its name under the runs root), or all finished seeds of an experiment or SET:VARIANT.
+    """Each a run (its folder, or its name under the runs root), or all finished seeds of an experiment or SET:MEMBER.
 
     The other arguments are those of `train_folds`, for the latter. Raises `DataError` where nothing is done, or where
     the two were not tested on the same.
@@ -346,88 +260,23 @@ def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | Non
         return read_row(name, [folder] if done_folds(folder) else [], published=None)
     if dataset is None:
         raise DataError(
-            f"{name} is not a run; for an experiment, or a set's variant as in table1:baseline, name its --dataset"
+            f"{name} is not a run; for an experiment, or a member of a set as in table1:baseline, name its --dataset"
         )
-    chosen = catalog.experiments_of(dataset, name, base=base)
-    if len(chosen.variants) > 1:
-        raise DataError(
-            f"{name} has {len(chosen.variants)} variants; name one, such as {name}:{chosen.variants[0].name}"
-        )
-    return _read_member(chosen.variants[0], Runs(catalog, dataset, init_from=init_from))
+    chosen = resolve(catalog, dataset, name, base=base)
+    if len(chosen.members) > 1:
+        raise DataError(f"{name} has {len(chosen.members)} members; name one, such as {name}:{chosen.members[0].name}")
+    return _read_member(chosen.members[0], Runs(catalog, dataset, init_from=init_from))
 
 
-def _read_member(variant: Variant, runs: Runs) -> Row:
+def _read_member(member: Member, runs: Runs) -> Row:
     """Its runs that are whole."""
     try:
-        made = [runs.resolve(experiment) for experiment in variant.experiments]
+        made = [runs.resolve(experiment) for experiment in member.experiments]
     except (StoreError, ConfigError) as error:  # one row's cache may be gone, or never have been made
-        logger.warning("%s: %s", variant.name, error)
+        logger.warning("%s: %s", member.name, error)
         made = []
-    parts = variant.experiments[0].parts
-    return read_row(
-        variant.name, [run.folder for run in made if run.is_whole], published=variant.published, parts=parts
-    )
-
-
-def read_row(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
-    """The mean of runs over their finished folds of `parts`; `DataError` if they were tested on different frames."""
-    tables = [
-        pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])
-        for folder in folders
-    ]
-    if not tables:
-        return Row(name, published, (), None)
-    tested = [_tested(table) for table in tables]
-    if len(set(tested)) > 1:
-        raise DataError(
-            f"the runs of {name} were tested on different frames or labels; compare runs of the same folds and labels"
-        )
-    values_SRV = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
-    aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values_SRV[:, 0, -1]))
-    num_undefined = sum(
-        int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum()) for table in tables
-    )
-    return Row(name, published, tuple(folders), _over_runs(values_SRV), aus, tested[0], percents, num_undefined)
-
-
-def _over_runs(values_SRV: np.ndarray) -> np.ndarray:
-    """Means over S runs (1 + R, V): of all of them, then, in each resample, of S - 1 drawn with replacement.
-
-    One fewer than there are, so that the spread of the drawn means is that of a mean of S. The draws depend on S alone:
-    rows with the same seeds are resampled together.
-    """
-    num_runs, num_resamples = len(values_SRV), values_SRV.shape[1] - 1
-    if num_runs == 1:
-        return values_SRV[0]
-    drawn_RS = np.random.default_rng(num_runs).integers(num_runs, size=(num_resamples, num_runs - 1))
-    resampled_RV = values_SRV[drawn_RS, np.arange(1, num_resamples + 1)[:, None]].mean(1)
-    return np.concatenate((values_SRV[:, 0].mean(0, keepdims=True), resampled_RV))
-
-
-def _tested(counts: pd.DataFrame) -> frozenset[tuple[str, str, int, int, int]]:
-    positive = counts["tp"] + counts["fn"]
-    known = positive + counts["fp"] + counts["tn"]
-    return frozenset(zip(counts["part"], counts["subject"], counts["au"], known, positive, strict=True))
-
-
-def difference(ours: Row, theirs: Row) -> Difference:
-    """Paired difference, its mean over the action units that both define; `DataError` where the tests were others."""
-    for row in (ours, theirs):
-        if row.values is None:
-            raise DataError(f"no run of {row.name} is done; train it first")
-    if ours.tested != theirs.tested:
-        raise DataError(
-            f"{ours.name} and {theirs.name} were not tested on the same frames and labels ({len(ours.subjects)} and "
-            f"{len(theirs.subjects)} subjects); compare runs of the same data and folds"
-        )
-    assert ours.values is not None
-    assert theirs.values is not None
-    gaps_RA = (ours.values - theirs.values)[:, :-1]
-    gaps = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
-    num_runs = (len(ours.folders), len(theirs.folders))
-    return Difference(
-        ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0], *interval_percent(gaps[1:])
-    )
+    parts = member.experiments[0].parts
+    return read_row(member.name, [run.folder for run in made if run.is_whole], published=member.published, parts=parts)
 
 
 def _number(record: dict, name: str, form: str = ".1f") -> str:

@@ -21,6 +21,7 @@ import torch
 from pipeline.errors import FantransError, StoreError, is_io_failure
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.prefetch import prefetch_map
+from pipeline.runtime.text import listed
 
 logger = logging.getLogger("fantrans")
 
@@ -193,12 +194,10 @@ def _call(name: str, function: Callable[[Any, _Task], _Out], task: _Task) -> _Ou
 def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) -> None:
     """Raise `StoreError` that names the failed tasks, if there are any."""
     if failed:
-        first = islice(failed.items(), _MAX_NAMED)
-        named = "; ".join(f"{name}: {str(error) or type(error).__name__}" for name, error in first)
-        more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
+        errors = (f"{name}: {str(error) or type(error).__name__}" for name, error in failed.items())
+        named = listed(errors, _MAX_NAMED, separator="; ")
         raise StoreError(
-            f"{len(failed)} of {num_all} {what} failed ({named}{more}); the others are kept, and a rerun tries only "
-            "these"
+            f"{len(failed)} of {num_all} {what} failed ({named}); the others are kept, and a rerun tries only these"
         )
 
 

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that dies with its process and says whose it is."""
+"""Locks on files, which the kernel drops when their process ends: one writer at a time, and pinned revisions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,19 +17,52 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
+def exclusive(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
+    """Hold `path`, opened with `flags`, alone; gives its descriptor. `BlockingIOError` if another process holds it."""
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def shared(path: Path) -> int:
+    """Hold `path`, which needs no right to write, together with others; the descriptor holds it until it is closed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds `path`, alone or with others; False for a missing file."""
+    try:
+        with exclusive(path, os.O_RDONLY):
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for writing; raises `StoreError` naming the process, host and start of who holds it already.
 
-    The kernel drops the lock when its process ends, however it ends; a file left by a dead writer locks nobody out.
+    A file left by a dead writer locks nobody out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    path = folder / LOCK_NAME
+    with ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = held.enter_context(exclusive(path, os.O_RDWR | os.O_CREAT))
         except BlockingIOError:
             raise StoreError(
-                f"{folder} is being written by {_holder(descriptor)}; wait until it has ended, then run this again"
+                f"{folder} is being written by {_holder(path)}; wait until it has ended, then run this again"
             ) from None
         since = datetime.now(UTC).isoformat(timespec="seconds")
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
@@ -39,13 +72,11 @@ def writer_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
 
 
-def _holder(descriptor: int) -> str:
+def _holder(path: Path) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except ValueError:  # between taking the lock and signing it
         return "another process"

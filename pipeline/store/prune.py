@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.runtime.atomic import fsync_folder
+from pipeline.store.lock import exclusive
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.reader import StoreReader
@@ -100,15 +99,12 @@ def _drop_revision(folder: Path, number: int) -> bool:
     """Remove a stale revision's files, the manifest first; False if a reader has it pinned."""
     manifest = folder / manifest_name(number)
     if manifest.exists():
-        descriptor = os.open(manifest, os.O_RDWR)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / MIRROR_NAME / manifest.name).unlink(missing_ok=True)
-            manifest.unlink()
+            with exclusive(manifest):
+                (folder / MIRROR_NAME / manifest.name).unlink(missing_ok=True)
+                manifest.unlink()
         except BlockingIOError:
             return False
-        finally:
-            os.close(descriptor)
     for name in revision_files(number):
         for at in (folder, folder / MIRROR_NAME):
             (at / name).unlink(missing_ok=True)

@@ -5,7 +5,6 @@ Every small file is kept twice (`store.copies`); tables and the fingerprint have
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ import pandas as pd
 from pipeline.errors import StoreError, StoreNotFoundError
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.store.fingerprint import canonical_json, fingerprint
+from pipeline.store.lock import shared
 from pipeline.store.mirror import (
     MIRROR_NAME,
     Check,
@@ -171,12 +171,11 @@ def pin_revision(folder: Path, number: int | None) -> tuple[Revision | None, int
         if revision is None:
             return None, -1
         try:
-            descriptor = os.open(folder / manifest_name(revision.number), os.O_RDONLY)
+            descriptor = shared(folder / manifest_name(revision.number))
         except FileNotFoundError:
             if (folder / MIRROR_NAME / manifest_name(revision.number)).is_file():
                 return revision, -1  # a damaged store is read as long as it lasts
             continue  # collected between the two lines: there is a newer one
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
         if os.fstat(descriptor).st_nlink > 0:
             return revision, descriptor
         os.close(descriptor)

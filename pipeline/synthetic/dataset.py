@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from pipeline.datasets import bp4d, disfa
 from pipeline.errors import DataError
 from pipeline.protocols import PROTOCOLS
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
@@ -71,43 +72,7 @@ DISFA_RATES = {
 }
 """Part of DISFA's frames with intensity 2 or more."""
 
-_BP4D_COLUMNS = (
-    1,
-    2,
-    4,
-    5,
-    6,
-    7,
-    9,
-    10,
-    11,
-    12,
-    13,
-    14,
-    15,
-    16,
-    17,
-    18,
-    19,
-    20,
-    22,
-    23,
-    24,
-    27,
-    28,
-    29,
-    30,
-    31,
-    32,
-    33,
-    34,
-    35,
-    36,
-    37,
-    38,
-    39,
-)
-_DISFA_COLUMNS = (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)
+_BP4D_COLUMNS = (1, 2, *range(4, 8), *range(9, 21), 22, 23, 24, *range(27, 40))
 _NOT_CODABLE = 9
 _FRAME_STRIDE = 9
 _DISFA_FPS = 20
@@ -212,7 +177,11 @@ def _claim(out: Path, settings: Settings) -> None:
 
 def _sequences(settings: Settings) -> list[str]:
     """Names of a subject's sequences, each written and resumed as a whole."""
-    return ["left"] if settings.layout == "disfa" else [f"T{k + 1}" for k in range(settings.num_tasks)]
+    return [disfa.TASK] if settings.layout == "disfa" else [_task_name(k) for k in range(settings.num_tasks)]
+
+
+def _task_name(task: int) -> str:
+    return f"T{task + 1}"
 
 
 def _truth_path(out: Path, subject: str, sequence: str) -> Path:
@@ -230,34 +199,20 @@ def _first_frame(settings: Settings, subject_index: int, task: int) -> int:
     return int(np.random.default_rng([settings.seed, 4, subject_index, task]).integers(1, 2500))
 
 
-def _image_path(out: Path, subject: str, task: int, frame: int) -> Path:
-    return out / "BP4D-training" / subject / f"T{task + 1}" / f"{frame:04}.jpg"
-
-
-def _codes_path(out: Path, subject: str, task: int) -> Path:
-    return out / "AUCoding/AU_OCC" / f"{subject}_T{task + 1}.csv"
-
-
-def _video_path(out: Path, subject: str) -> Path:
-    return out / "Videos_LeftCamera" / f"LeftVideo{subject}_comp.avi"
-
-
-def _levels_path(out: Path, subject: str, au: int) -> Path:
-    return out / "ActionUnit_Labels" / subject / f"{subject}_au{au}.txt"
-
-
 def _is_complete(out: Path, settings: Settings, subject: str) -> bool:
     """Whether all of a subject's sequences are there."""
     if settings.layout == "disfa":
-        labels = [_levels_path(out, subject, au) for au in _DISFA_COLUMNS]
-        return all(path.is_file() for path in [_video_path(out, subject), _truth_path(out, subject, "left"), *labels])
+        labels = [out / disfa.intensity_file(subject, au) for au in disfa.CODED_AUS]
+        return all(
+            path.is_file() for path in [out / disfa.video_file(subject), _truth_path(out, subject, disfa.TASK), *labels]
+        )
     return all(_is_sequence_complete(out, settings, subject, task) for task in range(settings.num_tasks))
 
 
 def _is_sequence_complete(out: Path, settings: Settings, subject: str, task: int) -> bool:
     """Whether labels, written last, and all images are there."""
-    folder = out / "BP4D-training" / subject / f"T{task + 1}"
-    files = _codes_path(out, subject, task), _truth_path(out, subject, f"T{task + 1}")
+    folder = out / bp4d.images_folder(subject, _task_name(task))
+    files = out / bp4d.codes_file(subject, _task_name(task)), _truth_path(out, subject, _task_name(task))
     return all(path.is_file() for path in files) and len(list(folder.glob("[0-9]*.jpg"))) == settings.num_frames
 
 
@@ -296,14 +251,14 @@ def _write_sequence(out: Path, settings: Settings, recording: Recording, subject
     for i, frame in enumerate(recording.frames(task)):
         number = first + i * _FRAME_STRIDE
         _, code = cv2.imencode(".jpg", frame.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
-        path = _image_path(out, subject, task, number)
+        path = out / bp4d.images_folder(subject, _task_name(task)) / f"{number:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(code.tobytes())
-        rows.append(_truth_row(f"{subject}/T{task + 1}/{number}", frame))
+        rows.append(_truth_row(f"{subject}/{_task_name(task)}/{number}", frame))
         codes.append([number, *(_code(au, frame.intensities) for au in _BP4D_COLUMNS)])
-    _write_truth(_truth_path(out, subject, f"T{task + 1}"), rows)
+    _write_truth(_truth_path(out, subject, _task_name(task)), rows)
     lines = [",".join(map(str, line)) for line in [(0, *_BP4D_COLUMNS), *codes]]
-    write_bytes_atomically(_codes_path(out, subject, task), ("\n".join(lines) + "\n").encode())
+    write_bytes_atomically(out / bp4d.codes_file(subject, _task_name(task)), ("\n".join(lines) + "\n").encode())
 
 
 def _code(au: int, intensities: Mapping[int, float]) -> int:
@@ -312,7 +267,7 @@ def _code(au: int, intensities: Mapping[int, float]) -> int:
 
 def _write_video(out: Path, settings: Settings, recording: Recording, subject: str) -> None:
     rows: list[dict] = []
-    coded: dict[int, list[str]] = {au: [] for au in _DISFA_COLUMNS}
+    coded: dict[int, list[str]] = {au: [] for au in disfa.CODED_AUS}
 
     def write(temp: Path) -> None:
         with av.open(str(temp), "w", format="avi") as container:
@@ -324,16 +279,16 @@ def _write_video(out: Path, settings: Settings, recording: Recording, subject: s
             for task in range(settings.num_tasks):
                 for frame in recording.frames(task):
                     number = len(rows) + 1
-                    rows.append(_truth_row(f"{subject}/left/{number}", frame))
-                    for au in _DISFA_COLUMNS:
+                    rows.append(_truth_row(f"{subject}/{disfa.TASK}/{number}", frame))
+                    for au in disfa.CODED_AUS:
                         coded[au].append(f"{number},{level(frame.intensities[au])}")
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.image, format="rgb24")))
             container.mux(stream.encode(None))
 
-    write_atomically(_video_path(out, subject), write)
-    _write_truth(_truth_path(out, subject, "left"), rows)
+    write_atomically(out / disfa.video_file(subject), write)
+    _write_truth(_truth_path(out, subject, disfa.TASK), rows)
     for au, lines in coded.items():
-        write_bytes_atomically(_levels_path(out, subject, au), ("\n".join(lines) + "\n").encode())
+        write_bytes_atomically(out / disfa.intensity_file(subject, au), ("\n".join(lines) + "\n").encode())
 
 
 def _truth_row(frame_id: str, frame: Frame) -> dict:

@@ -21,11 +21,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from models.head import INPUT_MAPS, HeadShape
+from models.head import HeadShape
+from models.variants import INPUT_MAPS
+from pipeline import experiments
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import ExperimentConfig, load_experiment
-from pipeline.datasets.index import FILE_NAME, read_index
+from pipeline.config import ExperimentConfig
+from pipeline.datasets.index import read_index
 from pipeline.errors import ConfigError, DataError, DataNotFoundError, StoreError, StoreNotFoundError
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
@@ -35,10 +37,11 @@ from pipeline.tables import read_record, read_table
 from pipeline.training.loader import page_sizes
 from pipeline.training.metrics import COUNT_COLUMNS
 
-DEPLOYED_NAME = "deployed"
+CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
 RECORD_NAME = "run.json"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
 
+_FOLD_PREFIX = "fold-"
 _MADE_BY = "fantrans train"
 
 RUN_VERSION = 1
@@ -62,7 +65,7 @@ class TrainingRun:
 
     def fold_folder(self, test_part: str) -> Path:
         """Where the fold that tests `test_part` goes."""
-        return self.folder / f"fold-{test_part}"
+        return fold_folder(self.folder, test_part)
 
     def is_done(self, test_part: str) -> bool:
         """Whether a fold's result stands."""
@@ -105,7 +108,7 @@ class Runs:
         if cache.num_views < num_views:
             raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
-                f"refresh {dataset} --config {experiment.source}`, or set `cache: {{views: {{num_views}}}}`"
+                f"refresh {dataset} --config {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
             )
         plain, gated = INPUT_MAPS[experiment.head.input_features]
         cache.codec.check_serves(plain=plain, gated=gated, experiment=experiment.name)
@@ -116,7 +119,7 @@ class Runs:
             "index": cache.manifest["index"]["sha256"],
             "num_views": num_views,
             "pages": page_sizes(cache),
-            "labels": file_sha256(catalog.work_dir(dataset) / FILE_NAME),
+            "labels": file_sha256(catalog.index_path(dataset)),
             "aus": list(rules.aus),
             "init_from": None if source is None else source.name,
             "version": RUN_VERSION,
@@ -137,7 +140,7 @@ class Runs:
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
         if self._frames is None:
             work = self._catalog.work_dir(self._dataset)
-            self._frames = read_index(work, dataset=self._dataset, config=experiment.source)
+            self._frames = read_index(work, dataset=self._dataset, config=experiment.refresh_args)
             check_subject_exclusive(self._frames)
         return self._frames
 
@@ -146,7 +149,7 @@ class Runs:
         if not folder.is_dir():
             raise StoreNotFoundError(
                 f"{self._dataset} has no cache of the settings in {experiment.name} ({folder} does not exist); "
-                f"run `fantrans refresh {self._dataset} --config {experiment.source}`"
+                f"run `fantrans refresh {self._dataset} --config {experiment.refresh_args}`"
             )
         if folder not in self._caches:
             self._caches[folder] = open_cache(folder)
@@ -155,16 +158,18 @@ class Runs:
 
 def prepare_run(config: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
     """The run of one experiment in configs/, or in a .yaml file, on the data set's newest cache."""
-    return Runs(load_catalog(), dataset, init_from=init_from).resolve(load_experiment(config))
+    return Runs(load_catalog(), dataset, init_from=init_from).resolve(experiments.load_experiment(config))
 
 
 def resolve_runs(
     config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> list[TrainingRun]:
-    """The runs of an experiment (one), or of a set (one a variant and seed), on the data set's newest caches."""
+    """The runs of an experiment (one), or of a set (one per member and seed), on the data set's newest caches."""
     catalog = load_catalog()
     runs = Runs(catalog, dataset, init_from=init_from)
-    return [runs.resolve(experiment) for experiment in catalog.experiments_of(dataset, config, base=base).experiments]
+    return [
+        runs.resolve(experiment) for experiment in experiments.resolve(catalog, dataset, config, base=base).experiments
+    ]
 
 
 def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
@@ -214,9 +219,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
 
 
+def fold_folder(folder: Path, test_part: str) -> Path:
+    """Return where a run keeps the fold that tests `test_part`."""
+    return folder / f"{_FOLD_PREFIX}{test_part}"
+
+
 def done_folds(folder: Path) -> dict[str, Path]:
     """Folders of a run's finished folds, by the part that each tests."""
-    return {path.name.removeprefix("fold-"): path for path in sorted(folder.glob("fold-*")) if _is_done(path)}
+    return {
+        path.name.removeprefix(_FOLD_PREFIX): path for path in sorted(folder.glob(f"{_FOLD_PREFIX}*")) if _is_done(path)
+    }
 
 
 def _is_done(fold: Path) -> bool:

@@ -37,11 +37,14 @@ from pipeline.training.export import write_deployed
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page, TrainingPages
 from pipeline.training.predict import count, predict
 from pipeline.training.runs import (
+    CHECKPOINT_NAME,
     COUNTS_NAME,
     DEPLOYED_NAME,
+    HEAD_NAME,
     PREDICTIONS_NAME,
     RESULT_NAME,
     TrainingRun,
+    fold_folder,
     fold_parts,
     head_shape,
     read_run,
@@ -67,7 +70,7 @@ def train_folds(
 ) -> list[Path]:
     """Train and score what is not done yet of an experiment, or of a set's; returns the runs' folders.
 
-    base: the experiment that a set's variants change; default: the data set's. parts: what to test; default: the
+    base: the experiment that a set's members change; default: the data set's. parts: what to test; default: the
     experiment's. `init_from` names a run whose heads of the same test parts are the start, as DISFA's are from BP4D's
     (paper 4.1).
     """
@@ -194,7 +197,7 @@ class HeadTraining:
         torch.manual_seed(settings.seed)
         head = FanTransHead(head_shape(run))
         if run.init_from is not None:
-            _start_from(head, run, run.init_from / f"fold-{test_part}" / "head.safetensors")
+            _start_from(head, run, fold_folder(run.init_from, test_part) / HEAD_NAME)
         head = head.to(device)
         optimiser = torch.optim.AdamW(
             head.parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=True
@@ -217,7 +220,7 @@ class HeadTraining:
     @property
     def checkpoint(self) -> Path:
         """Where its state is kept between epochs."""
-        return self.run.fold_folder(self.test_part) / "checkpoint.pt"
+        return self.run.fold_folder(self.test_part) / CHECKPOINT_NAME
 
     @property
     def num_epochs_done(self) -> int:
@@ -297,7 +300,7 @@ class HeadTraining:
         run, folder = self.run, self.run.fold_folder(self.test_part)
         deployed = self.head.deployed()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        write_atomically(folder / "head.safetensors", lambda temp: save_file(tensors, temp))
+        write_atomically(folder / HEAD_NAME, lambda temp: save_file(tensors, temp))
         write_deployed(
             folder / DEPLOYED_NAME,
             deployed,

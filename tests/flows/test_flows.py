@@ -82,7 +82,7 @@ def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tm
 
     path = Path(environment).with_name("pair.yaml")
     path.write_text(
-        "published_table: table1\nseeds: [0, 1]\nvariants:\n"
+        "published_table: table1\nseeds: [0, 1]\nmembers:\n"
         "  baseline: {published: Baseline, head: {variant: baseline}}\n"
         "  shallow: {head: {num_blocks: 1}}\n"
     )
@@ -168,7 +168,7 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, mon
 
 
 @pytest.mark.usefixtures("refreshed")
-def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(environment):
+def test_a_member_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(environment):
     from pipeline.refresh.maintenance import list_caches
     from pipeline.refresh.stages import refresh_cache
     from pipeline.report.sets import compare_runs
@@ -176,7 +176,7 @@ def test_a_variant_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(
 
     path = Path(environment).with_name("own.yaml")
     path.write_text(
-        "variants:\n  plain: {head: {variant: baseline}}\n"
+        "members:\n  plain: {head: {variant: baseline}}\n"
         "  r18: {head: {variant: baseline, input_features: lf_only},\n"
         "        cache: {features: {weights: resnet18-rendered}}}\n"
     )

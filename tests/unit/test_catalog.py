@@ -35,6 +35,8 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
     assert catalog.roots.work == Path("/elsewhere")
     assert catalog.dataset("faces").root == tmp_path / "raw"
     assert catalog.cache_dir("faces") == tmp_path / "c" / "faces"
+    assert catalog.crops_dir("faces") == Path("/elsewhere/faces/crops")
+    assert catalog.index_path("faces") == Path("/elsewhere/faces/frames.parquet")
     named = load_catalog(environment={"FANTRANS_CATALOG": str(path)})
     assert named.work_dir("faces") == tmp_path / "w" / "faces"
 
@@ -76,7 +78,7 @@ def test_check_names_missing_folders_and_damaged_weights(tmp_path):
     faults = catalog.faults()
     assert len(faults) == 3
     assert "raw/BP4D-training does not exist" in faults[0]
-    assert "mend `root` of faces" in faults[0]
+    assert "fix `root` of faces" in faults[0]
     assert catalog.faults("faces")[:2] == faults[:2]
     assert "have sha256" in faults[2]
     with pytest.raises(WeightsError, match="have sha256"):
@@ -84,6 +86,21 @@ def test_check_names_missing_folders_and_damaged_weights(tmp_path):
     (tmp_path / "fan.safetensors").unlink()
     with pytest.raises(WeightsError, match="does not exist"):
         catalog.get_weights("fan").checked_path()
+
+
+def test_rendered_entries_are_rendered_and_others_left_alone(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "pipeline.synthetic.dataset.write_dataset", lambda out, **settings: asked.append((out, settings))
+    )
+    catalog = load_catalog(CATALOG_FILE, environment={"DISFA_SYNTHETIC_ROOT": str(tmp_path)})
+    assert not catalog.dataset("disfa").is_rendered
+    catalog.dataset("disfa").render(num_workers=3)
+    assert asked == []
+    entry = catalog.dataset("disfa-synthetic")
+    assert entry.is_rendered
+    entry.render(num_workers=3)
+    assert asked == [(tmp_path, {"layout": "disfa", "num_workers": 3, **entry.rendered.model_dump()})]
 
 
 def test_check_is_silent_when_all_is_there(tmp_path):

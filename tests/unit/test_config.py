@@ -1,156 +1,74 @@
-import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Annotated
 
-import pandas as pd
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.catalog import load_catalog
-from pipeline.config import CONFIG_FOLDER, load_experiment, load_set
+from models.variants import ATTENTION_DROPS, INPUT_MAPS, KD_FORMS, VARIANTS
+from pipeline.config import ExperimentConfig, HeadConfig, OneOf, TrainConfig, read_yaml
 from pipeline.errors import ConfigError
-from pipeline.report.sets import PUBLISHED_FILE
-
-
-def write(folder: Path, **files: str) -> Path:
-    for name, text in files.items():
-        (folder / f"{name}.yaml").write_text(text)
-    return folder
-
-
-def test_every_shipped_experiment_loads():
-    names = [path.stem for path in CONFIG_FOLDER.glob("*.yaml")]
-    assert {"fan_trans", "demo", "table1"} <= set(names)
-    for name in names:
-        chosen = load_set(name, base="fan_trans")
-        assert chosen.name == name
-        assert len(chosen.experiments) >= 1
-
-
-def test_defaults_are_the_papers():
-    train = load_experiment("fan_trans").train
-    assert (train.lr, train.num_epochs, train.lr_step_epochs, train.lr_decay) == (1e-4, 12, 4, 0.3)
-    assert (train.batch_size, train.weight_decay, train.kd_weight) == (64, 0.0, 0.2)
-
-
-def test_experiment_overlays_its_base_at_depth(tmp_path):
-    write(tmp_path, base="train: {lr: 0.5, seed: 3}", child="base: base\ntrain: {lr: 0.25}")
-    train = load_experiment("child", folder=tmp_path).train
-    assert (train.lr, train.seed) == (0.25, 3)
-
-
-def test_a_base_that_does_not_stand_beside_is_a_shipped_one(tmp_path):
-    write(tmp_path, mine="base: demo\ntrain: {seed: 7}")
-    mine, demo = load_experiment(str(tmp_path / "mine.yaml")), load_experiment("demo")
-    assert (mine.train.seed, mine.train.num_epochs) == (7, demo.train.num_epochs)
-
-
-def test_a_file_that_is_no_text_is_said(tmp_path):
-    (tmp_path / "a.yaml").write_bytes(b"train: \xff")
-    with pytest.raises(ConfigError, match="no UTF-8 text"):
-        load_experiment("a", folder=tmp_path)
+from pipeline.protocols import PARTS
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("settings", "name", "known"),
     [
-        ("train: {learning_rate: 1}", "unknown key `train.learning_rate`"),
-        ("train: {lr: -1}", "`train.lr` is -1"),
-        ("head: {variant: fan}", "`head.variant` is 'fan'"),
-        ("train: {lr: 1}\ntrain: {lr: 2}", "'train' is there twice"),
-        ("base: a", "derives from itself"),
-        ("base: nobody", "no experiment 'nobody'"),
-        ("[1, 2]", "must hold a mapping"),
-        ("train: {lr: [}", "line 1"),
-        ("parts: []", "`parts`"),
+        (HeadConfig, "variant", VARIANTS),
+        (HeadConfig, "attention_drop", ATTENTION_DROPS),
+        (HeadConfig, "input_features", INPUT_MAPS),
+        (TrainConfig, "kd_form", KD_FORMS),
     ],
 )
-def test_faults_are_one_sentence(tmp_path, text, sentence):
-    write(tmp_path, a=text)
-    with pytest.raises(ConfigError) as caught:
-        load_experiment("a", folder=tmp_path)
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_settings_take_what_the_models_have_and_nothing_else(settings, name, known):
+    for value in known:
+        assert getattr(settings(**{name: value}), name) == value
+    with pytest.raises(ValidationError, match=f"expected one of {', '.join(known)}"):
+        settings(**{name: "none"})
 
 
-def test_a_set_is_its_variants_times_seeds_over_the_base(tmp_path):
-    write(
-        tmp_path,
-        small="""
-published_table: table1
-seeds: [0, 3]
-variants:
-  full: {published: Full}
-  shallow: {head: {num_blocks: 1}, train: {lr: 0.5}}
-""",
+def test_an_experiment_tests_all_parts_unless_it_says_which():
+    assert ExperimentConfig(name="a", refresh_args="a").parts == PARTS
+    with pytest.raises(ValidationError, match="expected one of P1, P2, P3"):
+        ExperimentConfig(name="a", refresh_args="a", parts=["P4"])
+
+
+def test_a_name_may_be_added_later_and_is_in_the_schema():
+    known = {"a": 1}
+    names = TypeAdapter(Annotated[str, OneOf(known)])
+    with pytest.raises(ValidationError, match="expected one of a"):
+        names.validate_python("b")
+    known["b"] = 2
+    assert names.validate_python("b") == "b"
+    assert names.json_schema() == {"type": "string", "enum": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("pipeline.config", "torch"), ("pipeline.datasets", "torch, cv2, av"), ("pipeline.experiments", "torch, cv2, av")],
+)
+def test_settings_and_layouts_load_no_large_library(module, absent):
+    names = absent.split(", ")
+    script = f"import sys, {module}; print(*sorted(set({names}) & set(sys.modules)))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
-    chosen = load_set(str(tmp_path / "small.yaml"), base="demo")
-    assert (chosen.name, chosen.published_table) == ("small", "table1")
-    assert [(variant.name, variant.published) for variant in chosen.variants] == [("full", "Full"), ("shallow", None)]
-    assert [each.name for each in chosen.experiments] == ["full-seed0", "full-seed3", "shallow-seed0", "shallow-seed3"]
-    full, last, demo = chosen.experiments[0], chosen.experiments[3], load_experiment("demo")
-    assert (full.head, full.train, full.cache, full.source) == (demo.head, demo.train, demo.cache, "demo")
-    assert (last.head.num_blocks, last.train.lr, last.train.seed) == (1, 0.5, 3)
-
-
-def test_an_experiment_is_a_set_of_its_own():
-    chosen = load_set("demo", base="fan_trans")
-    assert chosen.experiments == (load_experiment("demo"),)
-    assert chosen.cache == load_experiment("demo").cache
-    with pytest.raises(ConfigError, match="is one experiment and has no variants; name it without `:full`"):
-        load_set("demo:full", base="fan_trans")
-
-
-def test_a_variant_of_a_set_is_named_behind_a_colon(tmp_path):
-    whole, one = (load_set(name, base="demo") for name in ("table1", "table1:t1_o2o_t2_o2m"))
-    assert one.variants == tuple(variant for variant in whole.variants if variant.name == "t1_o2o_t2_o2m")
-    assert (one.name, one.published_table) == ("table1_t1_o2o_t2_o2m", "table1")
-    with pytest.raises(ConfigError, match="has no variant 'full'; known ones: baseline, c_t_o2o"):
-        load_set("table1:full", base="demo")
-
-
-def test_a_set_on_several_caches_says_how_to_name_one(tmp_path):
-    write(tmp_path, two="variants: {plain: {}, wide: {cache: {features: {weights: fan-128}}}}")
-    path = f"{tmp_path}/two.yaml"
-    with pytest.raises(ConfigError, match=r"two trains on several caches.*name one variant, such as .*/two.yaml:wide"):
-        _ = load_set(path, base="demo").cache
-    (wide,) = load_set(f"{path}:wide", base="demo").experiments
-    assert wide.cache.features.weights == "fan-128"
-    assert wide.source == f"{path}:wide --base demo"
-
-
-def test_one_experiment_takes_no_base():
-    catalog = load_catalog()
-    assert catalog.experiments_of("bp4d-synthetic").experiments == (load_experiment("demo"),)
-    assert catalog.experiments_of("bp4d-synthetic", "table1", base="fan_trans").experiments[0].train.batch_size == 64
-    with pytest.raises(ConfigError, match="demo is one experiment and not derived from fan_trans; leave --base away"):
-        catalog.experiments_of("bp4d-synthetic", "demo", base="fan_trans")
+    assert loaded.stdout.split() == []
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "sentence"),
     [
-        ("variants: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
-        ("variants: {a: 3}", "`variants.a` is 3: input should be a valid dictionary"),
-        ("seeds: [0, 0]\nvariants: {a: {}}", "`seeds`: the same seed is there twice"),
-        ("seeds: []\nvariants: {a: {}}", "`seeds`"),
-        ("variants: {a: {train: {seed: 7}}}", "variant a has a `train.seed`; list its seeds in the set's `seeds`"),
-        ("variants: [a, b]", "`variants`: input should be a valid dictionary"),
-        ("variants: {a: {}}\nbase: demo", "unknown key `base`"),
+        (b"a: 1\nb: 2\na: 3", "line 3: the name 'a' is there twice"),
+        (b"a: [", "line 1"),
+        (b"- a", "must hold a mapping of keys, not list"),
+        (b"a: \xff", "not UTF-8 text"),
     ],
 )
-def test_faults_of_a_set_are_one_sentence(tmp_path, content, fault):
-    write(tmp_path, mine=content)
-    with pytest.raises(ConfigError, match=re.escape(fault)):
-        load_set(str(tmp_path / "mine.yaml"), base="demo")
-
-
-def test_a_set_is_not_taken_for_an_experiment():
-    with pytest.raises(ConfigError, match="names a set of experiments"):
-        load_experiment("table1")
-
-
-@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4"])
-def test_the_papers_tables_have_all_their_rows(name):
-    published = pd.read_csv(PUBLISHED_FILE).query("table == @name and au == 'AVG'")
-    chosen = load_set(name, base="fan_trans")
-    assert chosen.published_table == name
-    assert {variant.published for variant in chosen.variants} == set(published["method"])
+def test_a_damaged_yaml_file_is_named(tmp_path, content, sentence):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read_yaml(path, error=ConfigError)
+    assert str(path) in str(caught.value)

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from models.head import (
-    VARIANTS,
     AuEmbedding,
     ConvModule,
     FanTransHead,
@@ -14,8 +13,7 @@ from models.head import (
     Pooled,
     carry_over,
 )
-
-DROPS = ["learned", "learned_from_tokens", "full", "row", "column"]
+from models.variants import ATTENTION_DROPS, VARIANTS
 
 
 def small_shape(**changes):
@@ -166,7 +164,8 @@ def test_variants_have_the_branches_of_their_names(variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "drop"), [*((variant, "learned") for variant in VARIANTS), *(("t1_o2o_t2_o2m", drop) for drop in DROPS)]
+    ("variant", "drop"),
+    [*((variant, "learned") for variant in VARIANTS), *(("t1_o2o_t2_o2m", drop) for drop in ATTENTION_DROPS)],
 )
 def test_gradient_reaches_every_parameter_and_export_is_equal(variant, drop):
     # A start above 0, since a block that has come to drop every token gives no gradient to its values.

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import DataError
-from pipeline.report import sets as tables
-from pipeline.report.sets import SetTable, compare_runs, difference, read_row
+from pipeline.report import rows as report_rows
+from pipeline.report.rows import difference, read_row
+from pipeline.report.sets import SetTable, compare_runs
 from pipeline.training.metrics import interval_percent, resampled_percent, summarise
 from pipeline.training.runs import done_folds
 
@@ -108,7 +109,7 @@ def test_runs_that_differ_by_chance_alone_are_seldom_told_apart_once_there_are_a
             )
             for i, row in enumerate(skills)
         ]
-        for name, mean in (("with runs", tables._over_runs), ("subjects alone", lambda values: values.mean(0))):
+        for name, mean in (("with runs", report_rows._over_runs), ("subjects alone", lambda values: values.mean(0))):
             low, high = interval_percent((mean(each[0]) - mean(each[1]))[1:])
             num_covered[name] += bool(low[-1] <= 0 <= high[-1])
     assert num_covered["subjects alone"] < 20
@@ -118,7 +119,7 @@ def test_runs_that_differ_by_chance_alone_are_seldom_told_apart_once_there_are_a
 def test_a_resample_draws_one_run_fewer_than_there_are_so_that_its_spread_is_that_of_the_mean():
     percents = np.array([60.0, 63.0, 61.5])
     values = np.broadcast_to(percents[:, None, None], (3, 1 + 20000, 1))
-    drawn = tables._over_runs(values)
+    drawn = report_rows._over_runs(values)
     assert drawn[0, 0] == pytest.approx(percents.mean())
     assert drawn[1:, 0].std() == pytest.approx(percents.std(ddof=1) / 3**0.5, rel=0.03)
 
@@ -149,9 +150,9 @@ def test_runs_on_other_subjects_are_not_compared(runs):
         compare_runs("other-seed0", "good-seed0")
     with pytest.raises(DataError, match="tested on different frames or labels"):
         read_row("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
-    with pytest.raises(DataError, match="none is not a run; for an experiment, or a set's variant"):
+    with pytest.raises(DataError, match="none is not a run; for an experiment, or a member of a set"):
         compare_runs("none", "good-seed0")
-    with pytest.raises(DataError, match="table1 has 10 variants; name one, such as table1:baseline"):
+    with pytest.raises(DataError, match="table1 has 10 members; name one, such as table1:baseline"):
         compare_runs("table1", "good-seed0", dataset="bp4d-synthetic")
 
 
@@ -165,7 +166,7 @@ def test_a_set_is_printed_beside_the_published_table(runs):
         read_row("later", [], published=None),
     )
     table = SetTable("table9", "small", "rendered faces", rows, 3, published)
-    records = table.table().set_index("variant")
+    records = table.table().set_index("member")
     percents = [read_row("one", [run], published=None).values[0, -1] for run in sorted(runs.glob("plain-*"))]
     assert records.loc["plain", "std"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)
     assert np.isnan(records.loc["good", "std"])

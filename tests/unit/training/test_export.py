@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.head import VARIANTS, FanTransHead, HeadShape
+from models.head import FanTransHead, HeadShape
+from models.variants import VARIANTS
 from pipeline.errors import DataError
 from pipeline.training.export import load_deployed, write_deployed
 

@@ -32,7 +32,7 @@ TRAIN = TrainConfig(num_epochs=3, batch_size=4, lr=1e-2)
 def make_run(folder: Path, **changes) -> TrainingRun:
     cache = next(iter((folder / "cache").glob("*/current.json"))).parent
     experiment = ExperimentConfig(
-        name="small", source="small", head=changes.pop("head", HEAD), train=changes.pop("train", TRAIN)
+        name="small", refresh_args="small", head=changes.pop("head", HEAD), train=changes.pop("train", TRAIN)
     )
     reader = open_cache(cache)
     record = {"aus": list(RULES.aus), "cache": reader.fingerprint, "head": experiment.head.model_dump()}
@@ -302,6 +302,6 @@ def test_faults_are_one_sentence(folder):
     assert fold_parts(run, None) == ("P1", "P2", "P3")
     never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
     object.__setattr__(run, "frames", never)
-    object.__setattr__(run, "experiment", ExperimentConfig(name="small", source="small", head=HEAD, train=TRAIN))
+    object.__setattr__(run, "experiment", ExperimentConfig(name="small", refresh_args="small", head=HEAD, train=TRAIN))
     with pytest.raises(DataError, match="no training frame is positive for AU1"):
         train_fold(run, "P1")

@@ -1,0 +1,14 @@
+"""Long lists in one line of a log, an error or a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_LISTED = 50
+
+
+def listed(items: Iterable[str], limit: int = MAX_LISTED, *, separator: str = ", ") -> str:
+    """Join the first `limit` items; how many more there are comes last: `listed("abc", 2) == "a, b, and 1 more"`."""
+    items = list(items)
+    more = [f"and {len(items) - limit:,} more"] if len(items) > limit else []
+    return separator.join([*items[:limit], *more])
