@@ -23,7 +23,7 @@ RUN_BY = {
     ),
     "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch -p 'cluster={\"num_workers\": 4}'": (
         "tests/e2e/conftest.py",
-        'cluster={"num_workers": 4})',
+        'cluster={"num_workers": 4}',
     ),
     "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic' --watch": (
         "tests/e2e/test_operations.py",
