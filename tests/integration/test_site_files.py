@@ -23,7 +23,7 @@ RUN_BY = {
     ),
     "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch -p 'cluster={\"num_workers\": 4}'": (
         "tests/e2e/conftest.py",
-        'cluster={"num_workers": 4})',
+        'cluster={"num_workers": 4}',
     ),
     "prefect --no-prompt deployment run 'train-folds/bp4d-synthetic' --watch": (
         "tests/e2e/test_operations.py",
@@ -33,7 +33,7 @@ RUN_BY = {
     "fantrans refresh bp4d --dry-run --config fan_trans": ("tests/integration/test_faults.py", '"--dry-run"'),
     "fantrans refresh bp4d --workers 4": ("tests/integration/test_faults.py", '"--workers", "4"'),
     "fantrans cache verify bp4d --deep": ("tests/integration/test_faults.py", '"verify", "faces", "--deep"'),
-    "fantrans cache collect bp4d": ("tests/integration/test_faults.py", '"collect", "faces"'),
+    "fantrans cache prune bp4d": ("tests/integration/test_faults.py", '"prune", "faces"'),
 }
 """Commands of the operations page, up to data set and place; the test that runs each, and its words there."""
 
@@ -55,7 +55,7 @@ def test_every_command_of_the_operations_page_is_named_with_the_test_that_runs_i
 def test_places_of_the_settings_are_those_that_the_catalog_reads():
     known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text()))
     known |= {"FANTRANS_WEBHOOK", "FANTRANS_GPUS", "NUMBA_CACHE_DIR"}
-    ours = {name for name in settings() if not name.startswith(("PREFECT_", "MALLOC_", "DO_NOT_TRACK"))}
+    ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
     assert ours <= known
     assert {"FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT", "DISFA_ROOT"} <= ours
 
