@@ -20,9 +20,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
+from pipeline.store.format import StoreFormat
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ArraySpec
-from pipeline.store.writer import StoreFormat, open_writer, plan_store
+from pipeline.store.writer import open_writer, plan_store
 
 GROUPS = ["view_00", "view_01"]
 ARRAYS = tuple(ArraySpec(name=f"a{i}", row_shape=(1,), dtype="uint8", axes=("byte",)) for i in range(6))

@@ -11,9 +11,9 @@ from typing import Any
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.errors import StoreError
 from pipeline.store.fingerprint import canonical_json
+from pipeline.store.format import DEFAULT_BLOCK_ROWS, StoreFormat
 from pipeline.store.revisions import read_fingerprint
 from pipeline.store.shards import ArraySpec
-from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat
 
 CODEC_NAME = "codec.safetensors"
 """The basis of the profile compact: bytes of the file that the catalog names, kept in the cache."""

@@ -23,10 +23,11 @@ import pandas as pd
 from pipeline.cache.format import CODEC_NAME
 from pipeline.errors import StoreError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.store.format import StoreFormat
 from pipeline.store.plan import NO_ROW
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import SCHEMA
-from pipeline.store.writer import StoreFormat, open_writer
+from pipeline.store.writer import open_writer
 
 WHOLE = "all"
 """The part of a store whose frames have none, as crops."""

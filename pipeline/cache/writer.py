@@ -25,15 +25,17 @@ from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.config import ViewConfig
 from pipeline.errors import DataError
 from pipeline.faces.views import render_view, view_params
+from pipeline.fingerprint import versions
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.executors import outcome, outcomes, raise_failures
 from pipeline.runtime.prefetch import prefetch_map
 from pipeline.runtime.progress import ProgressCallback, no_progress
+from pipeline.store.format import StoreFormat
 from pipeline.store.plan import NO_ROW, Plan, Unit
 from pipeline.store.reader import readable_rows
 from pipeline.store.revisions import shard_path
 from pipeline.store.shards import ArraySpec, read_shard
-from pipeline.store.writer import StagedUnit, StoreFormat, StoreWriter, open_writer, plan_store, stage_unit
+from pipeline.store.writer import StagedUnit, StoreWriter, open_writer, plan_store, stage_unit
 
 Extractor = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Images RGB uint8 (n, S, S, 3) to what the codec stores of their maps, (n, *row_shape) by array name."""
@@ -276,7 +278,8 @@ def refresh(
         raise_failures(failed, num_all=len(blocks), what=f"blocks of {folder}")
         used = {"folder": crops.folder.name, "revision": crops.revision}
         fidelity = measured_fidelity(folder, codec, plan, format.document)
-        writer.publish(plan, provenance={**provenance, "crops": used, "fidelity": fidelity})
+        made_with = {**provenance, "crops": used, "fidelity": fidelity, "versions": versions()}
+        writer.publish(plan, provenance=made_with)
     return open_cache(folder)
 
 

@@ -9,9 +9,9 @@ from pipeline.cache import crops
 from pipeline.cache.writer import plan_refresh
 from pipeline.refresh.job import RefreshJob, crop_format, feature_storage, find_exact_cache, seconds_for
 from pipeline.refresh.stages import index_layout, known_boxes
+from pipeline.store.format import StoreFormat
 from pipeline.store.plan import Plan
 from pipeline.store.revisions import load_revision
-from pipeline.store.writer import StoreFormat
 from pipeline.tables import BOX_COLUMNS, Status, read_table_if_intact
 
 

@@ -27,8 +27,8 @@ from pipeline.errors import ConfigError
 from pipeline.faces.features import extract_features, load_network
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.device import checked_device
+from pipeline.store.format import StoreFormat
 from pipeline.store.revisions import load_revision
-from pipeline.store.writer import StoreFormat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from pipeline.faces.features import Precision, extract_features, load_network
 from pipeline.fingerprint import weights_in
 from pipeline.runtime.progress import track
 from pipeline.store.fingerprint import fingerprint
+from pipeline.store.format import StoreFormat
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
 from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, collect
@@ -44,7 +45,6 @@ from pipeline.store.revisions import (
     read_fingerprint,
 )
 from pipeline.store.verify import Damage, mark_damaged, verify_store
-from pipeline.store.writer import StoreFormat
 from pipeline.tables import read_record
 
 logger = logging.getLogger("fantrans")

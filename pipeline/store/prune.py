@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.runtime.atomic import fsync_folder
+from pipeline.store.format import StoreFormat
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.reader import StoreReader
@@ -24,7 +25,7 @@ from pipeline.store.revisions import (
     shard_sizes,
 )
 from pipeline.store.shards import stored_slots
-from pipeline.store.writer import StoreFormat, StoreWriter, open_writer
+from pipeline.store.writer import StoreWriter, open_writer
 
 DEFAULT_GRACE_S = 24 * 3600.0
 _FULL_ENOUGH = 0.75
