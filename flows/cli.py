@@ -287,7 +287,7 @@ def cache_verify(
             _say(f"{folder}: {f'{len(damages)} damaged' if damages else 'whole'}")
             for damage in damages[:50]:
                 frames = f": {', '.join(damage.frame_ids)}" if damage.frame_ids else ""
-                _say(f"  {damage.what}{frames}")
+                _say(f"  {damage.message}{frames}")
             is_whole = is_whole and not damages
     if not is_whole:
         _say("run `fantrans refresh` with the settings of the damaged cache (`fantrans cache ls`): it mends just this")

@@ -35,7 +35,7 @@ from pipeline.store.fingerprint import fingerprint
 from pipeline.store.format import StoreFormat
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
-from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, collect
+from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, prune_store
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
     FINGERPRINT_NAME,
@@ -251,7 +251,7 @@ def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRA
     for folders, format_of in ((crop_folders, stored_crops_format), (cache_folders, stored_format)):
         for folder in folders(catalog, dataset):
             if load_revision(folder) is not None:
-                done[folder] = collect(folder, format_of(folder), grace_s=grace_s)
+                done[folder] = prune_store(folder, format_of(folder), grace_s=grace_s)
     return done
 
 

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that dies with its process and says whose it is."""
+"""One writer at a time: a lock that ends with its process and names its holder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for writing; raises `StoreError` naming the process, host and start of who holds it already.
+    """Hold `folder` for writing; creates it. Raises `StoreError` that names the holder's process, host and start.
 
-    The kernel drops the lock when its process ends, however it ends; a file left by a dead writer locks nobody out.
+    The kernel releases the lock when the process ends, even by a kill. A lock file that is left over locks nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
@@ -29,7 +29,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(
-                f"{folder} is being written by {_holder(descriptor)}; wait until it has ended, then run this again"
+                f"{folder} is being written by {_holder(descriptor)}; wait until it ends, then run this again"
             ) from None
         since = datetime.now(UTC).isoformat(timespec="seconds")
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
@@ -47,5 +47,5 @@ def _holder(descriptor: int) -> str:
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except ValueError:  # between taking the lock and signing it
+    except ValueError:  # the holder has locked the file, but not written its name yet
         return "another process"

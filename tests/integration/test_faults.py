@@ -310,6 +310,6 @@ def test_damage_is_listed_with_its_frames_and_the_next_refresh_mends_it(world, u
     shard.write_bytes(data)
     code, out = inside(world, state, "early", "cache", "verify", "faces", "--deep")
     assert code == 2
-    assert f"shard {shard} has another checksum than when it was written: F00" in out
+    assert f"shard {shard} does not have the checksum that it was written with: F00" in out
     assert world.refresh(state, "early") == 0
     assert kills.written(state) == kills.written(undisturbed["early"])

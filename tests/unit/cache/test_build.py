@@ -386,7 +386,7 @@ def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_t
     shard.unlink()
     with pytest.raises(StoreError) as caught:
         cache_to_harm.read(cache_to_harm.rows(), view=1)
-    assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` again to compute it anew"
+    assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` to recompute it"
     cache_to_harm.read(cache_to_harm.rows(), view=0)
     plan = plan_refresh(tmp_path / "cache", frames, crops.listed, format=FORMAT, views=VIEWS)
     assert [(unit.block, unit.group) for unit in plan.units] == [(2, "view_01")]
@@ -477,5 +477,5 @@ def test_views_revisions_and_folders_that_are_not_there_are_named(world, tmp_pat
 def test_a_row_that_was_never_stored_is_not_served(world):
     _, _, cache = world
     empty = np.setdiff1d(np.arange(12), cache.rows())[:1]
-    with pytest.raises(StoreError, match=r"holds no row 2; run `fantrans refresh`"):
+    with pytest.raises(StoreError, match=r"does not hold row 2; run `fantrans refresh`"):
         cache.read(empty)
