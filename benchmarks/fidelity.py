@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 
 from pipeline.cache.codecs import MAPS
-from pipeline.cache.statistics import map_losses
+from pipeline.cache.statistics import mean_relative_l2
 from pipeline.cache.writer import FIDELITY_FILE
 from pipeline.config import CONFIG_FOLDER, PROFILES
 from pipeline.training.export import load_deployed
@@ -95,7 +95,7 @@ def counts_of_heads(of: TrainingRun, on: TrainingRun) -> pd.DataFrame:
 def storage(run: TrainingRun) -> dict[str, object]:
     """Bytes of a frame in one view, and its share of lf, h1 and h2 in fp16; mean errors of its maps."""
     manifest = run.cache.manifest
-    (losses,) = dask.compute(map_losses(run.cache, view=0, rows=run.cache.rows()))
+    (losses,) = dask.compute(mean_relative_l2(run.cache, view=0, rows=run.cache.rows()))
     num_bytes = manifest["num_bytes"] / manifest["num_rows"] / run.cache.num_views
     fp16 = sum(2 * int(np.prod(run.cache.codec.shapes[name])) for name in MAPS)
     return {

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.cache.codecs import LOSS, Codec, encode_rows
+from pipeline.cache.codecs import RELATIVE_L2, Codec, encode_rows
 from pipeline.cache.crops import CropReader
 from pipeline.cache.format import CODEC_NAME, PARAMS, view_group, view_number
 from pipeline.cache.reader import CacheReader, open_cache
@@ -294,17 +294,17 @@ def measured_fidelity(folder: Path, codec: Codec, plan: Plan, document: Mapping[
     And, where it was measured for this FAN (`benchmarks/fidelity.py`), what the profile costs in F1.
     """
     specs = {spec.name: spec for spec in codec.arrays}
-    if LOSS not in specs:
+    if RELATIVE_L2 not in specs:
         return {"relative_l2": dict.fromkeys(codec.inputs, 0.0), "f1": None}
     rows = plan.index.loc[plan.index["row"] != NO_ROW, "row"].to_numpy()[:_FIDELITY_ROWS]
     blocks, slots = np.divmod(rows, plan.block_rows)
-    losses = np.empty((len(rows), *specs[LOSS].row_shape), np.float32)
+    losses = np.empty((len(rows), *specs[RELATIVE_L2].row_shape), np.float32)
     for block in np.unique(blocks).tolist():
         at = np.flatnonzero(blocks == block)
         read_shard(
-            shard_path(folder, Unit(block, view_group(0)), specs[LOSS]),
+            shard_path(folder, Unit(block, view_group(0)), specs[RELATIVE_L2]),
             slots[at],
-            spec=specs[LOSS],
+            spec=specs[RELATIVE_L2],
             block_rows=plan.block_rows,
             out=losses,
             at=at,
@@ -312,7 +312,7 @@ def measured_fidelity(folder: Path, codec: Codec, plan: Plan, document: Mapping[
     means = losses.mean(0, dtype=np.float64).tolist() if len(rows) else []
     measured = json.loads(FIDELITY_FILE.read_bytes()).get(document["features"]["sha256"], {})
     return {
-        "relative_l2": dict(zip(specs[LOSS].attributes["of"], means, strict=False)),
+        "relative_l2": dict(zip(specs[RELATIVE_L2].attributes["of"], means, strict=False)),
         "num_frames": len(rows),
         "f1": measured.get(codec.profile),
     }

@@ -302,7 +302,7 @@ def cache_statistics(
     graphs = (
         statistics.base_rates(frames, aus),
         statistics.channel_ranges(cache, view=0, rows=rows),
-        statistics.map_losses(cache, view=0, rows=rows),
+        statistics.mean_relative_l2(cache, view=0, rows=rows),
     )
     rates, ranges, losses = dask.compute(*graphs)
     yield "percent positive among known labels", pd.DataFrame(rates, index=[f"AU{au}" for au in aus])

@@ -241,5 +241,5 @@ def test_wrong_weights_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(WeightsError, match="not those of retinaface-mobilenet"):
         load_detector(entry_of(tmp_path / "broken.safetensors"), CPU)
     fan = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
-    with pytest.raises(WeightsError, match=r"of the family 'fan'; a detector needs one of retinaface-mobilenet"):
+    with pytest.raises(WeightsError, match=r"have the family 'fan'; a detector needs one of retinaface-mobilenet"):
         load_detector(entry_of(tmp_path / "other.safetensors", **fan), CPU)

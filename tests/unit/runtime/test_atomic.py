@@ -22,7 +22,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         temp.write_bytes(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(WriteError, match="value cannot be written: disk full; fix the place and run this again"):
+    with pytest.raises(
+        WriteError, match="value cannot be written: disk full; free space or fix permissions, then run this again"
+    ):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [found.name for found in path.parent.iterdir()] == ["value"]
