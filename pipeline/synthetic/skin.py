@@ -45,8 +45,7 @@ def skin_texture(
 ) -> np.ndarray:
     """Sample the texture of a neutral face, float32 (T, T, 5): linear RGB, gloss, height.
 
-    skin (3,) linear RGB of tone 0..1; hair_colour (2, 3); scalp_mask (T, T): opacity of the hair's
-    colour.
+    skin: linear RGB (3,) of tone 0..1. hair_colour: (2, 3). scalp_mask: opacity of the hair's colour, (T, T).
     """
     size = len(scalp_mask)
     marks = bank.marks

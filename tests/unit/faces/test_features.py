@@ -97,7 +97,7 @@ def test_a_codec_encodes_on_the_way_what_it_would_encode_from_the_maps(fan, crop
     assert all(np.array_equal(few[name], values[3:6]) for name, values in later.items())
 
 
-def test_precision_changes_the_arithmetic_only_when_told(fan, crops, features):
+def test_precision_changes_the_arithmetic_only_on_request(fan, crops, features):
     rounded = extract_features(fan, crops[:2], precision="bf16")
     gap = np.abs(rounded["h2"].astype(np.float32) - features["h2"][:2].astype(np.float32)).max()
     assert 0 < gap < 0.1 * np.abs(features["h2"]).max()

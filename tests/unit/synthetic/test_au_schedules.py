@@ -1,4 +1,4 @@
-"""Label plans: base rates at any size, tasks that differ, courses that rise and fall, DISFA's levels."""
+"""AU schedules: base rates at any size, tasks that differ, intensities that rise and fall, DISFA's levels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rendered sets on disk: the two raw layouts, truth beside, resumption, refusal of other settings."""
+"""Rendered data sets on disk: the two raw layouts, truth, resumption, refusal of other settings."""
 
 from __future__ import annotations
 

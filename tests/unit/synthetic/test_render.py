@@ -1,4 +1,4 @@
-"""Rendered faces: the same bytes for the same generator, truth that lies on the face, actions that show."""
+"""Rendered faces: same bytes for the same generator, truth on the face, visible actions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def face_of(bank, person, aus, camera=None, size_px=160):
     return render_face(bank, person, expression(bank, aus), camera or view(), np.random.default_rng(0), size_px=size_px)
 
 
-def test_the_shipped_bank_is_small_and_whole(bank):
+def test_the_shipped_bank_is_small_and_complete(bank):
     assert default_bank_path().stat().st_size < 1_000_000
     assert bank.landmarks.shape == (68,)
     assert len(bank.action_names) == 52
