@@ -1,10 +1,9 @@
-"""Extraction by 1, 2 and 4 processes of a Dask cluster, one core each: views a second, and whether the bytes agree.
+"""Measure extraction by 1, 2 and 4 processes of a Dask cluster, one core each: views per second, and equal bytes.
 
     fantrans demo && python benchmarks/cluster.py --dataset bp4d-synthetic --out var/cluster.json
 
-Each process is kept to one of the cores that this one may run on: its threads that read ahead and write behind would
-use others, and one process would be measured on two cores. Where there are more processes than cores, they share. A
-cluster's start and its workers' imports are not counted.
+Each process is pinned to one core; otherwise its reading and writing threads would use others. With more processes than
+cores, processes share cores. Start of the cluster and imports of the workers are not counted.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def measure(dataset: str, num_workers: int, num_views: int) -> dict[str, object]:
-    """One cluster, one cache."""
+    """Extract into a new cache on a cluster of `num_workers` processes; return times and a hash of the cache."""
     Path("var").mkdir(exist_ok=True)
     with TemporaryDirectory(dir="var") as folder:
         os.environ["FANTRANS_CACHE"] = str(Path(folder).resolve())
@@ -75,14 +74,14 @@ def extract(job: RefreshJob) -> StageSummary:
 
 
 def warm_up(job: RefreshJob, core: int) -> None:
-    """Keep a worker to a core, then import and load what it needs."""
+    """Pin a worker to a core, then import modules and load weights."""
     for thread in Path("/proc/self/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
     make_extractor(job)
 
 
 def digest(folder: Path) -> str:
-    """Of every byte below a cache's arrays."""
+    """Return the sha256 of every file below a cache's arrays."""
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("arrays.zarr/**/*")):
         if path.is_file():

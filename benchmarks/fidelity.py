@@ -1,12 +1,11 @@
-"""What each profile of the cache costs: bytes, relative L2 error of its maps, and F1 of heads, against `exact`.
+"""Measure what each profile costs against `exact`: bytes, relative L2 error of the maps, and F1 of heads.
 
     for p in exact standard compact; do fantrans refresh bp4d-synthetic --profile $p; done
     python benchmarks/fidelity.py --dataset bp4d-synthetic --config demo --seeds 0 1 2
 
-Heads are trained and scored on each profile, with the same seeds; and the heads that were trained on `exact` are scored
-on the others as well, which shows what the stored values cost without the chance in a training. Intervals are of
-differences, from resampling subjects, the same ones for both sides. Writes docs/fidelity.md, and
-pipeline/cache/fidelity.json, from which manifests state a profile's F1. What is trained already is not trained again.
+Heads are trained and scored on each profile with the same seeds. Heads trained on `exact` are also scored on the other
+profiles, which excludes the variance of training. Intervals of differences come from a paired bootstrap over subjects.
+Writes docs/fidelity.md and pipeline/cache/fidelity.json, the F1 that manifests state. Finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import yaml
 
 from pipeline.cache.build import FIDELITY_FILE
 from pipeline.cache.codecs import MAPS
-from pipeline.cache.statistics import map_losses
+from pipeline.cache.statistics import mean_relative_l2
 from pipeline.config import PROFILES
 from pipeline.experiments import CONFIG_FOLDER
 from pipeline.training.export import load_deployed
@@ -39,7 +38,7 @@ NOTE = "The shipped numbers are of heads with `head: {mask_start: 0.1}`, the def
 
 
 def main() -> None:
-    """Parse the command line, train what is missing, measure, write."""
+    """Parse the command line, train missing runs, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="bp4d-synthetic")
     parser.add_argument("--config", default="demo")
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 def trained(arguments: argparse.Namespace, profile: str) -> list[TrainingRun]:
-    """The runs of a profile, one a seed, trained together if they were not."""
+    """Return the runs of a profile, one per seed; missing ones are trained together."""
     runs = []
     for seed in arguments.seeds:
         path = Path("var/fidelity") / f"{profile}_seed{seed}.yaml"
@@ -81,12 +80,12 @@ def trained(arguments: argparse.Namespace, profile: str) -> list[TrainingRun]:
 
 
 def stored_counts(run: TrainingRun) -> pd.DataFrame:
-    """Counts of a run's folds as it was scored."""
+    """Return the counts of a run's folds, as scored by training."""
     return pd.concat([pd.read_parquet(run.fold_folder(part) / COUNTS_NAME) for part in run.experiment.parts])
 
 
 def counts_of_heads(of: TrainingRun, on: TrainingRun) -> pd.DataFrame:
-    """Counts of the heads of one run on the cache of another."""
+    """Return the counts of one run's heads on the cache of another run."""
     counts = []
     for part in of.experiment.parts:
         model = load_deployed(of.fold_folder(part) / DEPLOYED_NAME)
@@ -96,25 +95,25 @@ def counts_of_heads(of: TrainingRun, on: TrainingRun) -> pd.DataFrame:
 
 
 def storage(run: TrainingRun) -> dict[str, object]:
-    """Bytes of a frame in one view, and its share of lf, h1 and h2 in fp16; mean errors of its maps."""
+    """Return bytes per frame and view, their ratio to lf, h1 and h2 in fp16, and mean errors of the maps."""
     manifest = run.cache.manifest
-    (losses,) = dask.compute(map_losses(run.cache, view=0, rows=run.cache.rows()))
+    (errors,) = dask.compute(mean_relative_l2(run.cache, view=0, rows=run.cache.rows()))
     num_bytes = manifest["num_bytes"] / manifest["num_rows"] / run.cache.num_views
     fp16 = sum(2 * int(np.prod(run.cache.codec.shapes[name])) for name in MAPS)
     return {
         "bytes": round(num_bytes),
         "of_fp16": num_bytes / fp16,
-        "relative_l2": {name: float(loss) for name, loss in losses.items()} or dict.fromkeys(MAPS, 0.0),
+        "relative_l2": {name: float(error) for name, error in errors.items()} or dict.fromkeys(MAPS, 0.0),
     }
 
 
 def mean_f1(counts: pd.DataFrame) -> float:
-    """Mean F1 in percent over folds and action units."""
+    """Return F1 in percent, averaged over folds and action units."""
     return float(resampled_percent(counts, num_resamples=0)[0, -1])
 
 
 def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> dict[str, object]:
-    """Difference of mean F1, points, averaged over seeds, and its 95 % interval from resampling subjects."""
+    """Return the difference of mean F1 in points, averaged over seeds, and its 95 % bootstrap interval."""
     ours, theirs = (
         np.mean([resampled_percent(table, num_resamples=NUM_RESAMPLES)[:, -1] for table in tables], 0)
         for tables in (counts, reference)
@@ -124,7 +123,7 @@ def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]
 
 
 def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, dict]) -> None:
-    """docs/fidelity.md and the numbers that manifests state."""
+    """Write docs/fidelity.md and pipeline/cache/fidelity.json."""
     seeds = " ".join(map(str, arguments.seeds))
     command = f"benchmarks/fidelity.py --dataset {arguments.dataset} --config {arguments.config} --seeds {seeds}"
     lines = [
@@ -147,7 +146,7 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
     for profile in PROFILES:
         row = result[profile]
         errors = [f"{100 * row['relative_l2'][name]:.1f} %" for name in row["relative_l2"] if name != "hm"]
-        gaps = [said(row[name]) if name in row else "" for name in ("trained_on_it", "trained_on_exact")]
+        gaps = [as_text(row[name]) if name in row else "" for name in ("trained_on_it", "trained_on_exact")]
         cells = [
             profile,
             f"{row['bytes']:,}",
@@ -172,14 +171,14 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
     print("\n".join(lines))
 
 
-def said(gap: dict) -> str:
-    """A difference in words."""
+def as_text(gap: dict) -> str:
+    """Format a difference and its interval."""
     low, high = gap["interval"]
     return f"{gap['points']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def rounded(gap: dict) -> dict[str, object]:
-    """A difference in hundredths of a point."""
+    """Round a difference and its interval to hundredths of a point."""
     return {"points": round(gap["points"], 2), "interval": [round(end, 2) for end in gap["interval"]]}
 
 

@@ -1,4 +1,4 @@
-"""The README's picture: a demo frame with its box and landmarks, its cached maps, and the F1 of the demo's report.
+"""Draw the README's figure: a demo frame with box and landmarks, its cached maps, and the F1 of the demo's report.
 
 fantrans demo && python benchmarks/figures.py
 """
@@ -30,7 +30,7 @@ FRAME_ID = "M001/T1"
 
 
 def main() -> None:
-    """Draw and write the picture."""
+    """Draw and write the figure."""
     run = prepare_run("demo", dataset="bp4d-synthetic")
     job = prepare_refresh("bp4d-synthetic")
     catalog = load_catalog()
@@ -61,7 +61,7 @@ def main() -> None:
     axes[1].scatter(points[:, 0], points[:, 1], s=7, c="lime")
     axes[1].set_title("crop, 68 landmarks of the FAN", fontsize=10)
     axes[2].imshow(stored["h2"][0].float().abs().mean(0), cmap="magma")
-    axes[2].set_title("cached H2 (mean of channels)", fontsize=10)
+    axes[2].set_title("cached H2 (mean over channels)", fontsize=10)
     axes[3].imshow(stored["hm"][0].float().sum(0), cmap="viridis")
     axes[3].set_title("cached heatmap sum", fontsize=10)
     for axis in axes:

@@ -1,7 +1,7 @@
-"""What Prefect costs a refresh: a run of a deployment beside what its stages took, and a run with nothing to do.
+"""Measure what Prefect costs a refresh: a deployment's run against its stages, and a run with nothing to do.
 
-With `fantrans ops up` running, and PREFECT_API_URL set as it says, on a data set whose raw frames are there (`fantrans
-synth --dataset bp4d-synthetic`) and whose cache is not:
+Needs `fantrans ops up`, the PREFECT_API_URL that it prints, and a data set with raw frames (`fantrans
+synth --dataset bp4d-synthetic`) and no cache:
 
     python benchmarks/flow_overhead.py refresh-cache/bp4d-synthetic
 """
@@ -22,7 +22,7 @@ _POLL_S = 0.5
 
 
 def watched(deployment: str, parameters: dict[str, Any]) -> FlowRun:
-    """A run of the deployment that has ended well."""
+    """Run the deployment and return its completed run; exit if it fails."""
     run = run_deployment(deployment, parameters=parameters, poll_interval=_POLL_S)
     assert isinstance(run, FlowRun)
     if run.state is None or not run.state.is_completed():
@@ -31,7 +31,7 @@ def watched(deployment: str, parameters: dict[str, Any]) -> FlowRun:
 
 
 def stage_seconds(dataset: str) -> float:
-    """What the newest refresh says that its stages took."""
+    """Return the seconds of the newest refresh's stages, from its artifact."""
     artifact = Artifact.get(f"refresh-{dataset}")
     assert artifact is not None
     rows = [line.split("|") for line in str(artifact.data).splitlines() if line.startswith("| ")][1:]
@@ -39,7 +39,7 @@ def stage_seconds(dataset: str) -> float:
 
 
 def measure(deployment: str, parameters: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a run: until its flow begins, of the flow, of its stages, from order to end."""
+    """Return seconds of a run: until its flow starts, of the flow, of its stages, and in total."""
     run = watched(deployment, parameters)
     times = (run.created, run.start_time, run.end_time)
     created, started, ended = (time for time in times if isinstance(time, datetime))
@@ -50,7 +50,7 @@ def measure(deployment: str, parameters: dict[str, Any]) -> dict[str, float]:
         "flow_s": round(flow, 1),
         "stages_s": round(stages, 1),
         "overhead_percent": round(100 * (flow - stages) / max(stages, 0.1), 2),
-        "whole_s": round((ended - created).total_seconds(), 1),
+        "total_s": round((ended - created).total_seconds(), 1),
     }
 
 

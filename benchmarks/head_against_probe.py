@@ -1,9 +1,9 @@
-"""Mean F1 of the head over seeds, beside a linear probe on the same cached features and "always positive".
+"""Compare the head's F1, averaged over seeds, with a linear probe on the same features and with "always positive".
 
     python benchmarks/head_against_probe.py --seeds 0 1 2
 
-The probe is a logistic regression an action unit on the standardised spatial mean of F_a = (LF, HM * H1, HM * H2) of
-the clean view, trained and tested on the same folds, as it is and with balanced classes; the better of the two counts.
+The probe is one logistic regression per action unit on the standardised spatial mean of F_a = (LF, HM * H1, HM * H2) of
+the clean view, on the same folds, with and without balanced classes; the better of the two is compared.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     result = {
         "dataset": arguments.dataset,
         "config": arguments.config,
-        "always_positive": next(iter(heads.values()))["floor"],
+        "always_positive": next(iter(heads.values()))["always_positive"],
         "probe": probes[None],
         "probe_balanced": probes["balanced"],
         "head": {seed: scores["f1"] for seed, scores in heads.items()},
@@ -53,7 +53,7 @@ def main() -> None:
     mean = float(np.mean(list(result["head"].values())))
     result |= {
         "head_mean": mean,
-        "head_minus_floor": mean - result["always_positive"],
+        "head_minus_always_positive": mean - result["always_positive"],
         "head_minus_probe": mean - max(result["probe"], result["probe_balanced"]),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def pooled_features(run: TrainingRun) -> tuple[np.ndarray, pd.DataFrame]:
-    """Spatial means of F_a (N, 3C) of the clean view, and the frames they are of, in the same order."""
+    """Return spatial means of F_a (N, 3C) of the clean view, and their frames in the same order."""
     found = CachedFrames(run.cache, run.frames, aus=run.rules.aus)
     pooled = []
     for batch in evaluation_batches(run.cache, found, batch_size=64):
@@ -74,7 +74,7 @@ def pooled_features(run: TrainingRun) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def probe_percent(run: TrainingRun, pooled: np.ndarray, frames: pd.DataFrame, class_weight: str | None) -> float:
-    """Mean F1 of the probe over folds and action units."""
+    """Return the probe's F1 in percent, averaged over folds and action units."""
     counts = []
     for part in PARTS:
         is_test = (frames["part"] == part).to_numpy()
@@ -98,7 +98,7 @@ def probe_percent(run: TrainingRun, pooled: np.ndarray, frames: pd.DataFrame, cl
 
 
 def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
-    """Mean F1 of the head trained with a seed, and the floor; the experiment's own seed is not trained again."""
+    """Train the head with a seed, unless that run is finished; return its F1 and that of "always positive"."""
     config = arguments.config
     if seed != load_experiment(config).train.seed:
         path = Path("var") / f"{arguments.config}_seed{seed}.yaml"
@@ -106,7 +106,7 @@ def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
         path.write_text(yaml.safe_dump({"base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed}}))
         config = str(path)
     scores = read_report(*train_folds(config, dataset=arguments.dataset, device=arguments.device)).scores
-    return {"f1": scores.f1_percent, "floor": scores.always_positive_percent}
+    return {"f1": scores.f1_percent, "always_positive": scores.always_positive_percent}
 
 
 if __name__ == "__main__":

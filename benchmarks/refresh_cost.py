@@ -1,10 +1,10 @@
-"""What a refresh costs that has little to do: 1 % new frames on the demo, and nothing at all over BP4D's size.
+"""Measure a refresh with little to do: 1 % new frames on the demo, and nothing new at BP4D's size.
 
     fantrans synth --dataset bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
 
-more: all stages on the demo, each frame four times under other numbers, but one subject of a hundred; then with it.
-nothing: a data set in BP4D's layout with 150,000 frames (one small picture, linked), whose boxes are made up and whose
-features are zeros, but every table, shard and check is there; then a whole refresh of it that finds nothing to do.
+more: refresh the demo with each frame four times, without one of a hundred subjects; then refresh with that subject.
+nothing: refresh a data set in BP4D's layout with 150,000 frames that is up to date. Its images link to one small image,
+its boxes are constant and its features are zeros, but every table, shard and check is real.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.tables import BOX_COLUMNS, write_table
 PLACE = Path("var/refresh_cost")
 NUM_COPIES, COPY_STEP = 4, 100_000
 NUM_TASKS, NUM_FRAMES = 8, 150_000
-LINKS_A_FILE = 30_000
+LINKS_PER_FILE = 30_000
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def use_catalog(root: Path, protocol: str, weights: dict[str, object]) -> None:
-    """A catalog of one data set, "measured", that writes below `PLACE`."""
+    """Use a catalog with one data set, "measured", that writes below `PLACE`."""
     known = load_catalog(environment={})
     entries = {name: json.loads(entry.model_dump_json(exclude_none=True)) for name, entry in known.weights.items()}
     roots = {name: str((PLACE / name).resolve()) for name in ("work", "cache", "runs")}
@@ -77,26 +77,26 @@ def use_catalog(root: Path, protocol: str, weights: dict[str, object]) -> None:
 
 
 def timed(config: str) -> float:
-    """Seconds of a whole refresh."""
+    """Return the seconds of a complete refresh."""
     started = time.perf_counter()
     refresh_cache("measured", config=config)
     return time.perf_counter() - started
 
 
 def one_percent_more() -> dict[str, float]:
-    """Seconds of a refresh of 99 % of the subjects, of one with the others, and of one with nothing new."""
-    whole, root = load_catalog().dataset("bp4d-synthetic").root, PLACE / "demo"
-    subjects = sorted(path.name for path in (whole / IMAGES).iterdir())
+    """Return the seconds of three refreshes: 99 % of the subjects, then all subjects, then nothing new."""
+    demo_root, root = load_catalog().dataset("bp4d-synthetic").root, PLACE / "demo"
+    subjects = sorted(path.name for path in (demo_root / IMAGES).iterdir())
 
     def link(subject: str) -> None:
-        """A subject whose tasks have each frame `NUM_COPIES` times."""
-        for path in (whole / CODES).glob(f"{subject}_*"):
+        """Add a subject with each frame `NUM_COPIES` times."""
+        for path in (demo_root / CODES).glob(f"{subject}_*"):
             codes, task = pd.read_csv(path), path.stem.partition("_")[2]
             copies = [codes.assign(**{"0": codes["0"] + copy * COPY_STEP}) for copy in range(NUM_COPIES)]
             pd.concat(copies).to_csv(root / CODES / path.name, index=False)
             folder = root / IMAGES / subject / task
             folder.mkdir(parents=True)
-            for image in (whole / IMAGES / subject / task).iterdir():
+            for image in (demo_root / IMAGES / subject / task).iterdir():
                 for copy in range(NUM_COPIES):
                     (folder / f"{int(image.stem) + copy * COPY_STEP}.jpg").symlink_to(image.resolve())
 
@@ -108,7 +108,7 @@ def one_percent_more() -> dict[str, float]:
     link(subjects[-1])
     more_s, nothing_s = timed("demo"), timed("demo")
     return {
-        "num_frames": NUM_COPIES * len(list((whole / IMAGES).glob("*/*/*.jpg"))),
+        "num_frames": NUM_COPIES * len(list((demo_root / IMAGES).glob("*/*/*.jpg"))),
         "full_s": full_s,
         "one_percent_more_s": more_s,
         "nothing_more_s": nothing_s,
@@ -117,7 +117,7 @@ def one_percent_more() -> dict[str, float]:
 
 
 def nothing_to_do() -> dict[str, float]:
-    """Seconds of a refresh over 150,000 frames that finds nothing to do."""
+    """Return the seconds of two refreshes of 150,000 frames with nothing to do."""
     root = PLACE / "big"
     write_layout(root)
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ def nothing_to_do() -> dict[str, float]:
 
 
 def write_layout(root: Path) -> None:
-    """BP4D's 41 subjects and 8 tasks, with as many frames as it takes."""
+    """Write images and labels of BP4D's 41 subjects and 8 tasks, at least `NUM_FRAMES` in total."""
     rules = PROTOCOLS["bp4d"]
     subjects = list(rules.subject_parts)
     num = -(-NUM_FRAMES // (len(subjects) * NUM_TASKS))
@@ -169,7 +169,7 @@ def write_layout(root: Path) -> None:
             folder = root / IMAGES / subject / f"T{task}"
             folder.mkdir(parents=True)
             for frame in range(1, num + 1):
-                if made % LINKS_A_FILE == 0:
+                if made % LINKS_PER_FILE == 0:
                     picture = root / f"picture-{made}.jpg"
                     cv2.imwrite(str(picture), np.full((32, 32, 3), 127, np.uint8))
                 (folder / f"{frame:04d}.jpg").hardlink_to(picture)
@@ -177,7 +177,7 @@ def write_layout(root: Path) -> None:
 
 
 def make_up_boxes(job: RefreshJob) -> None:
-    """A face in the middle of every picture, as the detector's stage would leave it."""
+    """Write a box in the centre of every image, as the stage detect would."""
     table = pd.read_parquet(job.catalog.index_path(job.dataset))
     hashes = crops.source_hashes(job.entry.root, table["source_file"], known=None)
     boxes = pd.DataFrame(np.float32(1), index=table.index, columns=list(BOX_COLUMNS[1:-2]))
@@ -188,7 +188,7 @@ def make_up_boxes(job: RefreshJob) -> None:
 
 
 def make_up_features(job: RefreshJob) -> None:
-    """A cache of zeros."""
+    """Write a cache of zeros."""
     build, table = cache_build(job), pd.read_parquet(job.catalog.index_path(job.dataset))
 
     def zeros(images: np.ndarray) -> dict[str, np.ndarray]:

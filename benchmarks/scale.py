@@ -1,4 +1,4 @@
-"""What the bookkeeping of a cache costs a frame: everything of a refresh but the features, on stores of one byte a row.
+"""Measure the bookkeeping of a store per frame: a refresh without features, on arrays of one byte per row.
 
     python benchmarks/scale.py --frames 10000 100000 --out var/scale.json
 
@@ -20,9 +20,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
+from pipeline.store.format import StoreFormat
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ArraySpec
-from pipeline.store.writer import StoreFormat, open_writer, plan_store
+from pipeline.store.writer import open_writer, plan_store
 
 GROUPS = ["view_00", "view_01"]
 ARRAYS = tuple(ArraySpec(name=f"a{i}", row_shape=(1,), dtype="uint8", axes=("byte",)) for i in range(6))
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def measure(root: Path, num_frames: int) -> dict[str, float]:
-    """Seconds and bytes of a first refresh, of one with nothing to do, of one more frame, and of opening."""
+    """Return seconds and bytes of a first refresh, of nothing to do, of one more frame, and of opening."""
     format = StoreFormat(document={"kind": "scale", "frames": num_frames}, arrays=ARRAYS, is_shuffled=True)
     folder, frames = format.folder_in(root), table(num_frames)
     found: dict[str, float] = {"frames": num_frames}
@@ -76,7 +77,7 @@ def measure(root: Path, num_frames: int) -> dict[str, float]:
 
 
 def table(num_frames: int) -> pd.DataFrame:
-    """Frames as a refresh wants them: names like BP4D's, a key each, three parts."""
+    """Return a refresh's table of frames: names like BP4D's, one key each, three parts."""
     numbers = np.arange(num_frames)
     return pd.DataFrame(
         {
@@ -90,7 +91,7 @@ def table(num_frames: int) -> pd.DataFrame:
 
 @contextmanager
 def timed(found: dict[str, float], name: str) -> Iterator[None]:
-    """Note how many seconds the inside takes."""
+    """Add the seconds of the block to `found`."""
     started = time.monotonic()
     yield
     found[name] = round(time.monotonic() - started, 3)

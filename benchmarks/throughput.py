@@ -1,10 +1,10 @@
-"""Frames a second here of extraction, loading and head training, each beside a peer on the same data in the same run.
+"""Measure frames per second of extraction, loading and head training, each with a peer on the same data.
 
     fantrans demo && python benchmarks/throughput.py --out var/throughput.json
 
-extract: our extraction beside face-alignment's own network, called eagerly on the same crops and weights.
-loader: our batches beside zarr-python reading the same shuffled rows. train: forward, backward and step of the head.
-Timings are noisy: compare the two numbers of a line, not numbers of different runs.
+extract: our extraction, and face-alignment's own network called eagerly on the same crops and weights. loader: our
+batches, and zarr-python reading the same shuffled rows. train: forward, backward and step of the head (no peer).
+Timings are noisy: compare the numbers of one run, not of different runs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def frames_per_s(work: Callable[[], int]) -> float:
-    """Best of a few calls, after one that warms up; `work` returns how many frames it did."""
+    """Return the best rate of a few calls after a warm-up; `work` returns its number of frames."""
     work()
     rates = []
     for _ in range(REPEATS):
@@ -64,7 +64,7 @@ def frames_per_s(work: Callable[[], int]) -> float:
 
 
 def extraction(run: TrainingRun) -> dict[str, float]:
-    """Ours, encoding included, in the experiment's precision and in fp32, and the peer in fp32."""
+    """Return rates of ours with encoding, in the experiment's precision and in fp32, and of the peer in fp32."""
     settings, encode = run.experiment.cache.features, run.cache.codec.encode
     entry = load_catalog().get_weights(settings.weights)
     fan = load_fan(entry, "cpu")
@@ -91,7 +91,7 @@ def extraction(run: TrainingRun) -> dict[str, float]:
 
 
 def loading(run: TrainingRun) -> dict[str, float]:
-    """A shuffled epoch by our loader, and the same kind of rows by zarr-python, batch by batch."""
+    """Return rates of a shuffled epoch by our loader, and of shuffled rows by zarr-python, batch by batch."""
     batches = HeadBatches(run.cache, CachedFrames(run.cache, run.frames, aus=run.rules.aus), batch_size=32, seed=0)
     pages = TrainingPages(run.cache, run.frames, parts=PARTS)
     group = zarr.open_group(run.cache.folder / "arrays.zarr", mode="r")[view_group(0)]
@@ -110,7 +110,7 @@ def loading(run: TrainingRun) -> dict[str, float]:
 
 
 def training(run: TrainingRun) -> dict[str, float]:
-    """The whole two-branch head on one batch that is at hand."""
+    """Return the rate of the complete two-branch head on one batch in memory."""
     tune_allocator()
     frames = CachedFrames(run.cache, run.frames, aus=run.rules.aus)
     batch = next(evaluation_batches(run.cache, frames, batch_size=32))

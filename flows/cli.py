@@ -298,7 +298,7 @@ def cache_verify(
 
 
 def _damage_line(damage: Damage) -> str:
-    return damage.what + (f": {', '.join(damage.frame_ids)}" if damage.frame_ids else "")
+    return damage.message + (f": {', '.join(damage.frame_ids)}" if damage.frame_ids else "")
 
 
 @cache_app.command("collect")

@@ -21,7 +21,7 @@ def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, A
             "data set": dataset,
             "store": folder.name,
             "damaged": len(damages),
-            "first": damages[0].what if damages else "",
+            "first": damages[0].message if damages else "",
         }
         for folder, damages in found.items()
     ]

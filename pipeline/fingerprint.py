@@ -9,7 +9,9 @@ and the frames themselves (each row carries a key of its image and box, so that 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 from models import fan, resnet
@@ -85,6 +87,12 @@ def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:
 def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
     """Name of the folder of the settings' feature cache."""
     return fingerprint(cache_document(settings, catalog))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a stored value, for a manifest's provenance."""
+    names = ("fantrans", "numpy", "opencv-python", "pandas", "torch", "zarr")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def weights_in(features: Mapping[str, Any], catalog: Catalog) -> WeightsEntry | None:

@@ -1,4 +1,4 @@
-"""Refreshes that get killed: a rendered data set before and after changes, and processes that refresh it."""
+"""Refreshes to kill: a rendered data set before and after changes, and processes that refresh it."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ UNCOMPARED = ("rates.json", "refresh.html", ".lock")  # times, places, owners
 
 
 class World:
-    """A data set in two states, "early" and "late": subjects are added, a picture is replaced, another is lost."""
+    """A data set in two states: "late" has one more subject, one replaced image and one lost image than "early"."""
 
     def __init__(self, folder: Path) -> None:
         from pipeline.synthetic.dataset import write_dataset
@@ -62,7 +62,7 @@ class World:
         (folder / "small.yaml").write_text(CONFIG)
 
     def environment(self, state: Path, data: str) -> dict[str, str]:
-        """Variables of a refresh of the data set's state `data`, with all that it writes below `state`."""
+        """Return variables for a refresh of the data set's state `data` that writes below `state`."""
         return {
             "FANTRANS_CATALOG": str(self.folder / "catalog.yaml"),
             "FACES": str(self.folder / data),
@@ -70,7 +70,7 @@ class World:
         }
 
     def variables(self, state: Path, data: str) -> dict[str, str]:
-        """The environment of a command line that works on `state`."""
+        """Return the environment of a command line that works on `state`."""
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FANTRANS_"))},
             **self.environment(state, data),
@@ -78,31 +78,31 @@ class World:
 
     @property
     def config(self) -> str:
-        """The settings, as a file."""
+        """Path of the settings."""
         return str(self.folder / "small.yaml")
 
     def start(self, state: Path, data: str, *, kill_before: str | None = None, trace: Path | None = None):
-        """Start a refresh in a process of its own."""
+        """Start a refresh in its own process."""
         arguments = (self.environment(state, data), self.config, kill_before, trace)
         process = PROCESSES.Process(target=_refresh, args=arguments)
         process.start()
         return process
 
     def refresh(self, state: Path, data: str, **more) -> int:
-        """Refresh and wait; the exit code."""
+        """Refresh, wait, and return the exit code."""
         process = self.start(state, data, **more)
         process.join()
         return process.exitcode
 
 
 def stores(state: Path) -> list[Path]:
-    """Folders of crops and features that have a revision."""
+    """Return the folders of crops and features that have a revision."""
     folders = [*state.glob("work/faces/crops/*"), *state.glob("cache/faces/*")]
     return [folder for folder in folders if folder.is_dir() and load_revision(folder) is not None]
 
 
 def check_last_revisions(state: Path) -> int:
-    """Every store opens and verifies deep; the number of stores."""
+    """Check that every store opens and verifies deep; return the number of stores."""
     for folder in stores(state):
         revision = load_revision(folder)
         assert len(revision.index)
@@ -112,12 +112,12 @@ def check_last_revisions(state: Path) -> int:
 
 
 def finished_units(caches: Path) -> list[Path]:
-    """Journal entries, in a data set's caches, of units that are finished and not published yet."""
-    return list(caches.glob("*/journal/[0-9]*.json"))  # and none that is being written
+    """Return the journal entries of finished, unpublished units in a data set's caches."""
+    return list(caches.glob("*/journal/[0-9]*.json"))  # skips half-written files
 
 
 def finished_shards(caches: Path) -> dict[Path, int]:
-    """The shards of those units, with the time at which each was written."""
+    """Return the shards of those units, with their modification times."""
     shards: list[Path] = []
     for entry in finished_units(caches):
         block, group = entry.stem.split(".")
@@ -126,7 +126,7 @@ def finished_shards(caches: Path) -> dict[Path, int]:
 
 
 def written(state: Path) -> dict[str, bytes]:
-    """Every file that a refresh left, with its bytes."""
+    """Return the bytes of every file that a refresh left, by path."""
     return {
         str(path.relative_to(state)): path.read_bytes()
         for path in sorted(state.rglob("*"))
@@ -146,7 +146,7 @@ def _refresh(environment: dict[str, str], config: str, kill_before: str | None, 
 
 
 def _watch_steps(kill_before: str | None, trace: Path | None) -> None:
-    """Name each change to the disk, number those of one name, and die before the one that is asked for."""
+    """Name and number each change to the disk, and die before `kill_before`."""
     counts: dict[str, int] = {}
     file = None if trace is None else trace.open("a")
 
@@ -169,7 +169,7 @@ def _watch_steps(kill_before: str | None, trace: Path | None) -> None:
 
 
 def step_name(path) -> str:
-    """A file's kind: its folder and name without numbers, fingerprints and random marks."""
+    """Return a file's kind: its folder and name without numbers, fingerprints and random parts."""
     path = Path(path)
     name = re.sub(r"^\.tmp-[0-9a-f]{8}-", "temp ", path.name)
     return re.sub(r"[0-9a-f]{16}|\d+", "N", f"{path.parent.name}/{name}")

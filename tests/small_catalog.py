@@ -1,4 +1,4 @@
-"""The shipped catalog with one rendered data set of a few frames, roots of its own, and experiments on it."""
+"""The shipped catalog, with one small rendered data set, its own roots, and experiments."""
 
 import yaml
 
@@ -12,8 +12,7 @@ RENDERED = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256,
 def write_small_catalog(folder, *, dataset, **num_views):
     """Write FOLDER/data_catalog.yaml and, for each experiment, FOLDER/NAME.yaml; the first is the data set's own.
 
-    num_views: the experiments, by name. The same frames are there as the data set `undisturbed`, too. Returns the
-    catalog's path.
+    num_views: number of views by experiment. The data set `undisturbed` has the same frames. Returns the catalog.
     """
     for name, views in num_views.items():
         (folder / f"{name}.yaml").write_text(

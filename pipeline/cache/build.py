@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.cache.codecs import LOSS, Codec
+from pipeline.cache.codecs import RELATIVE_L2, Codec
 from pipeline.cache.crops import CropReader
 from pipeline.cache.format import CODEC_NAME, view_group
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.cache.units import Extractor, UnitSpec, UnitTask, UnitWorker, stage_block
 from pipeline.config import ViewConfig
 from pipeline.errors import DataError
+from pipeline.fingerprint import versions
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.executors import LocalWorkers, Result, WorkerPool, Workers, apply_step, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress
+from pipeline.store.format import StoreFormat
 from pipeline.store.plan import NO_ROW, Plan, Unit
 from pipeline.store.revisions import shard_path
 from pipeline.store.shards import read_shard
-from pipeline.store.writer import StagedUnit, StoreFormat, StoreWriter, open_writer, plan_store
+from pipeline.store.writer import StagedUnit, StoreWriter, open_writer, plan_store
 
 FIDELITY_FILE = Path(__file__).with_name("fidelity.json")
 
@@ -100,6 +102,7 @@ class CacheBuild:
             provenance = {
                 **self.provenance,
                 "crops": {"folder": crops.folder.name, "revision": crops.revision},
+                "versions": versions(),
                 "fidelity": measure_fidelity(folder, self.codec, plan, self.format.document),
             }
             writer.publish(plan, provenance=provenance)
@@ -174,19 +177,19 @@ def measure_fidelity(folder: Path, codec: Codec, plan: Plan, document: Mapping[s
     Where it was measured for this FAN (`benchmarks/fidelity.py`), also what the profile costs in F1.
     """
     specs = {spec.name: spec for spec in codec.arrays}
-    if LOSS not in specs:
+    if RELATIVE_L2 not in specs:
         return {"relative_l2": dict.fromkeys(codec.inputs, 0.0), "f1": None}
     rows = plan.index.loc[plan.index["row"] != NO_ROW, "row"].to_numpy()[:_FIDELITY_ROWS]
     blocks, slots = np.divmod(rows, plan.block_rows)
-    errors = np.empty((len(rows), *specs[LOSS].row_shape), np.float32)
+    errors = np.empty((len(rows), *specs[RELATIVE_L2].row_shape), np.float32)
     for block in np.unique(blocks).tolist():
         at = np.flatnonzero(blocks == block)
-        path = shard_path(folder, Unit(block, view_group(0)), specs[LOSS])
-        read_shard(path, slots[at], spec=specs[LOSS], block_rows=plan.block_rows, out=errors, at=at)
+        path = shard_path(folder, Unit(block, view_group(0)), specs[RELATIVE_L2])
+        read_shard(path, slots[at], spec=specs[RELATIVE_L2], block_rows=plan.block_rows, out=errors, at=at)
     means = errors.mean(0, dtype=np.float64).tolist() if len(rows) else []
     measured = json.loads(FIDELITY_FILE.read_bytes()).get(document["features"]["sha256"], {})
     return {
-        "relative_l2": dict(zip(specs[LOSS].attributes["of"], means, strict=False)),
+        "relative_l2": dict(zip(specs[RELATIVE_L2].attributes["of"], means, strict=False)),
         "num_frames": len(rows),
         "f1": measured.get(codec.profile),
     }

@@ -23,13 +23,15 @@ from pipeline.datasets.sources import SOURCE_COLUMNS, source_hashes
 from pipeline.errors import DataError
 from pipeline.faces.geometry import crop_affine, cut_crop
 from pipeline.faces.views import crop_side_px
+from pipeline.fingerprint import versions
 from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.store.fingerprint import canonical_json
+from pipeline.store.format import DEFAULT_BLOCK_ROWS, StoreFormat
 from pipeline.store.plan import Plan, Unit
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import load_revision, read_fingerprint
 from pipeline.store.shards import ArraySpec
-from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat, open_writer, plan_store
+from pipeline.store.writer import open_writer, plan_store
 from pipeline.tables import Status
 
 HAS_FACE = (Status.OK, Status.INTERPOLATED)
@@ -125,7 +127,8 @@ def refresh_crops(
                 writer.write_unit(unit, rows_in[unit], _stacked(in_order, format.arrays), is_present=is_present)
                 del coming[unit]
             step(1)
-        writer.publish(plan, provenance=provenance, absent_as={"status": Status.UNREADABLE.value})
+        made_with = {**provenance, "versions": versions()}
+        writer.publish(plan, provenance=made_with, absent_as={"status": Status.UNREADABLE.value})
     return CropReader(folder)
 
 

@@ -1,4 +1,4 @@
-"""What a feature cache holds: a store with a group a view, and in each the arrays of its codec."""
+"""Format of a feature cache: a store with one group per view, which holds the codec's arrays."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Any
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.errors import StoreError
 from pipeline.store.fingerprint import canonical_json
+from pipeline.store.format import DEFAULT_BLOCK_ROWS, StoreFormat
 from pipeline.store.revisions import read_fingerprint
 from pipeline.store.shards import ArraySpec
-from pipeline.store.writer import DEFAULT_BLOCK_ROWS, StoreFormat
 
 CODEC_NAME = "codec.safetensors"
-"""The basis of the profile compact: bytes of the file that the catalog names, kept in the cache."""
+"""File with the basis of the profile compact, copied from the file that the catalog names."""
 
 PARAMS = "params"
-"""Array of the views' parameters, a row a frame, in the order of `ViewParams`' fields."""
+"""Array of the view's parameters, one row per frame, in the order of `ViewParams`' fields."""
 PARAM_NAMES = ("rotation_deg", "scale", "shift_x_px", "shift_y_px", "is_flipped")
 
 _VIEW_PREFIX = "view_"
 
 
 def view_group(view: int) -> str:
-    """Zarr group of a view: `view_group(2) == "view_02"`."""
+    """Return the Zarr group of a view: `view_group(2) == "view_02"`."""
     return f"{_VIEW_PREFIX}{view:02d}"
 
 
 def view_number(group: str) -> int:
-    """The view of a group."""
+    """Return the view of a group."""
     return int(group.removeprefix(_VIEW_PREFIX))
 
 
 def features_format(document: Mapping[str, Any], codec: Codec, *, block_rows: int = DEFAULT_BLOCK_ROWS) -> StoreFormat:
-    """What a cache folder of this fingerprint document holds."""
+    """Return the format of a cache with this fingerprint document."""
     params = ArraySpec(
         name=PARAMS,
         row_shape=(len(PARAM_NAMES),),
@@ -54,8 +54,8 @@ def features_format(document: Mapping[str, Any], codec: Codec, *, block_rows: in
     )
 
 
-def codec_in(folder: Path) -> Codec:
-    """The codec of a cache folder; `StoreError` if the file of its basis is missing or damaged."""
+def load_codec(folder: Path) -> Codec:
+    """Load the codec of a cache folder; `StoreError` if the file of its basis is missing or damaged."""
     features = read_fingerprint(folder)["features"]
     shapes = {name: tuple(shape) for name, shape in features["shapes"].items()}
     if "codec" not in features:
@@ -63,10 +63,10 @@ def codec_in(folder: Path) -> Codec:
     path = folder / CODEC_NAME
     basis = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(basis).hexdigest() != features["codec"]["sha256"]:
-        raise StoreError(f"{path} is missing or damaged; run `fantrans refresh` to put it back")
+        raise StoreError(f"{path} is missing or damaged; run `fantrans refresh` to restore it")
     return make_codec(features["profile"], shapes, basis=basis)
 
 
 def stored_format(folder: Path) -> StoreFormat:
-    """The format of a cache folder that is there."""
-    return features_format(read_fingerprint(folder), codec_in(folder))
+    """Return the format of an existing cache folder."""
+    return features_format(read_fingerprint(folder), load_codec(folder))

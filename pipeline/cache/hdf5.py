@@ -1,11 +1,11 @@
-"""A store as HDF5 files and back, because labs exchange HDF5: one file a part, one frame a chunk.
+"""Convert a store to HDF5 files and back: one file per part, one chunk per frame.
 
 {out}/P1.h5
     attrs        document, arrays, manifest and columns as JSON; schema, part, block_rows
-    frame_id     strings, in the order of the rows of every array
-    key, status  what a frame's values depend on, and whether it has any
-    view_00/lf   the array as it is stored; attributes: axes, and the array's own
-    codec        bytes of the basis, where the profile has one
+    frame_id     strings, in the order of every array's rows
+    key, status  hash of what decides a frame's values, and whether it has any
+    view_00/lf   the array as stored; attributes: axes, and the array's own
+    codec        bytes of the basis, if the profile has one
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ import pandas as pd
 from pipeline.cache.format import CODEC_NAME
 from pipeline.errors import StoreError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.store.format import StoreFormat
 from pipeline.store.plan import NO_ROW
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import SCHEMA
-from pipeline.store.writer import StoreFormat, open_writer
+from pipeline.store.writer import open_writer
 
-WHOLE = "all"
-"""The part of a store whose frames have none, as crops."""
+NO_PART_NAME = "all"
+"""File name for frames without a part, as in a store of crops."""
 
 _BATCH_ROWS = 64
 _TEXT = h5py.string_dtype("utf-8")
 
 
 def export_hdf5(store: StoreReader, out: Path, *, step: Callable[[int], None] = lambda _: None) -> list[Path]:
-    """Write a revision to `out`, a file a part, each whole or absent; returns the files.
+    """Write a revision to the folder `out`, one file per part, each atomically; return the paths.
 
-    Values are as they are stored (int8 with scales, fp16), so that a round trip is exact. `step` is told of rows.
+    Values stay as stored (int8 with scales, fp16), so that a round trip is exact. `step` is called with rows per group.
     """
     paths = []
     for part in sorted(store.listed["part"].unique()):
-        path = out / f"{part or WHOLE}.h5"
+        path = out / f"{part or NO_PART_NAME}.h5"
         write_atomically(path, partial(_write_part, store=store, part=part, step=step))
         paths.append(path)
     return paths
@@ -93,24 +94,24 @@ def import_hdf5(
     paths: list[Path],
     make_format: Callable[[dict[str, Any], bytes | None, int], StoreFormat],
 ) -> StoreReader:
-    """Make the store that the files of `export_hdf5` hold, below the root of its kind; returns a reader of it.
+    """Write the store that the files of `export_hdf5` hold below the root of its kind; return its reader.
 
-    make_format: from fingerprint document, basis and rows of a block to the store's format. Frames that a store there
-    has already are kept. Raises `StoreError` for files of different stores, another schema, or none.
+    roots: by kind. make_format: called with fingerprint document, basis and rows per block. Frames that an existing
+    store has are kept. Raises `StoreError` for files of different stores or of another schema, and without files.
     """
     if not paths:
-        raise StoreError("there is no .h5 file to import; name the files that `fantrans cache export` wrote")
+        raise StoreError("no .h5 file to import was found; pass the files that `fantrans cache export` wrote")
     files = [h5py.File(path, "r") for path in paths]
     try:
         first = files[0]
         for path, file in zip(paths, files, strict=True):
             if file.attrs.get("schema") != SCHEMA:
                 raise StoreError(
-                    f"{path} is of schema {file.attrs.get('schema')}, this version imports {SCHEMA}; "
-                    "export it again with the version that reads its cache"
+                    f"{path} has schema {file.attrs.get('schema')}, this version imports schema {SCHEMA}; "
+                    "export it again with a version that reads its cache"
                 )
             if file.attrs["document"] != first.attrs["document"]:
-                raise StoreError(f"{path} and {paths[0]} are of caches with different settings; import them one by one")
+                raise StoreError(f"{path} and {paths[0]} hold caches with different settings; import them one by one")
         document = json.loads(first.attrs["document"])
         manifest = json.loads(first.attrs["manifest"])
         basis = first["codec"][()].tobytes() if "codec" in first else None

@@ -1,4 +1,4 @@
-"""Reading a feature cache: one pinned revision, by rows and views. Loads no detector, no FAN and no Prefect."""
+"""Read one pinned revision of a feature cache by rows and views. Imports no detector, FAN or Prefect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache.codecs import Codec
-from pipeline.cache.format import codec_in, view_group
+from pipeline.cache.format import load_codec, view_group
 from pipeline.errors import StoreError
 from pipeline.store.fingerprint import fingerprint
 from pipeline.store.reader import StoreReader
@@ -17,60 +17,60 @@ from pipeline.store.shards import ArraySpec
 
 
 def open_cache(folder: Path, *, revision: int | None = None) -> CacheReader:
-    """Pin a cache's newest revision, or the given one.
+    """Pin a cache's newest revision, or the given one, and return its reader.
 
-    Raises `StoreError`, one sentence, if `folder` holds no cache, or no such revision.
+    Raises `StoreError` if `folder` is not a feature cache, or does not have this revision.
     """
     cache = CacheReader(folder, revision=revision)
     if cache.document.get("kind") != "features":
-        raise StoreError(f"{folder} holds {cache.document.get('kind')}, not features; give a folder of the cache root")
+        raise StoreError(f"{folder} holds {cache.document.get('kind')}, not features; pass a folder of the cache root")
     return cache
 
 
 class CacheReader(StoreReader):
-    """Features of one revision. Every view has the same rows."""
+    """Features of one pinned revision. Every view has the same rows."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the values."""
+        """Hash of everything that decides stored values."""
         return fingerprint(self.document)
 
     @property
     def num_views(self) -> int:
-        """Views 0..n-1: clean, flipped, augmented."""
+        """Number of views: clean, flipped, then augmented ones."""
         return len(self.groups)
 
     @cached_property
     def codec(self) -> Codec:
-        """How rows are encoded; `StoreError` if the file of its basis is missing or damaged."""
-        return codec_in(self.folder)
+        """Codec of the rows; `StoreError` if the file of its basis is missing or damaged."""
+        return load_codec(self.folder)
 
     @property
     def num_channels(self) -> int:
-        """Channels of lf, h1 and h2."""
+        """Number of channels of lf, h1 and h2."""
         return self.codec.shapes["lf"][0]
 
     @property
     def map_size(self) -> int:
-        """Rows, and columns, of every map."""
+        """Height and width of every map."""
         return self.codec.shapes["lf"][1]
 
     @property
     def input_specs(self) -> tuple[ArraySpec, ...]:
-        """Shape and dtype of a row of each array that `codec.decode` takes."""
+        """Specs of the arrays that `codec.decode` takes."""
         return tuple(self.spec(name) for name in self.codec.inputs)
 
     def rows(self, parts: Collection[str] | None = None) -> np.ndarray:
-        """Rows, ascending, of the frames that were in `parts` at the refresh; all without."""
+        """Return the rows, ascending, of the frames that were in `parts` at the refresh (default: all)."""
         index = self.index if parts is None else self.index[self.index["part"].isin(list(parts))]
         return index["row"].to_numpy()
 
     def read(
         self, rows: np.ndarray, *, view: int = 0, out: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """Stored arrays (n, *row_shape) by name, in the order of `rows`; fills and returns `out` if given.
+        """Return stored arrays (n, *row_shape) by name, in the order of `rows`; fills `out` if given.
 
-        `codec.decode` turns them into a head's input. Raises `StoreError` for an unknown view and for damage.
+        `codec.decode` turns them into a head's input. Raises `StoreError` for an unknown view or damaged rows.
         """
         if view not in range(self.num_views):
             raise StoreError(

@@ -1,6 +1,6 @@
-"""What is in a cache, in numbers: Dask graphs over its Zarr arrays, which a cluster runs unchanged.
+"""Statistics of a cache, as Dask graphs over its Zarr arrays.
 
-Each function returns lazy arrays; `dask.compute` runs them, on threads here or on whatever client is active.
+Each function returns lazy arrays; `dask.compute` runs them on local threads or on the active client's cluster.
 """
 
 # N rows, A action units, C channels, H W rows and columns of a map
@@ -12,7 +12,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 
-from pipeline.cache.codecs import COMPACT_MAPS, HEATMAPS, LOSS, SCALE
+from pipeline.cache.codecs import COMPACT_MAPS, HEATMAPS, RELATIVE_L2, SCALE
 from pipeline.cache.format import view_group
 from pipeline.cache.reader import CacheReader
 from pipeline.store.revisions import ARRAYS_NAME
@@ -20,15 +20,15 @@ from pipeline.tables import UNKNOWN, au_column
 
 
 def stored(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
-    """An array's `rows` (n,), ascending, as they lie in the cache: a Dask chunk a shard."""
+    """Return an array's `rows` (n,), ascending, as stored: one Dask chunk per shard."""
     group = view_group(view)
     shape = cache.spec(name).row_shape
-    whole = da.from_zarr(cache.folder / ARRAYS_NAME, component=f"{group}/{name}", chunks=(cache.block_rows, *shape))
-    return whole[rows]
+    values = da.from_zarr(cache.folder / ARRAYS_NAME, component=f"{group}/{name}", chunks=(cache.block_rows, *shape))
+    return values[rows]
 
 
 def channels(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
-    """Channels, or stored components, of a map: float32 (n, C, H, W)."""
+    """Return a map's channels or stored components, float32 (n, C, H, W)."""
     values = stored(cache, name, view=view, rows=rows).astype(np.float32)
     if cache.codec.profile == "exact":
         return values
@@ -42,20 +42,20 @@ def channels(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> d
 
 
 def gated(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
-    """A map times the sum of the heatmaps, which is taken in fp32 and rounded to fp16 as the codecs do."""
+    """Return a map times the heatmaps' sum, which is rounded to fp16 as in the codecs."""
     hm = channels(cache, HEATMAPS, view=view, rows=rows).sum(1, keepdims=True).astype(np.float16).astype(np.float32)
     return channels(cache, name, view=view, rows=rows) * hm
 
 
 def second_moments(maps: Sequence[da.Array]) -> da.Array:
-    """E[x x'] over frames and places of maps (n, C, H, W): float64 (C, C)."""
-    places = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)
+    """Return E[x x'] over frames and positions of maps (n, C, H, W): float64 (C, C)."""
+    num_positions = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)
     products = [da.tensordot(each, each, axes=((0, 2, 3), (0, 2, 3))).astype(np.float64) for each in maps]
-    return sum(products[1:], products[0]) / places
+    return sum(products[1:], products[0]) / num_positions
 
 
 def channel_ranges(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[str, dict[str, da.Array]]:
-    """min, max, mean and rms (C,) of each stored map's channels or components."""
+    """Return min, max, mean and rms (C,) of each stored map's channels or components."""
     ranges = {}
     for name in cache.codec.inputs:
         if name == SCALE:
@@ -71,17 +71,20 @@ def channel_ranges(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[s
     return ranges
 
 
-def map_losses(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[str, da.Array]:
-    """Mean over rows of each map's relative L2 error, as it was measured when the row was encoded; {} if lossless."""
+def mean_relative_l2(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[str, da.Array]:
+    """Return each map's relative L2 error, measured at encoding and averaged over rows; {} for the profile exact."""
     if cache.codec.profile == "exact":
         return {}
-    losses = stored(cache, LOSS, view=view, rows=rows)
-    names = cache.spec(LOSS).attributes["of"]
-    return {name: losses[:, i].mean() for i, name in enumerate(names)}
+    errors = stored(cache, RELATIVE_L2, view=view, rows=rows)
+    names = cache.spec(RELATIVE_L2).attributes["of"]
+    return {name: errors[:, i].mean() for i, name in enumerate(names)}
 
 
 def base_rates(frames: pd.DataFrame, aus: Sequence[int], *, chunk_rows: int = 65536) -> dict[str, da.Array]:
-    """Percent positive among known labels (A,) of each part and of all, over frames with `au_01`... columns."""
+    """Return the percentage (A,) of positive among known labels, by part and for "all".
+
+    frames: part, and labels in columns `au_01` etc.
+    """
     labels_NA = da.from_array(frames[[au_column(au) for au in aus]].to_numpy(np.int8), chunks=(chunk_rows, len(aus)))
     parts = frames["part"].to_numpy()
     rates = {}
@@ -92,7 +95,7 @@ def base_rates(frames: pd.DataFrame, aus: Sequence[int], *, chunk_rows: int = 65
 
 
 def codec_moments(cache: CacheReader, rows: np.ndarray, *, views: Sequence[int]) -> dict[str, da.Array]:
-    """`second_moments` of each map that the profile compact keeps, from a cache of the profile exact."""
+    """Return `second_moments` of each map that the profile compact stores, from a cache of the profile exact."""
     assert cache.codec.profile == "exact"
 
     def maps(name: str) -> list[da.Array]:

@@ -1,1 +1,1 @@
-"""Images in, faces, crops and features out; no disk but the weights."""
+"""From images to faces, crops and features; reads no file but weights."""

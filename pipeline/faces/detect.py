@@ -1,4 +1,4 @@
-"""Frames to boxes: the best face of each frame, or the reason why there is none."""
+"""From frames to boxes: the best face of each frame, or why it has none."""
 
 # B frames of one size, N rows, H height, W width
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 BACKBONES = {"retinaface-mobilenet": "mobilenet0.25", "retinaface-resnet50": "resnet50"}
 VALUE_COLUMNS = list(BOX_COLUMNS[1:-2])
-"""Box, score and points: everything that is NaN without a face."""
+"""Box, score and points: the columns that are NaN without a face."""
 _MAX_WAITING_BATCHES = 4
 
 
 def load_detector(entry: WeightsEntry, device: torch.device) -> RetinaFace:
-    """A RetinaFace with its weights, in evaluation mode on `device`.
+    """Load a RetinaFace with its weights, in evaluation mode on `device`.
 
     Raises `WeightsError` for weights that are missing, changed, or of another network.
     """
-    from models.retinaface import RetinaFace  # noqa: PLC0415 - brings torchvision: over a second, often for nothing
+    from models.retinaface import RetinaFace  # noqa: PLC0415 - imports torchvision: over a second
 
     if entry.family not in BACKBONES:
         raise WeightsError(
-            f"weights {entry.path} are of the family {entry.family!r}; a detector needs one of {', '.join(BACKBONES)}"
+            f"weights {entry.path} have the family {entry.family!r}; a detector needs one of {', '.join(BACKBONES)}"
         )
     detector = RetinaFace(BACKBONES[entry.family])
-    load_weights(detector, entry, whose=entry.family, fix="`family` or `path`")
+    load_weights(detector, entry, expected=entry.family, fix="`family` or `path`")
     return detector.eval().to(device).to(memory_format=torch.channels_last)
 
 
@@ -57,10 +57,10 @@ def detect_frames(
     done: pd.DataFrame | None = None,
     step: ProgressCallback = no_progress,
 ) -> pd.DataFrame:
-    """`BOX_COLUMNS`, a row a frame in the order of `frames`: the best-scoring face in full-frame px, score, points.
+    """Return `BOX_COLUMNS`, one row per frame in the order of `frames`: box, score and points of the best-scoring face.
 
-    `status` is ok, no_face or unreadable; gaps are filled by `fill_gaps`, once all chunks of a sequence are there.
-    `done` holds rows of an earlier call that are taken over as they are. `step` is told of frames as they finish.
+    Coordinates are in full-frame px. `status` is ok, no_face or unreadable; `fill_gaps` fills gaps once all chunks of a
+    sequence are detected. `done`: rows of an earlier call, which are reused. `step` is called as frames finish.
     """
     if done is not None:
         left = frames[~frames["frame_id"].isin(done["frame_id"])]
@@ -88,12 +88,12 @@ def detect_frames(
 
 
 _Batch = tuple[list[int], list[np.ndarray]]
-"""Positions in a table of frames, and their images, all of one size."""
+"""Positions in a table of frames and their images, all of one size."""
 _FacesOfFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _batches(root: Path, frames: pd.DataFrame, batch_size: int, step: ProgressCallback) -> Iterator[_Batch]:
-    """The readable images of a table in batches of one size; `step` is told of those that are not."""
+    """Yield the readable images of a table in batches of one image size; calls `step` for unreadable ones."""
     waiting: dict[tuple[int, ...], _Batch] = {}
     for position, image in read_frames(root, frames):
         if image is None:
@@ -112,9 +112,9 @@ def _batches(root: Path, frames: pd.DataFrame, batch_size: int, step: ProgressCa
 def faces_in(
     images: list[np.ndarray], detector: RetinaFace, *, settings: DetectorConfig, device: torch.device
 ) -> list[_FacesOfFrame]:
-    """Faces of images of one size, best first: boxes (n, 4), scores (n,), points (n, 5, 2), float32, in full-frame px.
+    """Detect the faces of each image, best first: boxes (n, 4), scores (n,), points (n, 5, 2), float32, full-frame px.
 
-    images: RGB uint8 (H, W, 3); larger ones than `max_side_px` are shrunk for the detector.
+    images: RGB uint8 (H, W, 3), all of one size; the detector gets them shrunk to `max_side_px` at most.
     """
     height, width = images[0].shape[:2]
     shrink = min(1.0, settings.max_side_px / max(height, width))
@@ -131,7 +131,7 @@ def faces_in(
 
 
 def _in_full_frame(faces: Faces, px: np.ndarray) -> _FacesOfFrame:
-    """Faces with coordinates times `px` (x, y), where 0 is the centre of the first pixel before and after."""
+    """Multiply coordinates by `px` (x, y); 0 is the centre of the first pixel before and after."""
 
     def enlarge(xy: np.ndarray) -> np.ndarray:
         return (xy + 0.5) * px - 0.5
@@ -141,10 +141,11 @@ def _in_full_frame(faces: Faces, px: np.ndarray) -> _FacesOfFrame:
 
 
 def fill_gaps(frames: pd.DataFrame, boxes: pd.DataFrame, *, max_gap_frames: int) -> pd.DataFrame:
-    """`boxes` with short runs without a face filled linearly between two found ones of the same subject and task.
+    """Return `boxes` with short runs without a face interpolated linearly between two detected faces of a sequence.
 
     A run is filled, and its status becomes interpolated, if at most `max_gap_frames` frame numbers lie between its two
-    neighbours; scores stay NaN, and unreadable frames stay as they are. Rows of both tables belong together.
+    neighbours of the same subject and task. Scores stay NaN; unreadable frames stay unchanged. Both tables must list
+    the same frames in the same order.
     """
     assert (frames["frame_id"].to_numpy() == boxes["frame_id"].to_numpy()).all()
     columns = [name for name in VALUE_COLUMNS if name != "score"]

@@ -1,8 +1,8 @@
-"""Crops to frozen features in half precision: a FAN's maps (`models.fan.TAPS`), or a ResNet-18's.
+"""From crops to frozen features in fp16: the maps of a FAN (`models.fan.TAPS`) or of a ResNet-18.
 
-On one kind of device the bytes of a crop's features do not depend on the crops beside it, on their order or number:
-kernels, and with them the last bits, are chosen by a batch's shape, so every batch is filled up to one size. Nor do
-they depend on how many threads there are (see `map_batches`).
+On one kind of device, the bytes of a crop's features do not depend on number and order of the other crops. Kernels, and
+so the last bits, depend on a batch's shape, therefore every batch is padded to one size. Nor do the bytes depend on the
+number of threads (see `map_batches`).
 
 Shapes: N crops, C channels, H W rows and columns of a map.
 """
@@ -25,7 +25,7 @@ from pipeline.faces.weights import load_weights
 from pipeline.runtime.device import exact_convolutions, map_batches
 
 Encode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""Maps fp16 (N, C, H, W) by name to what is kept of them, a row a crop; runs on the maps' device."""
+"""Encodes maps fp16 (N, C, H, W) by name to arrays with one row per crop, on the maps' device."""
 
 _N = TypeVar("_N", bound=nn.Module)
 
@@ -39,42 +39,42 @@ Network = FAN | ResNet18Features
 
 
 def load_network(entry: WeightsEntry, device: torch.device | str) -> Network:
-    """The frozen network of the entry's family, see `load_fan` and `load_resnet18`."""
+    """Load the frozen network of the entry's family; see `load_fan` and `load_resnet18`."""
     return load_resnet18(entry, device) if entry.family == "resnet18" else load_fan(entry, device)
 
 
 def load_resnet18(entry: WeightsEntry, device: torch.device | str) -> ResNet18Features:
-    """A frozen ResNet-18's early features with weights in timm's keys; a whole classifier's serve as well.
+    """Load the frozen early layers of a ResNet-18, from weights with timm's keys; keys of later layers are ignored.
 
     Raises `WeightsError` as `load_fan` does.
     """
     network = ResNet18Features()
-    load_weights(network.net, entry, whose="timm's resnet18", fix="`path`", skips_others=True)
-    return frozen(network, device)
+    load_weights(network.net, entry, expected="timm's resnet18", fix="`path`", ignores_others=True)
+    return freeze(network, device)
 
 
 def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
-    """A frozen FAN with its weights, in evaluation mode, fp32 and channels last on `device`.
+    """Load a frozen FAN with its weights, in evaluation mode, fp32 and channels last on `device`.
 
     Raises `WeightsError` for weights that are missing, changed, or of another network.
     """
     if entry.family != "fan":
-        raise WeightsError(f"weights {entry.path} are of the family {entry.family!r}; features need the family 'fan'")
+        raise WeightsError(f"weights {entry.path} have the family {entry.family!r}; features need the family 'fan'")
     assert entry.width is not None
     assert entry.num_stacks is not None
-    assert entry.pooling is not None  # the entry sees to all three
+    assert entry.pooling is not None  # `WeightsEntry` validates all three
     fan = FAN(entry.width, entry.num_stacks, pooling=entry.pooling)
     load_weights(
         fan,
         entry,
-        whose=f"a FAN of width {entry.width} with {entry.num_stacks} stacks",
+        expected=f"a FAN of width {entry.width} with {entry.num_stacks} stacks",
         fix="`width`, `num_stacks` or `path`",
     )
-    return frozen(fan, device)
+    return freeze(fan, device)
 
 
-def frozen(network: _N, device: torch.device | str) -> _N:
-    """`network` in evaluation mode, without gradients and channels last on `device`."""
+def freeze(network: _N, device: torch.device | str) -> _N:
+    """Put `network` on `device` in evaluation mode, without gradients and channels last; return it."""
     network.eval().requires_grad_(False).to(device)
     network.to(memory_format=torch.channels_last)
     return network
@@ -84,15 +84,15 @@ def frozen(network: _N, device: torch.device | str) -> _N:
 def extract_features(
     network: Network, crops: np.ndarray, *, encode: Encode = dict, precision: Precision = "fp32"
 ) -> dict[str, np.ndarray]:
-    """What `encode` keeps of N crops' maps, by name; by default the maps, float16 (N, *`network.map_shapes`).
+    """Return the encoded maps of N crops by name; by default the maps, float16 (N, *`network.map_shapes`).
 
-    `crops` are RGB (N, 256, 256, 3): uint8, or float32 in [0, 1]. `precision` is the arithmetic of the forward pass;
-    fp32 is never lowered to TF32. Raises `DataError` for other crops and for values beyond fp16.
+    crops: RGB (N, 256, 256, 3), uint8, or float32 in [0, 1]. precision: arithmetic of the forward pass; fp32 never uses
+    TF32. Raises `DataError` for crops of another shape or dtype, and for values beyond fp16.
     """
     if crops.shape[1:] != (INPUT_SIZE_PX, INPUT_SIZE_PX, 3) or crops.dtype not in (np.uint8, np.float32):
         raise DataError(
-            f"features take crops uint8 or float32 (N, {INPUT_SIZE_PX}, {INPUT_SIZE_PX}, 3), "
-            f"found {crops.dtype} {crops.shape}; cut them with the crop settings' size_px = {INPUT_SIZE_PX}"
+            f"expected crops uint8 or float32 (N, {INPUT_SIZE_PX}, {INPUT_SIZE_PX}, 3), "
+            f"found {crops.dtype} {crops.shape}; set the crop settings' size_px to {INPUT_SIZE_PX}"
         )
     device = next(network.parameters()).device
     if not len(crops):
@@ -103,7 +103,7 @@ def extract_features(
     for rows, kept, is_finite, _ in _forward_batches(network, crops, device, encode, precision):
         for name, found in is_finite.items():
             if not found:
-                raise DataError(f"feature {name} exceeds half precision; a cache of fp16 needs other weights")
+                raise DataError(f"feature {name} has values beyond fp16; use other weights")
         for name, values in kept.items():
             here = values[: rows.stop - rows.start].numpy()
             if len(here) == len(crops):  # one batch holds them all: no copy
@@ -115,8 +115,8 @@ def extract_features(
     return out
 
 
-class _Kept(NamedTuple):
-    """What is kept of a batch, on the CPU once `copied` has happened, and whether each map is finite."""
+class _EncodedBatch(NamedTuple):
+    """Encoded maps of a batch, complete on the CPU after `copied`, and whether each map is finite."""
 
     rows: slice
     kept: dict[str, Tensor]
@@ -126,12 +126,12 @@ class _Kept(NamedTuple):
 
 def _forward_batches(
     network: Network, crops: np.ndarray, device: torch.device, encode: Encode, precision: Precision
-) -> Iterator[_Kept]:
-    """What is kept, batch by batch; a GPU works on the next batch while one is copied back."""
+) -> Iterator[_EncodedBatch]:
+    """Yield encoded batches; a GPU computes the next batch while one is copied back."""
     size = _BATCH_SIZES[device.type]
 
     @torch.inference_mode()
-    def forward(rows: slice) -> _Kept:
+    def forward(rows: slice) -> _EncodedBatch:
         maps = _maps(network, _to_device(crops[rows], size, device), precision)
         finite = {name: torch.isfinite(values[: rows.stop - rows.start]).all() for name, values in maps.items()}
         kept, is_finite = (
@@ -139,31 +139,31 @@ def _forward_batches(
             for tensors in (encode(maps), finite)
         )
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        return _Kept(rows, kept, is_finite, copied)
+        return _EncodedBatch(rows, kept, is_finite, copied)
 
     waiting = None
     for batch in map_batches(forward, _slices(len(crops), size), device):
         if waiting is not None:
-            yield _arrived(waiting)
+            yield _wait_for_copy(waiting)
         waiting = batch
     if waiting is not None:
-        yield _arrived(waiting)
+        yield _wait_for_copy(waiting)
 
 
 def _slices(num: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, num)) for first in range(0, num, size))
 
 
-def _arrived(batch: _Kept) -> _Kept:
+def _wait_for_copy(batch: _EncodedBatch) -> _EncodedBatch:
     if batch.copied is not None:
         batch.copied.synchronize()
     return batch
 
 
 def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:
-    """Images float32 (size, 3, 256, 256) in [0, 1], channels last; the last crop fills up."""
-    filled = np.concatenate((crops, np.repeat(crops[-1:], size - len(crops), 0))) if len(crops) < size else crops
-    images = torch.from_numpy(np.ascontiguousarray(filled))
+    """Return images float32 (size, 3, 256, 256) in [0, 1], channels last, padded with the last crop."""
+    padded = np.concatenate((crops, np.repeat(crops[-1:], size - len(crops), 0))) if len(crops) < size else crops
+    images = torch.from_numpy(np.ascontiguousarray(padded))
     if device.type == "cuda":
         images = images.pin_memory().to(device, non_blocking=True)
     images = images.permute(0, 3, 1, 2)

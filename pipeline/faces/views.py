@@ -1,8 +1,8 @@
-"""Views of a crop: clean, flipped and augmented ones, each a function of the seed, the frame's name and its number.
+"""Render views of a crop: clean, flipped or augmented, as a function of seed, frame_id and the view's number.
 
-A view moves the face in the clean crop, turns and enlarges it about the crop's centre, and resamples the stored crop
-once. Frame of reference: pixel centres at whole numbers, x to the right, y down, in px of the stored crop or of the
-view; the two have the same scale, and the clean view is the stored crop's middle, copied.
+A view flips and shifts the face, rotates and scales it about the view's centre, and resamples the stored crop once. The
+clean view is a copy of the stored crop's centre. Coordinates: px of the stored crop or of the view, which have the same
+scale; pixel centres at integers, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNIFORM_BITS = 53
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What a view does, in this order: flip left-right, shift (px of the clean crop), turn clockwise, enlarge."""
+    """Parameters of a view, applied in this order: flip left-right, shift (px), rotate clockwise, scale."""
 
     rotation_deg: float = 0.0
     scale: float = 1.0
@@ -36,12 +36,12 @@ class ViewParams:
     is_flipped: bool = False
 
     def as_row(self) -> np.ndarray:
-        """The five numbers as float64, in the order of the fields."""
+        """Return the five numbers as float64, in the order of the fields."""
         return np.array(astuple(self), np.float64)
 
 
 def view_params(frame_id: str, view: int, settings: ViewConfig) -> ViewParams:
-    """Parameters of a view (paper 4.1); the same on every platform and in every process.
+    """Return the parameters of a view (paper 4.1), equal on every platform and in every process.
 
     View 0 is clean, 1 is clean and flipped, 2 and up are uniform draws within the settings.
     """
@@ -60,7 +60,7 @@ def view_params(frame_id: str, view: int, settings: ViewConfig) -> ViewParams:
 
 
 def view_matrix(params: ViewParams, *, crop_px: int, view_px: int) -> np.ndarray:
-    """Affine (2, 3) float64 that takes px of the stored crop (side `crop_px`) to px of the view (side `view_px`)."""
+    """Return the affine (2, 3), float64, from px of the stored crop (side `crop_px`) to px of the view (`view_px`)."""
     angle = math.radians(params.rotation_deg)
     cos, sin = params.scale * math.cos(angle), params.scale * math.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]])
@@ -72,21 +72,21 @@ def view_matrix(params: ViewParams, *, crop_px: int, view_px: int) -> np.ndarray
 
 
 def render_view(crop: np.ndarray, params: ViewParams, *, view_px: int) -> np.ndarray:
-    """The view of a stored crop, RGB uint8 (S, S, 3) to (view_px, view_px, 3): bilinear, zero outside."""
+    """Render a view of a stored crop, RGB uint8 (S, S, 3) to (view_px, view_px, 3): bilinear, zero outside."""
     matrix = view_matrix(params, crop_px=crop.shape[0], view_px=view_px)
     return cv2.warpAffine(crop, matrix, (view_px, view_px), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))
 
 
 def crop_side_px(crop: CropConfig) -> int:
-    """Side of the stored crop, which has the scale of the FAN's input."""
+    """Return the side of the stored crop, at the scale of the FAN's input."""
     return round(crop.size_px * crop.context_frac)
 
 
 def check_context(crop: CropConfig, views: ViewConfig) -> None:
     """Raise `ConfigError` if the strongest view would sample outside the stored crop.
 
-    A view's corner, (size - 1) / 2 from its centre either way, lies after undoing scale s and turn t at most
-    (size - 1) / 2 (cos t + sin t) / s from the centre of the crop, plus the shift.
+    After undoing scale s and rotation t, a view's corner is at most (size - 1) / 2 (cos t + sin t) / s plus the shift
+    from the crop's centre, along each axis.
     """
     angle = math.radians(views.max_rotation_deg)
     reach_px = (crop.size_px - 1) / 2 * (math.cos(angle) + math.sin(angle)) / views.min_scale + views.max_shift_px
@@ -94,12 +94,12 @@ def check_context(crop: CropConfig, views: ViewConfig) -> None:
         needed = (2 * reach_px + 1) / crop.size_px
         raise ConfigError(
             f"crop.context_frac is {crop.context_frac:g}, but these views reach {reach_px:.1f} px from the crop's "
-            f"centre; set it to at least {math.ceil(needed * 100) / 100:g} or make the views gentler"
+            f"centre; set it to at least {math.ceil(needed * 100) / 100:g}, or reduce the views' ranges"
         )
 
 
 def _uniforms(name: str) -> list[float]:
-    """Five numbers in [0, 1) from a hash."""
+    """Return five numbers in [0, 1) from a hash of `name`."""
     digest = hashlib.blake2b(name.encode(), digest_size=8 * _NUM_DRAWS, person=b"view").digest()
     words = (int.from_bytes(digest[8 * i : 8 * i + 8], "big") for i in range(_NUM_DRAWS))
     return [(word >> (64 - _UNIFORM_BITS)) / 2**_UNIFORM_BITS for word in words]

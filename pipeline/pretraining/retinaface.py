@@ -27,11 +27,11 @@ from pipeline.synthetic.scenes import (
     MIN_SEEN_FRAC,
     Scene,
     SceneFolder,
-    covered,
     cropped,
     marked,
     mirrored,
     mosaic,
+    occlude,
     recoloured,
     render_scenes,
     scenes,
@@ -100,7 +100,7 @@ def _augmented(rendered: SceneFolder, side_px: int, rng: np.random.Generator) ->
     if len(scene.boxes) and rng.random() < 0.3:
         scene = scene._replace(image=with_scrambled_face(scene, rng))
     if rng.random() < 0.2:
-        scene = scene._replace(image=covered(scene, rng))
+        scene = scene._replace(image=occlude(scene, rng))
     return scene._replace(image=recoloured(scene.image, rng))
 
 

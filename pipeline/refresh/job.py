@@ -29,8 +29,8 @@ from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.device import checked_device
 from pipeline.runtime.executors import LocalWorkers
 from pipeline.store.fingerprint import fingerprint as hash_document
+from pipeline.store.format import StoreFormat
 from pipeline.store.revisions import load_revision
-from pipeline.store.writer import StoreFormat
 
 _RATES_NAME = "rates.json"
 _MIN_RATED_S = 10.0

@@ -30,10 +30,11 @@ from pipeline.faces.features import Precision, extract_features, load_network
 from pipeline.fingerprint import weights_in
 from pipeline.runtime.progress import track
 from pipeline.store.fingerprint import fingerprint
+from pipeline.store.format import StoreFormat
 from pipeline.store.lock import is_held
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
-from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, prune
+from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, prune_store
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
     FINGERPRINT_NAME,
@@ -43,7 +44,6 @@ from pipeline.store.revisions import (
     read_fingerprint,
 )
 from pipeline.store.verify import Damage, mark_damaged, verify_store
-from pipeline.store.writer import StoreFormat
 from pipeline.tables import read_record
 
 logger = logging.getLogger("fantrans")
@@ -234,7 +234,7 @@ def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRA
     for folders, format_of in ((crop_folders, stored_crops_format), (cache_folders, stored_format)):
         for folder in folders(catalog, dataset):
             if load_revision(folder) is not None:
-                done[folder] = prune(folder, format_of(folder), grace_s=grace_s)
+                done[folder] = prune_store(folder, format_of(folder), grace_s=grace_s)
     return done
 
 
@@ -285,7 +285,7 @@ def cache_statistics(
     graphs = (
         statistics.base_rates(frames, aus),
         statistics.channel_ranges(cache, view=0, rows=rows),
-        statistics.map_losses(cache, view=0, rows=rows),
+        statistics.mean_relative_l2(cache, view=0, rows=rows),
     )
     rates, ranges, losses = dask.compute(*graphs)
     yield "percent positive among known labels", pd.DataFrame(rates, index=[f"AU{au}" for au in aus])

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write beside, fsync, rename, fsync the folder."""
+"""Atomic writes: fill a temporary file beside the target, fsync it, rename it, fsync the folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMP_PREFIX = ".tmp-"
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Make renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -30,10 +30,10 @@ def fsync_file(path: Path) -> None:
 
 
 def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write(temp_path)` fill a file beside `path` and make it last; returns the temp path for `put_in_place`.
+    """Call `write(temp_path)` to fill a file beside `path`, fsync it, and return its path for `put_in_place`.
 
-    Parents are made. If writing fails, nothing is left; a kill leaves at most a `.tmp-*` file. Raises `WriteError` for
-    a disk that is full or cannot be written.
+    Creates parent folders. A failure leaves nothing; a kill leaves at most a `.tmp-*` file. Raises `WriteError` if the
+    disk is full or not writable.
     """
     temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(4)}-{path.name}"
     try:
@@ -44,7 +44,8 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
         discard(temp)
         reason = error.strerror or str(error)
         raise WriteError(
-            f"{path} cannot be written: {reason}; fix the place and run this again, what was finished is kept",
+            f"{path} cannot be written: {reason}; free space or fix permissions, then run this again: finished work is "
+            "kept",
             error.errno,
         ) from None
     except BaseException:
@@ -54,19 +55,19 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def discard(temp: Path) -> None:
-    """Remove a staged file that nobody wants any more, if it is there and that can be done."""
+    """Remove a staged file, if it exists and can be removed."""
     with suppress(OSError):
         temp.unlink(missing_ok=True)
 
 
 def put_in_place(temp: Path, path: Path) -> None:
-    """Give a staged file its name, in one step that lasts."""
+    """Rename a staged file to `path`, durably."""
     temp.replace(path)
     fsync_folder(path.parent)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`stage_file`, then `put_in_place`: a kill at any line leaves `path` as it was."""
+    """Write `path` by `stage_file` and `put_in_place`: a kill at any line leaves the old or the new file."""
     temp = stage_file(path, write)
     try:
         put_in_place(temp, path)
@@ -75,11 +76,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """`write_atomically` for bytes at hand."""
+    """Write bytes to `path` atomically."""
     write_atomically(path, lambda temp: temp.write_bytes(data))
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

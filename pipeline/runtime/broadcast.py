@@ -1,4 +1,4 @@
-"""A stream of items to many consumers: each sees all of them in order, and as many work at once as threads do."""
+"""Send a stream of items to many consumers on threads; every consumer gets all items, in order."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 _T = TypeVar("_T")
 
 _MAX_HELD = 3
-"""Items in memory at once: what a consumer may lead another by."""
+"""Buffer size in items: how far the fastest consumer may run ahead of the slowest."""
 
 
 def broadcast(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *, num_threads: int) -> float:
-    """Give every item to every consumer; returns the share of the threads' time that passed waiting for items.
+    """Call every consumer with every item; return the share of the threads' time that was spent waiting for items.
 
-    Consumers run on `num_threads` threads of one torch thread each, so what one computes does not depend on how many
-    there are. The consumer that is furthest behind goes next. Items are taken from `items` in this thread, a few ahead;
-    the first error, here or in a consumer, ends it all and is raised.
+    Consumers run on `num_threads` threads with one torch thread each, so their results do not depend on `num_threads`.
+    The consumer that is furthest behind runs next. This thread iterates over `items`, a few ahead. The first error,
+    from `items` or a consumer, stops everything and is raised.
     """
     state = _Broadcast(consumers)
     threads = [threading.Thread(target=state.work) for _ in range(min(num_threads, len(consumers)))]
@@ -38,14 +38,14 @@ def broadcast(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *,
     finally:
         for thread in threads:
             thread.join()
-        torch.set_num_threads(num_before)  # a thread's setting is the default of threads to come
+        torch.set_num_threads(num_before)  # a thread's setting becomes the default of new threads
     if state.error is not None:
         raise state.error
     return state.starved_s / max(len(threads) * (time.monotonic() - started), 1e-9)
 
 
 class _Broadcast(Generic[_T]):
-    """Items that somebody still needs, and where each consumer is; guarded by one condition."""
+    """Buffered items and the position of each consumer, guarded by one condition."""
 
     def __init__(self, consumers: Sequence[Callable[[_T], None]]) -> None:
         self.error: BaseException | None = None
@@ -68,19 +68,19 @@ class _Broadcast(Generic[_T]):
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Say that there are no more items."""
+        """Mark the end of the items."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Have everybody stop."""
+        """Stop all threads; the first error is kept."""
         with self._changed:
             self.error = self.error or error
             self._changed.notify_all()
 
     def work(self) -> None:
-        """Serve consumers until all is done: what a thread does."""
+        """Run consumers until all items are consumed; the target of each thread."""
         torch.set_num_threads(1)
         while (claimed := self._claim()) is not None:
             number, item = claimed
@@ -114,7 +114,7 @@ class _Broadcast(Generic[_T]):
             self._changed.notify_all()
 
     def _waiting(self) -> int | None:
-        """The idle consumer that is furthest behind and has an item to take."""
+        """Return the idle consumer with an available item that is furthest behind; None if there is none."""
         num_items = self._num_dropped + len(self._held)
         idle = [i for i, number in enumerate(self._next) if i not in self._busy and number < num_items]
         return min(idle, key=self._next.__getitem__, default=None)

@@ -1,4 +1,4 @@
-"""The device that somebody asked for, if it is there; never another one in its place."""
+"""Check the requested device, and run networks with results that do not depend on threads or cuDNN's choices."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Out = TypeVar("_Out")
 
 
 def map_batches(forward: Callable[[_In], _Out], batches: Iterable[_In], device: torch.device) -> Iterator[_Out]:
-    """`map` of a network over batches.
+    """Yield `forward(batch)` for each batch, in order.
 
-    On a CPU as many run at once as torch has threads, each on one: a kernel that shares a batch among threads rounds by
-    their number, and the bytes of a cache must not depend on how many cores a machine, or a worker, has.
+    On a CPU, as many batches run at once as torch has threads, each on one thread. A kernel that splits one batch among
+    threads would round differently on machines with other numbers of cores.
     """
     if device.type != "cpu":
         yield from map(forward, batches)
@@ -34,21 +34,21 @@ def map_batches(forward: Callable[[_In], _Out], batches: Iterable[_In], device: 
 
 
 def exact_convolutions() -> AbstractContextManager[None]:
-    """Convolutions of a GPU in the arithmetic that is asked for, and the same at every call."""
-    # cuDNN is switched off by whoever leaves `enabled` out
+    """Return a context in which cuDNN convolves without TF32 and deterministically."""
+    # without `enabled=True` this context switches cuDNN off
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def checked_device(device: str) -> str:
-    """`device` itself; a `ConfigError` if torch does not know it or this machine does not have it."""
+    """Return `device`; raises `ConfigError` if torch does not know it or this machine does not have it."""
     try:
         kind = torch.device(device).type
     except RuntimeError:
         kind = ""
     if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"there is no device {device!r}; expected cpu, cuda or cuda:N")
+        raise ConfigError(f"device {device!r} is not known; expected cpu, cuda or cuda:N")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {device!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices; give --device cpu"
+            f"device {device!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices; pass --device cpu"
         )
     return device

@@ -1,4 +1,4 @@
-"""Markdown as a page of its own, for a browser."""
+"""Render Markdown as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PAGE = """<!doctype html>
 
 
 def write_html(path: Path, markdown: str) -> None:
-    """Write a page of `markdown`, whose first line is its title."""
+    """Write `markdown` as a page to `path`; its first line is the title."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     page = _PAGE.format(title=escape(markdown.splitlines()[0].lstrip("# ")), body=body)
     write_bytes_atomically(path, page.encode())

@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a bar on a terminal, a line now and then in a log."""
+"""Progress with rate and time left: a bar on a terminal, periodic lines in a log."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ LOG_EVERY_S = 10.0
 
 
 class ProgressCallback(Protocol):
-    """What is told of work as it finishes."""
+    """Callback for finished work."""
 
     def __call__(self, num_done: int, piece: str = "") -> None:
-        """So many more items are done, and they end the piece of work of that name, if any."""
+        """Report `num_done` more items; `piece` names the unit of work that they complete, if any."""
 
 
 def no_progress(num_done: int, piece: str = "") -> None:
-    """A `ProgressCallback` that nobody hears."""
+    """Ignore the report: a `ProgressCallback` that does nothing."""
 
 
 Listener = Callable[[str, float], None]
-"""Told, now and then, of a stage: its description, and the percentage that is done."""
+"""Called periodically with a stage's description and the percentage that is done."""
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
 def progress_listener(listener: Listener) -> Iterator[None]:
-    """Have `listener` told of all that is tracked inside, from whichever thread does the work."""
+    """Call `listener` for everything that `track` tracks inside, from the thread that does the work."""
     token = _listener.set(listener)
     try:
         yield
@@ -62,26 +62,26 @@ class _RateColumn(ProgressColumn):
 
 @contextmanager
 def track(description: str, *, total: int, unit: str, num_before: int = 0) -> Iterator[ProgressCallback]:
-    """Yield a `ProgressCallback`, to be called as work finishes; `num_before` of the `total` were done before.
+    """Yield a `ProgressCallback` to call as work finishes; `num_before` of `total` were done before.
 
-    On a terminal: a bar with count, rate and time left on stderr. Elsewhere: a log line for each piece of work that has
-    a name, every ten seconds otherwise, and one at the end.
+    A terminal gets a bar with count, rate and time left on stderr. Otherwise a line is logged for each named piece of
+    work, else every ten seconds, and at the end.
     """
     listener, console = _listener.get(), Console(stderr=True)
-    started = said = heard = time.monotonic()
+    started = logged_at = reported_at = time.monotonic()
     done = 0
 
     def rate() -> float:
         return done / max(time.monotonic() - started, 1e-9)
 
     def step(num_done: int, piece: str = "") -> None:
-        nonlocal done, said, heard
+        nonlocal done, logged_at, reported_at
         done += num_done
         now = time.monotonic()
         if bar is not None:
             bar.advance(task, num_done)
-        elif piece or now - said >= LOG_EVERY_S:
-            said = now
+        elif piece or now - logged_at >= LOG_EVERY_S:
+            logged_at = now
             left_s = (total - num_before - done) / rate() if done else float("inf")
             logger.info(
                 "%s: %s%d of %d %s, %.1f/s, %.0f s left",
@@ -93,8 +93,8 @@ def track(description: str, *, total: int, unit: str, num_before: int = 0) -> It
                 rate(),
                 left_s,
             )
-        if listener is not None and now - heard >= LOG_EVERY_S:
-            heard = now
+        if listener is not None and now - reported_at >= LOG_EVERY_S:
+            reported_at = now
             listener(description, 100 * (num_before + done) / max(total, 1))
 
     if listener is not None:

@@ -1,4 +1,4 @@
-"""One byte string and one short hash per JSON document."""
+"""Canonical bytes and short hash of a JSON document."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _NUM_HEX = 16
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
-    """One byte string a document: sorted keys, no spaces, ASCII, shortest floats; NaN is refused."""
+    """Return the document's only byte string: sorted keys, no spaces, ASCII, shortest floats; `ValueError` for NaN."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:
-    """The first 16 hex digits of the document's sha256: a folder's name."""
+    """Return the first 16 hex digits of the document's sha256: a folder's name."""
     return hashlib.sha256(canonical_json(document)).hexdigest()[:_NUM_HEX]

@@ -51,9 +51,9 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for writing; raises `StoreError` naming the process, host and start of who holds it already.
+    """Hold `folder` for writing; creates it. Raises `StoreError` that names the holder's process, host and start.
 
-    A file left by a dead writer locks nobody out.
+    The kernel releases the lock when the process ends, even by a kill. A lock file that is left over locks nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
@@ -62,7 +62,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
             descriptor = held.enter_context(exclusive(path, os.O_RDWR | os.O_CREAT))
         except BlockingIOError:
             raise StoreError(
-                f"{folder} is being written by {_holder(path)}; wait until it has ended, then run this again"
+                f"{folder} is being written by {_holder(path)}; wait until it ends, then run this again"
             ) from None
         since = datetime.now(UTC).isoformat(timespec="seconds")
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
@@ -78,5 +78,5 @@ def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except ValueError:  # between taking the lock and signing it
+    except ValueError:  # the holder has locked the file, but not written its name yet
         return "another process"

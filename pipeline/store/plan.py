@@ -1,7 +1,7 @@
-"""What a refresh keeps, computes and drops: a pure function of what is wanted and what is there.
+"""What a refresh keeps, computes and drops: a pure function of the wanted frames and the stored ones.
 
-Which row a frame gets depends on the wanted frames and the published revision alone, not on when an earlier attempt was
-killed: the units that it finished hold the rows that an undisturbed refresh would have given them.
+A frame's row depends only on the wanted frames and the published revision, not on when an earlier refresh was killed:
+finished units hold the rows that an uninterrupted refresh would have given them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 
 NO_ROW = -1
-"""Row of a frame that is listed but has nothing stored: no face, unreadable."""
+"""Row of a frame that is listed without stored values: no face, unreadable."""
 
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """One block of one group: the smallest thing that is computed, written and reused as a whole."""
+    """One block of one group: computed, committed and reused as a whole."""
 
     block: int
     group: str
@@ -27,11 +27,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """The next revision and what is missing for it.
+    """The next revision and the units to compute for it.
 
-    index: frame_id, row, key, then the wanted table's other columns, by row. `num_kept` and `num_computed` count frames
-    in whole blocks and in blocks with something missing; `num_dropped` those whose row dies (gone, or changed and
-    computed anew); `num_bytes` are those of the values to write.
+    index: frame_id, row, key, then the wanted table's other columns, sorted by row. num_kept: frames in complete
+    blocks. num_computed: frames in blocks with missing units. num_dropped: rows that die, because the frame is gone or
+    its key changed. num_bytes: uncompressed bytes to write. is_new: whether publishing changes anything.
     """
 
     index: pd.DataFrame
@@ -45,7 +45,7 @@ class Plan:
     is_new: bool
 
     def rows_in(self, block: int) -> pd.DataFrame:
-        """The index's rows of a block, ascending."""
+        """Return the index's rows of a block, ascending."""
         first, last = np.searchsorted(self.index["row"].to_numpy(), np.array([block, block + 1]) * self.block_rows)
         return self.index.iloc[first:last]
 
@@ -53,11 +53,11 @@ class Plan:
 def assign_rows(
     wanted: pd.DataFrame, known: pd.DataFrame, *, first_free_block: int, block_rows: int, is_shuffled: bool
 ) -> pd.DataFrame:
-    """`wanted` with a `row` each, by row and name; frames whose key is "" are listed, with `NO_ROW`.
+    """Return `wanted` with a column `row`, sorted by row and frame_id; `NO_ROW` for frames with the key "".
 
     wanted: frame_id (unique), key, part and any other columns. known: frame_id, key, row of everything stored,
-    published or not. A frame keeps the row that holds its key. The others fill blocks of one part each, in the table's
-    order or shuffled by a hash of the frame's name, and blocks take the free numbers from `first_free_block` up.
+    published or not. A frame keeps the row that holds its key. The others fill new blocks of one part each, in the
+    table's order or shuffled by a hash of frame_id. New blocks take the free numbers from `first_free_block` up.
     """
     assert wanted["frame_id"].is_unique
     index = wanted.merge(known.drop_duplicates(["frame_id", "key"]), on=["frame_id", "key"], how="left")
@@ -96,8 +96,8 @@ def make_plan(
 ) -> Plan:
     """Plan the next revision; see `assign_rows`.
 
-    published: the current revision's index. done: intact units, published or not; `needs_repair` tells that a killed
-    refresh left some, or that a file of the revision is missing.
+    published: the current revision's index. done: intact units, published or not. needs_repair: whether a killed
+    refresh left files, or the revision has missing or damaged ones.
     """
     index = assign_rows(
         wanted, known, first_free_block=first_free_block, block_rows=block_rows, is_shuffled=is_shuffled
@@ -122,7 +122,7 @@ def make_plan(
 
 
 def is_same_index(index: pd.DataFrame, published: pd.DataFrame) -> bool:
-    """Whether two indexes say the same."""
+    """Return whether two indexes have equal columns and values."""
     has_same_columns = list(index.columns) == list(published.columns) and len(index) == len(published)
     return has_same_columns and index.equals(published.astype(index.dtypes.to_dict()))
 

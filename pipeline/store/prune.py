@@ -1,4 +1,4 @@
-"""Freeing space: dead rows, stale revisions and orphans go, what a reader holds or what is young stays."""
+"""Free dead rows, stale revisions and orphaned files, except those that a reader pins or that are young."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.runtime.atomic import fsync_folder
+from pipeline.store.format import StoreFormat
 from pipeline.store.lock import exclusive
-from pipeline.store.mirror import MIRROR_NAME
+from pipeline.store.mirror import MIRROR_NAME, copy_paths
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
@@ -23,7 +24,7 @@ from pipeline.store.revisions import (
     shard_sizes,
 )
 from pipeline.store.shards import stored_slots
-from pipeline.store.writer import StoreFormat, StoreWriter, open_writer
+from pipeline.store.writer import StoreWriter, open_writer
 
 DEFAULT_GRACE_S = 24 * 3600.0
 _FULL_ENOUGH = 0.75
@@ -31,32 +32,32 @@ _FULL_ENOUGH = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult:
-    """What `prune` did."""
+    """Counts of what `prune_store` freed, moved and kept."""
 
     num_bytes: int
     num_files: int
     num_revisions: int
     num_moved_rows: int
     num_held: int
-    """Stale revisions that stay because a reader holds them."""
+    """Stale revisions that were kept because a reader pins them."""
     num_young: int
-    """Stale revisions and orphans that stay because they are younger than the grace period."""
+    """Stale revisions and orphans that were kept because they are younger than the grace period."""
 
     def __str__(self) -> str:
-        """One line for people."""
-        stay = [f"{n} {what}" for n, what in ((self.num_held, "held by readers"), (self.num_young, "too young")) if n]
+        """Return a summary in one line."""
+        kept = [f"{n} {why}" for n, why in ((self.num_held, "pinned by readers"), (self.num_young, "too young")) if n]
         return (
             f"freed {self.num_bytes / 1e6:,.1f} MB in {self.num_files:,} files, {self.num_revisions} revisions; "
-            f"moved {self.num_moved_rows:,} rows" + (f"; left alone: {', '.join(stay)}" if stay else "")
+            f"moved {self.num_moved_rows:,} rows" + (f"; kept: {', '.join(kept)}" if kept else "")
         )
 
 
-def prune(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE_S) -> PruneResult:
-    """Free what no revision needs that is current, held by a reader, or younger than `grace_s`.
+def prune_store(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_GRACE_S) -> PruneResult:
+    """Free everything that only stale revisions need, unless a reader pins it or it is younger than `grace_s` seconds.
 
-    Blocks of the newest revision with dead rows or much room are merged into full ones first, as a revision of its own;
-    their space is freed when the revision before it goes. Ages are by file times: with a clock that was set back, files
-    look young and stay. Raises `StoreError` if another process writes the store.
+    First, blocks of the newest revision with dead rows or many empty ones are merged into full blocks, and published as
+    a new revision. Their space is freed when the previous revision goes. Ages are file times: after the clock was set
+    back, files look young and stay. Raises `StoreError` if another process writes the store.
     """
     with open_writer(folder, format) as writer:
         num_moved = _compact(writer)
@@ -96,7 +97,7 @@ def _is_young(path: Path, grace_s: float) -> bool:
 
 
 def _drop_revision(folder: Path, number: int) -> bool:
-    """Remove a stale revision's files, the manifest first; False if a reader has it pinned."""
+    """Remove a stale revision's files, the manifest first; False if a reader pins it."""
     manifest = folder / manifest_name(number)
     if manifest.exists():
         try:
@@ -106,14 +107,14 @@ def _drop_revision(folder: Path, number: int) -> bool:
         except BlockingIOError:
             return False
     for name in revision_files(number):
-        for at in (folder, folder / MIRROR_NAME):
-            (at / name).unlink(missing_ok=True)
+        for path in copy_paths(folder, name):
+            path.unlink(missing_ok=True)
     fsync_folder(folder)
     return True
 
 
 def _orphans(folder: Path, needed: set[Unit], grace_s: float) -> tuple[list[Path], list[int], int]:
-    """Shards that belong to no needed unit and are old enough, their sizes, and the number of those that are not."""
+    """Return shards that no needed unit owns and that are old enough, their sizes, and the number of younger ones."""
     files, sizes, num_young = [], [], 0
     for (group, array), shards in shard_sizes(folder).items():
         for name, size in shards.items():
@@ -129,9 +130,9 @@ def _orphans(folder: Path, needed: set[Unit], grace_s: float) -> tuple[list[Path
 
 
 def _compact(writer: StoreWriter) -> int:
-    """Move the live rows of wasteful blocks into new, full ones and publish; returns how many moved.
+    """Move the live rows of wasteful blocks into new, full blocks and publish; return the number of moved rows.
 
-    Not while a killed refresh waits to be finished, whose work would be lost; a killed move goes on where it was.
+    Does nothing while a killed refresh has unpublished units, which would be lost. A killed move is resumed.
     """
     revision = writer.revision
     if revision is None or writer.damaged or not writer.has_only_moved_rows:
@@ -151,7 +152,7 @@ def _compact(writer: StoreWriter) -> int:
 
 
 def _wasteful_blocks(folder: Path, revision: Revision) -> Iterable[int]:
-    """Blocks with dead rows or much room, of each part: only where moving them leaves fewer bytes or blocks."""
+    """Yield each part's blocks with dead or many empty rows, if merging them saves bytes or blocks."""
     live = revision.index[revision.index["row"] != NO_ROW]
     per_block = live.groupby(live["row"] // revision.block_rows).agg(num=("row", "size"), part=("part", "first"))
     candidates = per_block[per_block["num"] < _FULL_ENOUGH * revision.block_rows]

@@ -1,4 +1,4 @@
-"""Reading one pinned revision of a store: rows straight from the shards into the caller's buffers."""
+"""Read rows of one pinned revision straight from the shards into the caller's buffers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.store.shards import ArraySpec, read_shard
 
 
 class StoreReader:
-    """One revision of a store. Later refreshes do not change what it reads; threads may share it."""
+    """One pinned revision of a store. Later refreshes do not change its values; threads may share it."""
 
     def __init__(self, folder: Path, *, revision: int | None = None) -> None:
-        """Pin `revision`, or the newest. Raises `StoreError` for a folder without one."""
+        """Pin `revision`, or the newest. Raises `StoreError` if the folder has none."""
         self.folder = folder
         pinned, lock = pin_revision(folder, revision)
         self.document: dict[str, Any] = read_fingerprint(folder)
@@ -35,49 +35,49 @@ class StoreReader:
 
     @property
     def revision(self) -> int:
-        """The pinned revision's number."""
+        """Number of the pinned revision."""
         return self._revision.number
 
     @property
     def block_rows(self) -> int:
-        """Rows of a block: of a shard of any array."""
+        """Rows per block, and so per shard."""
         return self._revision.block_rows
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups, each with all rows."""
+        """Names of the groups; each has all rows."""
         return self._revision.groups
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The revision's counts and provenance."""
+        """Manifest of the revision: counts, arrays and provenance."""
         return dict(self._revision.manifest)
 
     @cached_property
     def listed(self) -> pd.DataFrame:
-        """Every frame of the index, also those with nothing stored (row -1): frame_id, row, key and further columns."""
+        """Every frame of the index, including those without values (row -1): frame_id, row, key and further columns."""
         return self._revision.index
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """Frames with stored values, by row."""
+        """Frames with stored values, sorted by row."""
         return self.listed[self.listed["row"] != NO_ROW].reset_index(drop=True)
 
     @property
     def array_names(self) -> tuple[str, ...]:
-        """Arrays of every group."""
+        """Names of the arrays in every group."""
         return tuple(self._specs)
 
     def spec(self, array: str) -> ArraySpec:
-        """Shape and dtype of an array's rows."""
+        """Return shape and dtype of an array's rows."""
         return self._specs[array]
 
     def read_rows(
         self, array: str, rows: Iterable[int] | np.ndarray, *, group: str = "", out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Rows (n,) of an array in the order asked for, (n, *row_shape); `out`, C-contiguous of that shape, is filled.
+        """Return an array's `rows` (n,) in the given order, (n, *row_shape); fills `out`, C-contiguous, if given.
 
-        Each row is checked against its checksum. Raises `StoreError` for what is missing or damaged.
+        Verifies the checksum of each row. Raises `StoreError` for rows that are missing or damaged.
         """
         rows = np.asarray(rows, np.int64)
         spec = self.spec(array)
@@ -97,7 +97,7 @@ class StoreReader:
 def readable_rows(
     folder: Path, arrays: Iterable[ArraySpec], unit: Unit, slots: np.ndarray, *, block_rows: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Which rows `slots` (n,) of a unit can be read in every array, bool (n,), and their values by array name."""
+    """Return which `slots` (n,) of a unit are readable in every array, bool (n,), and their values by array name."""
     is_good = np.ones(len(slots), bool)
     values = {}
     for spec in arrays:

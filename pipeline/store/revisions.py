@@ -1,6 +1,6 @@
-"""The published side of a store: which revision there is, and what belongs to it.
+"""Published revisions of a store and the files that belong to them.
 
-Every small file is kept twice (`store.copies`); tables and the fingerprint have their hashes in the manifest.
+Every small file has a second copy (`pipeline.store.mirror`). The manifest has the hashes of tables and fingerprint.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.store.fingerprint import canonical_json, fingerprint
 from pipeline.store.lock import shared
 from pipeline.store.mirror import (
     MIRROR_NAME,
-    Check,
-    copies,
-    good_copy,
+    Validator,
+    copy_paths,
+    find_intact_copy,
+    has_copy,
     has_sha256,
-    is_good,
+    is_intact,
     is_sealed,
-    is_there,
     read_copy,
     read_sealed_json,
     repair,
@@ -40,7 +40,7 @@ from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.shards import ArraySpec, FileRecord, shard_name
 
 SCHEMA = 2
-"""Version of everything in the folder; a reader refuses another one."""
+"""Version of the folder's format; a reader refuses every other one."""
 
 ARRAYS_NAME = "arrays.zarr"
 DAMAGE_NAME = "damage.json"
@@ -64,7 +64,7 @@ class Revision:
 
     @property
     def number(self) -> int:
-        """1 for the first."""
+        """Number of the revision, from 1."""
         return self.manifest["revision"]
 
     @property
@@ -74,17 +74,17 @@ class Revision:
 
     @property
     def block_rows(self) -> int:
-        """Rows of a block."""
+        """Rows per block."""
         return self.manifest["block_rows"]
 
     @property
     def num_blocks(self) -> int:
-        """Blocks ever published; the next new block takes this number."""
+        """Number of blocks ever published, and the number of the next new block."""
         return self.manifest["num_blocks"]
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
-        """What every group holds, by name."""
+        """Specs of the arrays in every group, by name."""
         specs = (
             ArraySpec(**{**each, "row_shape": tuple(each["row_shape"]), "axes": tuple(each["axes"])})
             for each in self.manifest["arrays"]
@@ -93,7 +93,7 @@ class Revision:
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """frame_id, row, key and the kind's own columns, by row."""
+        """Table of frame_id, row, key and the store kind's own columns, sorted by row."""
         return self._table("index")
 
     @cached_property
@@ -107,7 +107,7 @@ class Revision:
 
 
 def load_revision(folder: Path, number: int | None = None) -> Revision | None:
-    """A store's revision by its number, or the newest; None if it has none yet.
+    """Load a revision by its number, or the newest; None if none is published.
 
     Raises `StoreError` for an unknown number, another schema, or a file that is damaged in both copies.
     """
@@ -117,18 +117,18 @@ def load_revision(folder: Path, number: int | None = None) -> Revision | None:
         return None
     wanted = newest if number is None else number
     name = manifest_name(wanted)
-    if not is_there(folder, name):
+    if not has_copy(folder, name):
         raise StoreError(f"{folder} has no revision {wanted}; its newest is {newest}")
     return Revision(folder, json.loads(read_copy(folder, name, is_sealed)))
 
 
 def _check_schema(folder: Path) -> None:
-    """Refuse what another version wrote, however its files are sealed."""
+    """Raise `StoreError` for a store of another schema, even if its files have other checksums."""
     for path in sorted(folder.glob("manifest-*.json"), reverse=True):
         try:
             schema = json.loads(path.read_bytes())["schema"]
         except (ValueError, KeyError, TypeError):
-            continue  # damaged: the others tell
+            continue  # damaged: try an older manifest
         if schema != SCHEMA:
             raise StoreError(
                 f"{folder} is written in schema {schema}, this version reads schema {SCHEMA}; "
@@ -138,7 +138,7 @@ def _check_schema(folder: Path) -> None:
 
 
 def _newest(folder: Path) -> int | None:
-    """The number in the pointer; without a good pointer, that of the newest whole manifest."""
+    """Return the number in the pointer; if that is not intact, the number of the newest intact manifest."""
     pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
     if pointer:
         return pointer["revision"]
@@ -146,25 +146,25 @@ def _newest(folder: Path) -> int | None:
 
 
 def revision_numbers(folder: Path) -> list[int]:
-    """Numbers of the revisions whose manifests are there, ascending."""
+    """Return the numbers of all revisions with a manifest, ascending."""
     names = {path.name for at in (folder, folder / MIRROR_NAME) for path in at.glob("manifest-*.json")}
     return sorted(int(name.removeprefix("manifest-").removesuffix(".json")) for name in names)
 
 
 def revision_files(number: int) -> tuple[str, ...]:
-    """Names of a revision's own files, the manifest first."""
+    """Return the names of a revision's own files, the manifest first."""
     return (manifest_name(number), *(f"{table}-{number:06d}.parquet" for table in _TABLES))
 
 
 def manifest_name(number: int) -> str:
-    """File name of a revision's manifest."""
+    """Return the file name of a revision's manifest."""
     return f"manifest-{number:06d}.json"
 
 
 def pin_revision(folder: Path, number: int | None) -> tuple[Revision | None, int]:
-    """A revision, and a descriptor whose shared lock keeps `collect` from it until it is closed (-1 without one).
+    """Load a revision and lock it against pruning until the returned descriptor is closed (-1: no lock).
 
-    The lock is on the manifest, so that a reader needs no right to write, and it dies with its process.
+    The shared lock is on the manifest, so a reader needs no write permission; it ends with its process.
     """
     while True:
         revision = load_revision(folder, number)
@@ -174,8 +174,8 @@ def pin_revision(folder: Path, number: int | None) -> tuple[Revision | None, int
             descriptor = shared(folder / manifest_name(revision.number))
         except FileNotFoundError:
             if (folder / MIRROR_NAME / manifest_name(revision.number)).is_file():
-                return revision, -1  # a damaged store is read as long as it lasts
-            continue  # collected between the two lines: there is a newer one
+                return revision, -1  # a damaged store is read without a lock
+            continue  # pruned between the two lines: there is a newer one
         if os.fstat(descriptor).st_nlink > 0:
             return revision, descriptor
         os.close(descriptor)
@@ -193,7 +193,7 @@ def publish(
     fingerprint: str,
     provenance: Mapping[str, Any],
 ) -> Revision:
-    """Write the next revision's files and then move the pointer to it."""
+    """Write the next revision's files, then point `current.json` to it, and return it."""
     previous = load_revision(folder)
     number = 1 if previous is None else previous.number + 1
     manifest: dict[str, Any] = {
@@ -221,87 +221,87 @@ def publish(
 
 
 def has_fingerprint(folder: Path) -> bool:
-    """Whether the folder says whose it is."""
-    return is_there(folder, FINGERPRINT_NAME)
+    """Return whether the folder has a fingerprint document."""
+    return has_copy(folder, FINGERPRINT_NAME)
 
 
 def write_fingerprint(folder: Path, document: Mapping[str, Any]) -> None:
-    """Say what the folder's values depend on."""
+    """Write the document that decides the folder's values."""
     write_copies(folder, FINGERPRINT_NAME, canonical_json(document))
 
 
 def read_fingerprint(folder: Path) -> dict[str, Any]:
-    """The document that `folder` is named by; `StoreError` if there is none, or it is damaged in both copies."""
+    """Read the fingerprint document; `StoreError` if it does not exist or both copies are damaged."""
     if not has_fingerprint(folder):
         raise StoreNotFoundError(
             f"{folder} is not a store (no {FINGERPRINT_NAME}); run `fantrans refresh` to create one"
         )
-    return json.loads(read_copy(folder, FINGERPRINT_NAME, _is_document_of(folder)))
+    return json.loads(read_copy(folder, FINGERPRINT_NAME, _fingerprint_validator(folder)))
 
 
 def repair_tables(folder: Path) -> None:
-    """Put back what is missing or damaged of the small files, from the other copy; the writer's first act.
+    """Restore missing or damaged small files from their copies; the writer's first step.
 
-    A revision that is whole in neither copy keeps what it has; one that was not published in time is written anew.
+    Where neither copy is intact, both stay as they are. Files of revisions that were never published are skipped.
     """
-    repair(folder, FINGERPRINT_NAME, _is_document_of(folder))
+    repair(folder, FINGERPRINT_NAME, _fingerprint_validator(folder))
     newest = _newest(folder)
     if newest is None:
         return
     for number in revision_numbers(folder):
         if number <= newest:
-            for name, check in _checks(folder, number).items():
-                repair(folder, name, check)
-    if not is_good(folder / POINTER_NAME, is_sealed):
+            for name, is_valid in _validators(folder, number).items():
+                repair(folder, name, is_valid)
+    if not is_intact(folder / POINTER_NAME, is_sealed):
         write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": newest}))
 
 
 def has_intact_tables(folder: Path) -> bool:
-    """Whether the newest revision's small files are there twice, and good."""
+    """Return whether both copies of the newest revision's small files are intact."""
     pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
     if not pointer:
         return False
-    checks = {FINGERPRINT_NAME: _is_document_of(folder), **_checks(folder, pointer["revision"])}
-    return all(is_good(path, check) for name, check in checks.items() for path in copies(folder, name))
+    validators = {FINGERPRINT_NAME: _fingerprint_validator(folder), **_validators(folder, pointer["revision"])}
+    return all(is_intact(path, is_valid) for name, is_valid in validators.items() for path in copy_paths(folder, name))
 
 
-def _checks(folder: Path, number: int) -> dict[str, Check]:
-    """A revision's own small files, and how each is known to be good."""
+def _validators(folder: Path, number: int) -> dict[str, Validator]:
+    """Return a validator for each of a revision's own small files, by name."""
     manifest = _manifest(folder, number)
     tables = [manifest[name] for name in _TABLES] if manifest else []
     return {manifest_name(number): is_sealed, **{table["file"]: has_sha256(table["sha256"]) for table in tables}}
 
 
 def _manifest(folder: Path, number: int) -> dict[str, Any]:
-    """A manifest from either copy, {} if neither is good."""
-    data = good_copy(folder, manifest_name(number), is_sealed)
+    """Read a manifest from either copy; {} if neither is intact."""
+    data = find_intact_copy(folder, manifest_name(number), is_sealed)
     return {} if data is None else json.loads(data)
 
 
 def read_damage(folder: Path) -> set[Unit]:
-    """Units that the last verification found damaged."""
+    """Return the units that the last verification found damaged."""
     listed = read_sealed_json(folder / DAMAGE_NAME, fallback={"units": []})["units"]
     return {Unit(block, group) for block, group in listed}
 
 
 def write_damage(folder: Path, units: Iterable[Unit]) -> None:
-    """Leave word for the next refresh of units to compute anew."""
+    """Record damaged units, so that the next refresh recomputes them."""
     listed = [[unit.block, unit.group] for unit in sorted(units)]
     write_bytes_atomically(folder / DAMAGE_NAME, sealed_json({"units": listed}))
 
 
 def shard_path(folder: Path, unit: Unit, spec: ArraySpec) -> Path:
-    """Where a unit's shard of an array lies."""
+    """Return the path of a unit's shard of an array."""
     return array_folder(folder, unit.group, spec.name) / shard_name(spec, unit.block)
 
 
 def array_folder(folder: Path, group: str, name: str) -> Path:
-    """Where an array's shards lie."""
+    """Return the folder of an array's shards."""
     return folder / ARRAYS_NAME / group / name
 
 
 def shard_sizes(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
-    """Bytes of each shard file by (group, array) and file name."""
+    """Return the bytes of each shard file, by (group, array) and file name."""
     root = folder / ARRAYS_NAME
     sizes: dict[tuple[str, str], dict[str, int]] = {}
     for array, _, _ in os.walk(root):
@@ -313,19 +313,19 @@ def shard_sizes(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
     return sizes
 
 
-def _is_document_of(folder: Path) -> Check:
-    """A check that bytes are the document which the newest manifest, or the folder's name, says."""
+def _fingerprint_validator(folder: Path) -> Validator:
+    """Return a validator for the document with the newest manifest's fingerprint, or else the folder name's."""
     manifests = (_manifest(folder, number) for number in reversed(revision_numbers(folder)))
     manifest = next((found for found in manifests if found), {})
     expected = manifest.get("fingerprint", folder.name)
 
-    def check(data: bytes) -> bool:
+    def is_valid(data: bytes) -> bool:
         try:
             return fingerprint(json.loads(data)) == expected
         except ValueError:
             return False
 
-    return check
+    return is_valid
 
 
 def _records_table(records: Records) -> pd.DataFrame:

@@ -1,8 +1,8 @@
-"""One shard file of a Zarr v3 array: a row an inner chunk, each with its checksum, and an index at the end.
+"""One shard file of a Zarr v3 array: one inner chunk per row, each with its checksum, and an index at the end.
 
-Bytes: for each stored row its values (C order, little-endian; zstd where the array says so) and their crc32c; then an
-offset and a length (uint64) for each of the block's rows, 2^64 - 1 twice for a row that is not stored, and the crc32c
-of that index. This is `sharding_indexed` of the Zarr v3 specification, so any Zarr reader reads it.
+Bytes: for each stored row its values (C order, little-endian, optionally zstd) and their crc32c. Then, for each row of
+the block, offset and length (uint64; both 2^64 - 1 for a row that is not stored), and the crc32c of that index. This is
+`sharding_indexed` of the Zarr v3 specification, so any Zarr reader reads it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ZSTD = Zstd(level=_ZSTD_LEVEL)
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """An array's name, and the shape, dtype and axes of one of its rows."""
+    """An array's name, and the shape, dtype and axes of one row."""
 
     name: str
     row_shape: tuple[int, ...]
@@ -42,33 +42,33 @@ class ArraySpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row's values, before compression."""
+        """Bytes per row, before compression."""
         return int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, for a manifest."""
+        """Return the fields for a manifest."""
         return {**asdict(self), "row_shape": list(self.row_shape), "axes": list(self.axes)}
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and checksum of a whole shard file."""
+    """Size and checksum of a shard file."""
 
     num_bytes: int
     crc32c: int
 
 
 def shard_name(spec: ArraySpec, block: int) -> str:
-    """File name of a block's shard: Zarr's chunk key with "." between the coordinates."""
+    """Return the file name of a block's shard: Zarr's chunk key with "." between the coordinates."""
     return ".".join(["c", str(block), *("0" for _ in spec.row_shape)])
 
 
 def stage_shard(
     path: Path, rows: np.ndarray, *, slots: np.ndarray, spec: ArraySpec, block_rows: int
 ) -> tuple[Path, FileRecord]:
-    """Write rows (n, *row_shape) into the ascending `slots` (n,) of a shard beside `path`, whole and fsynced.
+    """Write rows (n, *row_shape) into the ascending `slots` (n,) of a temporary shard beside `path`, and fsync it.
 
-    Returns its temporary place, from where `put_in_place` publishes it, and what it must be found as.
+    Returns the temporary path, for `put_in_place`, and the size and checksum of the file.
     """
     assert rows.shape == (len(slots), *spec.row_shape), f"{spec.name}: rows {rows.shape}"
     assert rows.dtype == np.dtype(spec.dtype), f"{spec.name}: {rows.dtype}"
@@ -97,7 +97,7 @@ def stage_shard(
 
 
 def file_crc32c(path: Path) -> int:
-    """crc32c of a whole file."""
+    """Return the crc32c of a file."""
     crc = 0
     with path.open("rb") as file:
         while data := file.read(_READ_BYTES):
@@ -106,7 +106,7 @@ def file_crc32c(path: Path) -> int:
 
 
 def stored_slots(path: Path, *, block_rows: int) -> np.ndarray:
-    """Which rows of the block a shard holds, bool (block_rows,); `StoreError` for a shard that cannot tell."""
+    """Return which rows of the block a shard holds, bool (block_rows,); `StoreError` if its index is unreadable."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -120,10 +120,10 @@ def stored_slots(path: Path, *, block_rows: int) -> np.ndarray:
 def read_shard(
     path: Path, slots: np.ndarray, *, spec: ArraySpec, block_rows: int, out: np.ndarray, at: np.ndarray
 ) -> None:
-    """Read the rows in `slots` (n,) into `out[at]` (at: (n,) positions), and check each against its checksum.
+    """Read the rows in `slots` (n,) into `out[at]` (at: (n,) positions), and verify the checksum of each.
 
-    out: C-contiguous (any, *row_shape) of the array's dtype; values are read straight into it. Raises
-    `StoreError`, one sentence, for a shard that is missing, cut short, damaged, or holds no such row.
+    out: C-contiguous (any, *row_shape) of the array's dtype. Raises `StoreError` for a shard that is missing, cut short
+    or damaged, and for a row that is not stored.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -134,7 +134,7 @@ def read_shard(
         for slot, position in zip(slots.tolist(), at.tolist(), strict=True):
             offset, length = (int(number) for number in index[slot])
             if offset == _ABSENT:
-                raise StoreError(f"shard {path} holds no row {slot}; {_REPAIR}")
+                raise StoreError(f"shard {path} does not hold row {slot}; {_REPAIR}")
             read = _read_row if spec.compressor is None else _read_compressed_row
             if not read(descriptor, offset, length, out[position : position + 1].reshape(-1).view(np.uint8)):
                 raise StoreError(f"row {slot} of shard {path} fails its checksum; remove the shard and {_REPAIR}")
@@ -143,7 +143,7 @@ def read_shard(
 
 
 def array_metadata(spec: ArraySpec, *, num_rows: int, block_rows: int) -> bytes:
-    """The array's `zarr.json`. Rows that nobody wrote read as NaN (floats) or 0."""
+    """Return the array's `zarr.json`. Rows that are not stored read as NaN (floats) or 0."""
     dtype = np.dtype(spec.dtype)
     in_bytes: dict[str, Any] = {"name": "bytes"}
     if dtype.itemsize > 1:
@@ -174,11 +174,11 @@ def array_metadata(spec: ArraySpec, *, num_rows: int, block_rows: int) -> bytes:
 
 
 def group_metadata(attributes: Mapping[str, Any]) -> bytes:
-    """A group's `zarr.json`."""
+    """Return a group's `zarr.json`."""
     return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
 
 
-_REPAIR = "run `fantrans refresh` again to compute it anew"
+_REPAIR = "run `fantrans refresh` to recompute it"
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
@@ -199,7 +199,7 @@ def _read_index(descriptor: int, path: Path, block_rows: int) -> np.ndarray:
 
 
 def _read_row(descriptor: int, offset: int, length: int, values: np.ndarray) -> bool:
-    """Read a row's bytes straight into their place; whether they are whole and have their checksum."""
+    """Read a row's bytes into `values`; return whether they are complete and have their checksum."""
     stored_crc = bytearray(_CRC_BYTES)
     num_read = os.preadv(descriptor, [values.data, stored_crc], offset)
     return num_read == length == values.nbytes + _CRC_BYTES and _crc_bytes(values) == stored_crc

@@ -1,4 +1,4 @@
-"""Is a store what its newest revision says? Tables against shards, shards against their checksums."""
+"""Compare a store with its newest revision: tables with shards, shards with their checksums."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _NUM_THREADS = 4
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as it should be: what, and which frames cannot be served for it."""
+    """One damaged file: a message, its unit (None for a small file), and the frames that cannot be read."""
 
-    what: str
+    message: str
     unit: Unit | None
     frame_ids: tuple[str, ...]
 
 
 def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = lambda _: None) -> list[Damage]:
-    """Compare the newest revision with what lies there: files and sizes; `is_deep` reads every byte of every shard.
+    """Return the damage in the newest revision: missing files, wrong sizes and, if `is_deep`, wrong checksums.
 
-    Changes nothing; see `mark_damaged`. Raises `StoreError` if there is no revision to compare with.
+    Changes nothing; see `mark_damaged`. Calls `step(1)` after each unit. Raises `StoreError` without a revision.
     """
     revision = load_revision(folder)
     if revision is None:
@@ -55,18 +55,18 @@ def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = l
     sizes = shard_sizes(folder)
     rows_in = dict(iter(revision.index[revision.index["row"] != NO_ROW].groupby(_blocks(revision))))
 
-    def check(unit: Unit) -> list[Damage]:
+    def verify(unit: Unit) -> list[Damage]:
         return list(_unit_damage(folder, revision, unit, rows_in.get(unit.block), sizes, is_deep))
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for damages in pool.map(check, sorted(revision.records)):
+        for damages in pool.map(verify, sorted(revision.records)):
             found += damages
             step(1)
     return found
 
 
 def mark_damaged(folder: Path, damages: list[Damage]) -> None:
-    """Have the next refresh compute anew what was found damaged."""
+    """Record damaged units, so that the next refresh recomputes them."""
     units = {damage.unit for damage in damages if damage.unit is not None}
     if units:
         write_damage(folder, units)
@@ -108,7 +108,7 @@ def _fault(
     if not is_deep:
         return None
     if file_crc32c(path) != record.crc32c:
-        return "has another checksum than when it was written"
+        return "does not have the checksum that it was written with"
     if not stored_slots(path, block_rows=block_rows)[slots].all():
         return "lacks rows that the index names"
     return None

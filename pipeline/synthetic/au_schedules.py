@@ -1,6 +1,6 @@
-"""Which action units act when: intensities over time whose base rates are met exactly, task by task.
+"""Schedules of action units: intensities over time that meet given base rates exactly.
 
-Intensity 0..1; present from `PRESENT_FROM` up. DISFA's levels 0..5 are steps of it, level 2 starting there.
+An AU with intensity 0..1 is present from `PRESENT_FROM` up, where DISFA's level 2 of 0..5 starts.
 """
 
 # S subjects, K tasks, T frames of a sequence, A action units
@@ -15,7 +15,7 @@ PRESENT_FROM = 0.4
 LEVEL_STARTS = (0.2, PRESENT_FROM, 0.58, 0.76, 0.92)
 
 TASK_EMOTIONS = ("joy", "sadness", "surprise", "embarrassment", "fear", "pain", "anger", "disgust")
-"""What tasks T1..T8 bring out; eight more start over."""
+"""Emotions that tasks T1..T8 elicit; further tasks repeat them."""
 
 EMOTIONS: Mapping[str, Mapping[int, float]] = {
     "joy": {6: 2.2, 7: 0.8, 10: 1.7, 12: 2.4, 14: 1.4, 25: 1.8, 26: 0.8},
@@ -27,7 +27,7 @@ EMOTIONS: Mapping[str, Mapping[int, float]] = {
     "anger": {4: 1.6, 7: 1.2, 14: 0.8, 17: 1.0, 23: 2.2, 24: 1.6},
     "disgust": {4: 0.8, 7: 1.0, 9: 2.4, 10: 1.8, 14: 0.5, 15: 1.4, 17: 1.2},
 }
-"""Log-odds that an emotion adds to an action unit; all others lose `QUIET`."""
+"""Log-odds that an emotion adds to an action unit; the others get `QUIET`."""
 
 QUIET = -1.1
 
@@ -35,13 +35,13 @@ QUIET = -1.1
 def plan_intensities(
     rates: Mapping[int, float], *, num_subjects: int, num_tasks: int, num_frames: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Intensities float32 (S, K, T, A), A in the order of `rates` (part of frames that have each action unit).
+    """Return intensities, float32 (S, K, T, A), with A in the order of `rates` (fraction of frames by action unit).
 
-    The number of frames with an AU is rate * S * K * T, rounded, whatever the size; who has them, and in which task,
-    follows EMOTIONS and people's inclinations; within a sequence an AU rises, holds and falls.
+    Exactly round(rate * S * K * T) frames have an AU. Their subjects and tasks follow EMOTIONS and a random
+    expressiveness; within a sequence an AU rises, holds and falls.
     """
     shape = (num_subjects, num_tasks)
-    reach = rng.normal(0, 0.5, (num_subjects, 1))  # how expressive somebody is
+    reach = rng.normal(0, 0.5, (num_subjects, 1))  # expressiveness of each subject
     when = _times(num_frames, rng)
     envelope = np.stack([_wave(when, rng) for _ in range(num_subjects * num_tasks)]).reshape(*shape, num_frames)
     out = np.zeros((*shape, num_frames, len(rates)), np.float32)
@@ -50,10 +50,10 @@ def plan_intensities(
         odds = boost + reach + rng.normal(0, 0.6, (num_subjects, 1)) + rng.normal(0, 0.5, shape)
         counts = _quota(odds.ravel(), rate, num_frames, rng).reshape(shape)
         own = np.stack([_wave(when, rng) for _ in range(num_subjects * num_tasks)]).reshape(*shape, num_frames)
-        course = 0.75 * envelope + 0.65 * own
+        wave = 0.75 * envelope + 0.65 * own
         for s in range(num_subjects):
             for k in range(num_tasks):
-                out[s, k, :, column] = _with_count(course[s, k], int(counts[s, k]), rng)
+                out[s, k, :, column] = _with_count(wave[s, k], int(counts[s, k]), rng)
     return out
 
 
@@ -62,7 +62,7 @@ def _times(num_frames: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _wave(at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A slow random wave over 0..1 with deviation about 1: a few events that rise faster than they fall."""
+    """Return a slow random wave over times 0..1, of standard deviation about 1, with an event that rises fast."""
     slow = sum(rng.normal(0, 1 / (1 + k)) * np.sin(np.pi * (k + 1) * at + rng.uniform(0, 2 * np.pi)) for k in range(4))
     apex, rise, fall = rng.uniform(0.1, 0.9), rng.uniform(0.04, 0.12), rng.uniform(0.1, 0.35)
     event = np.exp(-np.where(at < apex, (apex - at) / rise, (at - apex) / fall))
@@ -70,7 +70,7 @@ def _wave(at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _quota(odds: np.ndarray, rate: float, num_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """How many of its `num_frames` each sequence gives to an AU; the sum is the rate's share, rounded."""
+    """Return each sequence's number of frames with an AU; they sum to the rounded rate of all frames."""
     low, high = -40.0, 40.0
     for _ in range(60):
         shift = (low + high) / 2
@@ -86,22 +86,22 @@ def _quota(odds: np.ndarray, rate: float, num_frames: int, rng: np.random.Genera
     return counts
 
 
-def _with_count(course: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A course bent to intensities 0..1, exactly `count` of them present: the clearer, the farther from the border."""
-    falling = np.sort(course)[::-1]
+def _with_count(wave: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Map a wave (T,) to intensities 0..1, of which exactly `count` are present."""
+    falling = np.sort(wave)[::-1]
     if count == 0:
         border = falling[0] + rng.uniform(0.15, 1.2)
-    elif count == len(course):
+    elif count == len(wave):
         border = falling[-1] - rng.uniform(0.15, 0.9)
     else:
         border = falling[count] + (falling[count - 1] - falling[count]) * rng.uniform(0.2, 0.8)
-    beyond = course - border
+    beyond = wave - border
     present = PRESENT_FROM + 0.02 + (0.98 - PRESENT_FROM) * (1 - np.exp(-np.maximum(beyond, 0) * 2.4))
     absent = (PRESENT_FROM - 0.02) * np.exp(np.minimum(beyond, 0) * 3.2)
-    place = np.argsort(np.argsort(-course, kind="stable"), kind="stable")
+    place = np.argsort(np.argsort(-wave, kind="stable"), kind="stable")
     return np.where(place < count, present, absent)
 
 
 def level(intensity: float) -> int:
-    """DISFA's level, 0..5, of an intensity 0..1."""
+    """Return DISFA's level, 0..5, of an intensity 0..1."""
     return bisect_right(LEVEL_STARTS, intensity)

@@ -1,4 +1,4 @@
-"""What is behind people, beside them and in front of them."""
+"""Random backgrounds, distractors and occluders."""
 
 # H height, W width; colours linear RGB float32 unless said otherwise
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pipeline.synthetic.textures import SKIN_TONES, linear, noise_tile
 
 
 def sample_background(rng: np.random.Generator, size_px: int, *, sharp: bool | None = None) -> np.ndarray:
-    """Something behind people, linear RGB float32 (size, size, 3): plain, rooms, lights, nature, patterns."""
+    """Sample a background, linear RGB float32 (size, size, 3): plain, room, lights, clutter, nature or pattern."""
     kind = rng.choice(
         ["plain", "room", "lights", "clutter", "nature", "pattern"], p=[0.2, 0.22, 0.12, 0.26, 0.12, 0.08]
     )
@@ -35,7 +35,7 @@ def sample_background(rng: np.random.Generator, size_px: int, *, sharp: bool | N
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A colour of things: mostly muted."""
+    """Sample a colour, mostly muted."""
     grey = rng.uniform(10, 245)
     return linear(np.clip(grey + rng.normal(0, rng.choice([5, 10, 22, 50]), 3), 4, 252))
 
@@ -99,8 +99,8 @@ def _clutter(rng: np.random.Generator, side: int) -> np.ndarray:
     for _ in range(rng.integers(6, 45)):
         x, y = (rng.uniform(-0.1, 1.1, 2) * side).astype(int)
         colour, r = _colour(rng).tolist(), side * rng.uniform(0.01, 0.25)
-        what = rng.integers(4)
-        if what == 0:
+        kind = rng.integers(4)
+        if kind == 0:
             cv2.ellipse(
                 image,
                 (int(x), int(y)),
@@ -112,10 +112,10 @@ def _clutter(rng: np.random.Generator, side: int) -> np.ndarray:
                 -1,
                 cv2.LINE_AA,
             )
-        elif what == 1:
+        elif kind == 1:
             corners = np.array([x, y]) + rng.normal(0, r, (int(rng.integers(3, 7)), 2))
             cv2.fillPoly(image, [np.round(corners).astype(np.int32)], colour, cv2.LINE_AA)
-        elif what == 2:
+        elif kind == 2:
             end = (np.array([x, y]) + rng.normal(0, 3 * r, 2)).astype(int)
             cv2.line(image, (int(x), int(y)), (int(end[0]), int(end[1])), colour, int(rng.integers(1, 8)), cv2.LINE_AA)
         else:
@@ -148,8 +148,8 @@ def _pattern(rng: np.random.Generator, side: int) -> np.ndarray:
     return (_colour(rng) * (1 - t) + _colour(rng) * t).astype(np.float32)
 
 
-def distract(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Things that are no faces, in place: ovals of skin colour with spots, lines of text."""
+def draw_distractors(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw things that are not faces, in place: ovals of skin colour with spots, lines of text."""
     side = canvas.shape[0]
     for _ in range(rng.integers(1, 9)):
         x, y = (rng.uniform(0, 1, 2) * side).astype(int).tolist()
@@ -191,8 +191,8 @@ def distract(canvas: np.ndarray, rng: np.random.Generator) -> None:
         canvas += (rng.uniform(0, 1, 3).astype(np.float32) - canvas) * (ink.astype(np.float32)[..., None] / 255)
 
 
-def obstruct(canvas: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Something in front, in place: hand-sized strokes at the border of a face; how opaque it is (H, W) 0..1."""
+def draw_occluder(canvas: np.ndarray, box_xyxy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw hand-sized strokes at the border of a face, in place; return their opacity (H, W) 0..1."""
     side = canvas.shape[0]
     x1, y1, x2, y2 = box_xyxy
     size = np.array([x2 - x1, y2 - y1])

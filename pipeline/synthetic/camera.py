@@ -1,4 +1,4 @@
-"""Where a face is seen from, in which light, before what, and through which camera."""
+"""Camera poses, light, and the lens that turns linear light into a photograph."""
 
 # H height, W width; colours linear RGB float32 unless said otherwise
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.synthetic import raster
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """What a camera does to light: gains (3,) of the channels, tone curve, blur, noise, JPEG quality (0: none)."""
+    """Effects of a camera: gains (3,) of the channels, tone curve, blur, noise, JPEG quality (0: none)."""
 
     gains: np.ndarray
     contrast: float = 1.0
@@ -30,9 +30,8 @@ class Lens:
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A view of a head: angles in degrees (yaw to the image's right, pitch down, roll clockwise), place and size in
-    parts of the image's side, light as `raster.shade` takes it (9, 3), background (H, W, 3) or None for a random one,
-    something in front of the face or not.
+    """A view of a head. Angles in degrees: yaw to the image's right, pitch down, roll clockwise. Centre and size as
+    fractions of the image's side. light (9, 3): see `raster.shade`. background (H, W, 3), or None for a random one.
     """
 
     yaw_deg: float
@@ -46,11 +45,11 @@ class Camera:
     body_turn: float = 0.4
     shadow_softness: float = 1.5
     background: np.ndarray | None = None
-    has_obstacle: bool = False
+    has_occluder: bool = False
 
 
 def sample_camera(rng: np.random.Generator, *, max_angle_deg: float = 35.0) -> Camera:
-    """A view with yaw up to the limit, pitch to 0.7 of it, the face filling 25 to 60 % of the side."""
+    """Sample a view: yaw up to the limit, pitch up to 0.7 of it, a face of 25 to 60 % of the image's side."""
     pitch_max = 0.7 * max_angle_deg
     yaw = (
         rng.uniform(-1, 1) * max_angle_deg if rng.random() < 0.6 else np.clip(rng.normal(0, 0.3), -1, 1) * max_angle_deg
@@ -68,7 +67,7 @@ def sample_camera(rng: np.random.Generator, *, max_angle_deg: float = 35.0) -> C
         distance_m=float(np.exp(rng.uniform(np.log(0.55), np.log(3.5)))),
         body_turn=float(rng.uniform(0.1, 0.9)),
         shadow_softness=float(rng.uniform(0.6, 3.2)),
-        has_obstacle=bool(rng.random() < 0.1),
+        has_occluder=bool(rng.random() < 0.1),
     )
 
 
@@ -97,7 +96,7 @@ def sample_light(rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_lens(rng: np.random.Generator) -> Lens:
-    """Anything from a good studio camera to a poor phone."""
+    """Sample a lens, from a good studio camera to a poor phone."""
     poor = rng.random()
     gains = np.exp(rng.normal(0, 0.32)) * np.exp(rng.normal(0, [0.06, 0.02, 0.07]))
     return Lens(
@@ -115,7 +114,7 @@ def sample_lens(rng: np.random.Generator) -> Lens:
 
 
 def expose(image: np.ndarray, lens: Lens, rng: np.random.Generator) -> np.ndarray:
-    """A photograph, RGB uint8 (H, W, 3), of linear light (H, W, 3)."""
+    """Turn linear light (H, W, 3) into a photograph, RGB uint8 (H, W, 3)."""
     height, width = image.shape[:2]
     if lens.shrink < 1:
         size = max(16, round(width * lens.shrink)), max(16, round(height * lens.shrink))
@@ -142,7 +141,7 @@ def expose(image: np.ndarray, lens: Lens, rng: np.random.Generator) -> np.ndarra
 
 @lru_cache(maxsize=256)
 def _curve(contrast: float) -> np.ndarray:
-    """Display value 0..255 over half the square root of light: a shoulder, gamma, and contrast about mid-grey."""
+    """Return display values 0..255 over half the square root of light: shoulder, gamma, contrast about mid-grey."""
     light = (np.linspace(0, 1, 4096) * 2) ** 2
     shown = np.where(light < 0.5, light, 0.5 + 0.5 * (1 - np.exp(-(light - 0.5) * 1.6)))
     value = shown ** (1 / 2.2)

@@ -1,4 +1,4 @@
-"""What people wear: glasses and clothes."""
+"""Glasses and clothes."""
 
 # V vertices, G vertices of glasses
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pipeline.synthetic.textures import linear, noise_tile
 
 
 def _tube(path: np.ndarray, radius: float, *, is_closed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Square bar along a path (n, 3): points (4 n, 3), triangles."""
+    """Return a square bar along a path (n, 3): points (4 n, 3) and triangles."""
     ahead = np.roll(path, -1, 0) - np.roll(path, 1, 0) if is_closed else np.gradient(path, axis=0)
     ahead /= np.linalg.norm(ahead, axis=1, keepdims=True) + 1e-9
     side = np.cross(ahead, [0.0, 0.3, 1.0])
@@ -30,7 +30,7 @@ def _tube(path: np.ndarray, radius: float, *, is_closed: bool) -> tuple[np.ndarr
 def sample_glasses(
     bank: Bank, points: np.ndarray, rng: np.random.Generator, *, can_be_dark: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points (G, 3), triangles and their material, sitting on the nose and the ears."""
+    """Sample glasses on nose and ears: points (G, 3), triangles, and the material of each triangle."""
     at = points[bank.landmarks]
     eyes = [at[36:42].mean(0), at[42:48].mean(0)]
     half = np.linalg.norm(eyes[1] - eyes[0]) / 2
@@ -74,7 +74,7 @@ def sample_glasses(
 
 
 def cloth_distance(bank: Bank, rng: np.random.Generator) -> np.ndarray:
-    """How far below the neckline each vertex lies, m (V,): cloth where positive."""
+    """Return each vertex's distance below the neckline, m (V,): cloth where positive."""
     x, y, z = bank.rest.T
     collar, depth, width = rng.uniform(0.125, 0.185), rng.choice([0.0, rng.uniform(0, 0.1)]), rng.uniform(0.03, 0.07)
     neckline = collar + (z < 0) * depth * np.clip(1 - np.abs(x) / width, 0, 1)
@@ -82,7 +82,7 @@ def cloth_distance(bank: Bank, rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_cloth(rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A fabric, linear float32 (128, 128, 3), and its repeats: px a metre."""
+    """Sample a fabric, linear float32 (128, 128, 3), and its scale in px per metre."""
     base = linear(rng.integers(15, 235, 3) * 0.75 + rng.integers(0, 60))
     other = linear(rng.integers(10, 245, 3))
     at = np.arange(128)

@@ -1,4 +1,4 @@
-"""From action-unit intensities to facial actions, folds and gaze."""
+"""From action-unit intensities to facial actions, wrinkles and gaze."""
 
 # A facial actions of the bank
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.synthetic.bank import Bank
-from pipeline.synthetic.wrinkles import SIDED_FOLDS
+from pipeline.synthetic.wrinkles import SIDED_WRINKLES
 
 AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
     1: (("browInnerUp", 1.15),),
@@ -32,9 +32,9 @@ AU_ACTIONS: dict[int, tuple[tuple[str, float], ...]] = {
     25: (("mouthLowerDown", 0.45), ("mouthUpperUp", 0.15), ("jawOpen", 0.12)),
     26: (("jawOpen", 0.5),),
 }
-"""What each action unit pulls at full strength: actions without their side, and how far."""
+"""Facial actions, without their side, of each action unit at full intensity, and their gains."""
 
-AU_FOLDS: dict[int, tuple[tuple[str, float], ...]] = {
+AU_WRINKLES: dict[int, tuple[tuple[str, float], ...]] = {
     1: (("forehead_inner", 1.0),),
     2: (("forehead", 1.0), ("forehead_inner", 0.25)),
     4: (("glabella", 1.6),),
@@ -50,24 +50,24 @@ AU_FOLDS: dict[int, tuple[tuple[str, float], ...]] = {
     23: (("lip_lines", 1.0),),
     24: (("under_lip", 0.9), ("lip_lines", 0.25), ("corner", 0.25)),
 }
-"""Folds that each action unit deepens at full strength."""
+"""Wrinkles of each action unit at full intensity, and their depths."""
 
 LIPS_PALE = {23: 0.95, 24: 0.6}
 
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """actions float32 (A,); folds: depth by name; gaze_deg: right, down; lips_pale 0..1."""
+    """actions: float32 (A,); wrinkles: depth by name; gaze_deg: to the image's right, down; lips_pale: 0..1."""
 
     actions: np.ndarray
-    folds: Mapping[str, float]
+    wrinkles: Mapping[str, float]
     gaze_deg: tuple[float, float] = (0.0, 0.0)
     lips_pale: float = 0.0
 
 
 @lru_cache(maxsize=4)
 def _rows(bank: Bank) -> dict[str, tuple[int, ...]]:
-    """Rows of an action, right then left where it has sides."""
+    """Return the rows of each action, right before left if it has sides."""
     names = [str(name) for name in bank.action_names]
     rows: dict[str, tuple[int, ...]] = {name: (i,) for i, name in enumerate(names)}
     for name in names:
@@ -86,14 +86,14 @@ def expression(
     gaze_deg: tuple[float, float] = (0.0, 0.0),
     blink: float = 0.0,
 ) -> Expression:
-    """An expression from AU intensities 0..1.
+    """Return the expression of AU intensities 0..1.
 
-    strength scales each AU; asymmetry -1..1 weakens the right (negative) or left side; extra: actions by their own
-    names, with the side or for both; gaze in degrees to the image's right and down; blink 0..1.
+    strength: factor of each AU. asymmetry: -1..1, weakens the right (negative) or left side. extra: actions by name,
+    with or without a side. gaze_deg: to the image's right, down. blink: 0..1.
     """
     rows = _rows(bank)
     actions = np.zeros(len(bank.action_names), np.float32)
-    folds: dict[str, float] = {}
+    wrinkles: dict[str, float] = {}
     sides = 1 + min(asymmetry, 0), 1 - max(asymmetry, 0)
     pale = 0.0
     for au, intensity in aus.items():
@@ -101,9 +101,9 @@ def expression(
         for name, gain in AU_ACTIONS.get(au, ()):
             for row, side in zip(rows[name], sides, strict=False):
                 actions[row] += amount * gain * (side if len(rows[name]) == 2 else 1.0)
-        for name, gain in AU_FOLDS.get(au, ()):
-            for place, side in (("_right", sides[0]), ("_left", sides[1])) if name in SIDED_FOLDS else (("", 1.0),):
-                folds[name + place] = folds.get(name + place, 0.0) + amount * gain * side
+        for name, gain in AU_WRINKLES.get(au, ()):
+            for place, side in (("_right", sides[0]), ("_left", sides[1])) if name in SIDED_WRINKLES else (("", 1.0),):
+                wrinkles[name + place] = wrinkles.get(name + place, 0.0) + amount * gain * side
         pale += LIPS_PALE.get(au, 0.0) * amount
     for name, value in (extra or {}).items():
         for row in rows[name]:
@@ -125,11 +125,11 @@ def expression(
     squint = actions[list(rows["eyeSquint"])].max()
     for row in rows["eyeBlink"]:
         actions[row] = min(actions[row], 1.0 - 0.35 * min(squint, 1.0))
-    return Expression(np.minimum(actions, 2.2), {k: min(v, 1.6) for k, v in folds.items()}, gaze_deg, min(pale, 1.0))
+    return Expression(np.minimum(actions, 2.2), {k: min(v, 1.6) for k, v in wrinkles.items()}, gaze_deg, min(pale, 1.0))
 
 
 def random_expression(bank: Bank, rng: np.random.Generator) -> Expression:
-    """Any face people make, for training detectors: half of them mild, with gaze, blinks and speech."""
+    """Sample an expression for detector training, with gaze, blinks and speech."""
     aus: dict[int, float] = {}
     if rng.random() < 0.75:
         picked = rng.choice(sorted(AU_ACTIONS), int(rng.integers(1, 6)), replace=False)

@@ -1,4 +1,4 @@
-"""Hair: a shell over the scalp and a hull that falls from it, both as dense as a map says."""
+"""Hair: a shell over the scalp and a hull that hangs from it, drawn where a density map is positive."""
 
 # V vertices, S shell vertices, T texture's side in px
 from __future__ import annotations
@@ -31,7 +31,7 @@ HULL_ROWS, HULL_HEIGHTS = (0.92, 1.0), (-0.14, 0.36)
 
 @dataclass(frozen=True, eq=False)
 class Hair:
-    """Shell over the scalp and, for long hair, the hull that falls from it.
+    """Shell over the scalp and, for long hair, the hull that hangs from it.
 
     thickness (S,) m over vertices `shell`; shell_faces and hull_faces index [shell vertices; bank vertices].
     attributes (S + V, 6): u, v, across, along, occlusion, density to add. density (T, T): hair where positive. colour
@@ -50,7 +50,7 @@ class Hair:
 
 
 def sample_hair_colour(tone: float, age: float, rng: np.random.Generator) -> np.ndarray:
-    """Dark and light strands, linear (2, 3)."""
+    """Sample the colours of dark and light strands, linear (2, 3)."""
     if rng.random() < max(0.03, (age - 0.72) * 2.2):
         base = linear(HAIR_COLOURS[rng.integers(8, 10)])
     else:
@@ -61,7 +61,7 @@ def sample_hair_colour(tone: float, age: float, rng: np.random.Generator) -> np.
 
 @lru_cache(maxsize=2)
 def _scalp(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices that hair may cover, and their triangles in those vertices' numbering."""
+    """Return the vertices that hair may cover, and their triangles as indices into those vertices."""
     turn, height = texture_angles(bank.uv)
     limit = np.interp(np.abs(turn), [0, 40, 62, 75, 100, 180], [9, 9, 4, -28, -42, -48])
     is_ear = (np.abs(bank.rest[:, 0]) > 0.071) & (np.abs(bank.rest[:, 1]) < 0.045) & (np.abs(bank.rest[:, 2]) < 0.05)
@@ -85,7 +85,7 @@ def sample_hair(
     tone: float,
     is_face_clear: bool,
 ) -> tuple[Hair, np.ndarray]:
-    """Hair and how much of the scalp is painted in its colour (T, T)."""
+    """Sample hair, and the opacity (T, T) of its colour on the scalp's texture."""
     style = _style(gender, age, tone, rng)
     if is_face_clear:
         style |= {"front": max(style["front"], 33.0), "open": max(style["open"], 46.0), "fall": 0.08}
@@ -94,8 +94,8 @@ def sample_hair(
     ragged = style["ragged"] * (1.6 * noise(size, size * 0.012, rng) + 1.2 * noise(size, size * 0.004, rng))
     lean = style["part"] * 0.04 * turn * (np.abs(turn) < 70)
     density = (height - line + ragged + lean).astype(np.float32)
-    painted = np.clip((density + 2.0) / 5.0, 0, 1) * style["paint"]
-    painted[int(0.85 * size) :] = 0
+    scalp_mask = np.clip((density + 2.0) / 5.0, 0, 1) * style["scalp_cover"]
+    scalp_mask[int(0.85 * size) :] = 0
     used, faces = _scalp(bank)
     place = np.clip((bank.uv[used] * size).astype(int), 0, size - 1)
     inside = density[place[:, 1], place[:, 0]]
@@ -112,14 +112,14 @@ def sample_hair(
     )
     attributes = np.stack([u, v, across, along, np.maximum(bank.occlusion, 0.75), np.zeros_like(u)], 1)
     shell_attributes = attributes[used]
-    shell_attributes[:, 5] = 0.8 * np.clip((rise - 0.004) / 0.012, 0, 1)  # no gap under what stands off the head
+    shell_attributes[:, 5] = 0.8 * np.clip((rise - 0.004) / 0.012, 0, 1)  # no gap under thick hair
     hull = np.zeros((0, 3), np.int32)
     if style["length"] > 0:
         corners = bank.rest[bank.hair_faces]
         hull = bank.hair_faces[(corners[..., 1].min(1) < style["length"])]
         ids = np.unique(bank.hair_faces)
         x, y, z = bank.rest[ids].T
-        # the texture's last rows, under the neck, hold the hull: its height goes by row
+        # the texture's last rows, under the neck, hold the hull: a row is a height
         rows = slice(int(HULL_ROWS[0] * size), size)
         level = np.linspace(*HULL_HEIGHTS, size - rows.start)[:, None]
         parting = (
@@ -144,11 +144,11 @@ def sample_hair(
         strands=strand_tile(style["kind"]),
         colour=colour,
         look=np.array([style["shine"], 0.35 if style["kind"] != "curly" else 0.3, style["soft"]], np.float32),
-    ), painted.astype(np.float32)
+    ), scalp_mask.astype(np.float32)
 
 
 def _style(gender: float, age: float, tone: float, rng: np.random.Generator) -> dict:
-    """Numbers of a hair style."""
+    """Sample the parameters of a hair style."""
     is_woman = gender < 0.5
     names = ["bald", "buzz", "short", "swept", "fringe", "long", "long_fringe", "afro", "tied"]
     women = [0.02, 0.02, 0.1, 0.08, 0.06, 0.35, 0.17, 0.05, 0.15]
@@ -183,7 +183,7 @@ def _style(gender: float, age: float, tone: float, rng: np.random.Generator) -> 
         "side": rng.uniform(-14, 2) if name != "bald" else 10,
         "ragged": rng.uniform(0.5, 1.4) * (1.6 if "fringe" in name else 1.0),
         "part": float(rng.choice([0, 0, -1, 1])) if volume > 0.005 else 0.0,
-        "paint": {"bald": rng.uniform(0, 0.25), "buzz": rng.uniform(0.45, 0.8)}.get(name, 0.97),
+        "scalp_cover": {"bald": rng.uniform(0, 0.25), "buzz": rng.uniform(0.45, 0.8)}.get(name, 0.97),
         "strands": rng.uniform(3, 6),
         "shine": rng.uniform(0.15, 0.8) if kind != "curly" else 0.1,
         "soft": rng.uniform(0.5, 1.1) if "fringe" in name else rng.uniform(0.3, 0.7),
@@ -191,7 +191,7 @@ def _style(gender: float, age: float, tone: float, rng: np.random.Generator) -> 
 
 
 def _hairline(turn: np.ndarray, style: dict, rng: np.random.Generator) -> np.ndarray:
-    """Height in degrees above which hair grows, by absolute turn from the front."""
+    """Return the height in degrees above which hair grows, by absolute turn from the front."""
     front, temple = style["front"], style["temple"]
     knots = [0, 18, 34, 50, 62, 70, 84, 100, 130, 180]
     heights = [

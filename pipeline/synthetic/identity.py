@@ -1,4 +1,4 @@
-"""Who is rendered: shape, skin, eyes, hair, glasses and clothes, each a function of a random generator."""
+"""Random identities: shape, skin, eyes, hair, glasses and clothes."""
 
 # V vertices, G vertices of glasses, T texture's side in px
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pipeline.synthetic.clothing import cloth_distance, sample_cloth, sample_gla
 from pipeline.synthetic.hair import Hair, sample_hair, sample_hair_colour
 from pipeline.synthetic.skin import lip_mask, skin_texture
 from pipeline.synthetic.textures import SKIN_TONES, linear, mixed, pick
-from pipeline.synthetic.wrinkles import Folds, sample_folds
+from pipeline.synthetic.wrinkles import Wrinkles, sample_wrinkles
 
 EYE_COLOURS = np.array(
     [(74, 46, 26), (98, 64, 34), (58, 38, 26), (108, 96, 56), (92, 112, 84), (96, 130, 160), (120, 140, 150)]
@@ -22,10 +22,10 @@ EYE_COLOURS = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """A person with a face at rest.
+    """A person with a neutral face.
 
     points (V + G, 3) m, the glasses' last; faces, material, attributes (V + G, 7), texture (T, T, 5), eye_look, cloth,
-    cloth_scale and looks as `raster.shade` takes them; lip_mask (T, T) 0..1. strength: how far each AU goes.
+    cloth_scale and looks as `raster.shade` takes them; lip_mask (T, T) 0..1. strength: factor of each AU.
     """
 
     points: np.ndarray
@@ -34,8 +34,8 @@ class Identity:
     material: np.ndarray
     attributes: np.ndarray
     texture: np.ndarray
-    folds: Folds
-    fold_depth: float
+    wrinkles: Wrinkles
+    wrinkle_depth: float
     lip_mask: np.ndarray
     hair: Hair
     eye_look: np.ndarray
@@ -55,7 +55,7 @@ def sample_identity(
     gender: float | None = None,
     is_face_clear: bool = False,
 ) -> Identity:
-    """A random person, of about a gender (0 female, 1 male) if given; a clear face has no dark glasses, no fringe."""
+    """Sample a person, near `gender` (0 female, 1 male) if given; a clear face has no dark glasses and no fringe."""
     rows = (
         np.arange(len(bank.people))
         if gender is None
@@ -67,11 +67,11 @@ def sample_identity(
     tone = rng.beta(1.0, 1.25)
     skin = mixed(linear(SKIN_TONES), tone) * rng.normal(1, [0.05, 0.03, 0.05])
     hair_colour = sample_hair_colour(tone, age, rng)
-    hair, painted = sample_hair(
+    hair, scalp_mask = sample_hair(
         bank, hair_colour, rng, texture_px, gender=gender, age=age, tone=tone, is_face_clear=is_face_clear
     )
-    folds = sample_folds(bank, rng, texture_px)
-    texture = skin_texture(bank, skin, hair_colour, painted, folds, rng, tone=tone, gender=gender, age=age)
+    wrinkles = sample_wrinkles(bank, rng, texture_px)
+    texture = skin_texture(bank, skin, hair_colour, scalp_mask, wrinkles, rng, tone=tone, gender=gender, age=age)
     glasses = (
         sample_glasses(bank, points, rng, can_be_dark=not is_face_clear)
         if rng.random() < 0.22
@@ -100,8 +100,8 @@ def sample_identity(
         material=np.concatenate([bank.material, glasses[2]]).astype(np.uint8),
         attributes=attributes,
         texture=texture,
-        folds=folds,
-        fold_depth=float(0.75 + 0.5 * age + rng.uniform(-0.15, 0.25)),
+        wrinkles=wrinkles,
+        wrinkle_depth=float(0.75 + 0.5 * age + rng.uniform(-0.15, 0.25)),
         lip_mask=lip_mask(bank, texture_px),
         hair=hair,
         eye_look=eye_look,
@@ -115,7 +115,7 @@ def sample_identity(
 
 
 def _shape(bank: Bank, row: int, rng: np.random.Generator) -> np.ndarray:
-    """Points (V, 3) of somebody near person `row` with features of their own."""
+    """Sample points (V, 3) of a head near the bank's person `row`, with random local features."""
     body = bank.people[row] + rng.normal(0, 0.3, bank.people.shape[1])
     changes = np.clip(rng.normal(0, 0.27, len(bank.local_names)), -0.9, 0.9).astype(np.float32)
     points = bank.mean.copy()

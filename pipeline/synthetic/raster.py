@@ -1,10 +1,10 @@
-"""Compiled kernels: normals, a z-buffer that remembers its triangle, depth seen from a light, and shading a pixel once.
+"""Compiled kernels: normals, a z-buffer with triangle indices, depth from a light, and deferred shading.
 
 Space: x to the right of the image, y down, z away from the viewer; metres. Screen: px, pixel centres at integers.
 """
 
 # V vertices, F triangles, H height, W width
-# ruff: noqa: PLR0912, PLR0915, PLR1714, SIM109, RUF046  (loops that get compiled are long, and know neither sets nor int math)
+# ruff: noqa: PLR0912, PLR0915, PLR1714, SIM109, RUF046  (compiled loops are long, and numba lacks sets and integer math)
 from __future__ import annotations
 
 import math
@@ -13,7 +13,7 @@ import numba as nb
 import numpy as np
 
 SKIN, EYE_RIGHT, EYE_LEFT, MOUTH, TONGUE, TEETH, FRAME, LENS = range(8)
-"""What a triangle is made of."""
+"""Materials of triangles."""
 
 _jit = nb.njit(cache=True, fastmath=True, nogil=True)
 
@@ -31,7 +31,7 @@ def blend(points: np.ndarray, weights: np.ndarray, offsets: np.ndarray, step: fl
 
 @_jit
 def vertex_normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Area-weighted outward unit normals (V, 3) of float32 points (V, 3)."""
+    """Return area-weighted outward unit normals (V, 3) of float32 points (V, 3)."""
     out = np.zeros_like(points)
     for f in range(faces.shape[0]):
         a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
@@ -53,10 +53,10 @@ def vertex_normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 @_jit
 def rasterize(screen, faces, is_two_sided, triangle, weights, depth):
-    """Nearest triangle a pixel.
+    """Find the nearest triangle of each pixel.
 
-    screen float32 (V, 3): x px, y px, depth; faces int32 (F, 3); is_two_sided bool (F,). Filled in: triangle int32
-    (H, W), left as it is where nothing is drawn; weights float32 (H, W, 2) of the first two corners; depth (H, W).
+    screen float32 (V, 3): x px, y px, depth; faces int32 (F, 3); is_two_sided bool (F,). Written in place: triangle
+    int32 (H, W), unchanged where nothing is drawn; weights float32 (H, W, 2) of the first two corners; depth (H, W).
     """
     height, width = depth.shape
     for f in range(faces.shape[0]):
@@ -90,7 +90,7 @@ def rasterize(screen, faces, is_two_sided, triangle, weights, depth):
 
 @_jit
 def rasterize_depth(screen, faces, depth):
-    """Nearest depth a pixel, both sides of each triangle; `depth` (H, W) is filled in."""
+    """Write the nearest depth of each pixel into `depth` (H, W); triangles are two-sided."""
     height, width = depth.shape
     for f in range(faces.shape[0]):
         a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
@@ -117,7 +117,7 @@ def rasterize_depth(screen, faces, depth):
 
 @_jit
 def lit_fraction(px, py, pz, axes, shadow, scale, centre, radius, bias):
-    """Part of a point's surroundings that a light reaches: 3 x 3 comparisons, `radius` texels apart."""
+    """Return the lit fraction of a point's surroundings, from 3 x 3 comparisons `radius` texels apart."""
     size = shadow.shape[0]
     x = (axes[0, 0] * px + axes[0, 1] * py + axes[0, 2] * pz - centre[0]) * scale + size * 0.5
     y = (axes[1, 0] * px + axes[1, 1] * py + axes[1, 2] * pz - centre[1]) * scale + size * 0.5
@@ -142,14 +142,14 @@ def _is_lit(shadow, x, y, z):
 
 @_jit
 def _lobe(cosine, power):
-    """About cosine ** power, for highlights."""
+    """Approximate cosine ** power, for highlights."""
     c = max(0.0, cosine)
     return c / (power - power * c + c)
 
 
 @_jit
 def hashed(a, b):
-    """A number in [0, 1) that looks random, from two whole numbers."""
+    """Return a pseudo-random number in [0, 1) from two integers."""
     h = (a * 374761393 + b * 668265263) & 0xFFFFFFFF
     h = ((h ^ (h >> 13)) * 1274126177) & 0xFFFFFFFF
     return ((h ^ (h >> 16)) & 0xFFFFFF) / 16777216.0
@@ -210,11 +210,11 @@ def shade(
             ao = w0 * attributes[a, 2] + w1 * attributes[b, 2] + w2 * attributes[c, 2]
             inv = 1.0 / (math.sqrt(px * px + py * py + pz * pz) + 1e-9)
             vx, vy, vz = -px * inv, -py * inv, -pz * inv
-            what = material[f]
+            kind = material[f]
             r, g, bl = 0.0, 0.0, 0.0
             gloss, power, wrap_r, wrap_gb = 0.0, 20.0, 0.1, 0.1
             glint = 0.0
-            if what == SKIN:
+            if kind == SKIN:
                 dist = w0 * attributes[a, 3] + w1 * attributes[b, 3] + w2 * attributes[c, 3]
                 if dist > 0:
                     rx = w0 * attributes[a, 4] + w1 * attributes[b, 4] + w2 * attributes[c, 4]
@@ -286,8 +286,8 @@ def shade(
                         gloss *= dark
                     wrap_r, wrap_gb = 0.38, 0.2
                     power = 14.0 + 30.0 * gloss
-            elif what == EYE_RIGHT or what == EYE_LEFT:
-                e = 0 if what == EYE_RIGHT else 1
+            elif kind == EYE_RIGHT or kind == EYE_LEFT:
+                e = 0 if kind == EYE_RIGHT else 1
                 ex, ey, ez = px - eyes[e, 0], py - eyes[e, 1], pz - eyes[e, 2]
                 n = 1.0 / (math.sqrt(ex * ex + ey * ey + ez * ez) + 1e-9)
                 ex, ey, ez = ex * n, ey * n, ez * n
@@ -317,8 +317,8 @@ def shade(
                 gloss, power = 1.0, 220.0
                 glint = eye_look[2, 2]
             else:
-                r, g, bl = looks[what, 0], looks[what, 1], looks[what, 2]
-                if what == TEETH:
+                r, g, bl = looks[kind, 0], looks[kind, 1], looks[kind, 2]
+                if kind == TEETH:
                     gloss, power = 0.35, 60.0
                     wrap_r, wrap_gb = 0.4, 0.35
                     ao = 0.4 + 0.6 * ao
@@ -326,32 +326,32 @@ def shade(
                     gap = abs((rx * 118.0) - math.floor(rx * 118.0) - 0.5) * 2.0
                     k = 0.55 + 0.45 * min(1.0, (1.0 - gap) * 7.0)
                     r, g, bl = r * k, g * k, bl * k
-                elif what == TONGUE:
+                elif kind == TONGUE:
                     gloss, power = 0.4, 40.0
-                elif what == FRAME:
+                elif kind == FRAME:
                     gloss, power = 0.8, 50.0
-                elif what == LENS:
+                elif kind == LENS:
                     gloss, power = 1.2, 160.0
             n = 1.0 / (math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-9)
             nx, ny, nz = nx * n, ny * n, nz * n
             facing = nx * vx + ny * vy + nz * vz
-            if facing < 0 and what >= MOUTH:
+            if facing < 0 and kind >= MOUTH:
                 nx, ny, nz, facing = -nx, -ny, -nz, -facing
             lit = 1.0
             ndl = nx * kx + ny * ky + nz * kz
             if ndl > -0.4:
                 slope = shadow_bias * (1.0 + 2.2 * (1.0 - max(0.0, ndl)))
                 lit = lit_fraction(px, py, pz, axes, shadow, shadow_scale, shadow_centre, shadow_radius, slope)
-                if what == TEETH:
+                if kind == TEETH:
                     lit = 0.4 + 0.6 * lit
             wet_lit = lit
             diff_r = max(0.0, (ndl + wrap_r) / (1.0 + wrap_r))
             diff_gb = max(0.0, (ndl + wrap_gb) / (1.0 + wrap_gb))
             cavity = 0.45 + 0.55 * ao
-            diff_r *= (0.06 + 0.94 * lit) * cavity if what == SKIN else lit * ao
-            diff_gb *= lit * cavity if what == SKIN else lit * ao
+            diff_r *= (0.06 + 0.94 * lit) * cavity if kind == SKIN else lit * ao
+            diff_gb *= lit * cavity if kind == SKIN else lit * ao
             fill = max(0.0, (nx * fx + ny * fy + nz * fz) * 0.75 + 0.25) * ao
-            ao_r = math.sqrt(ao) if what == SKIN else ao
+            ao_r = math.sqrt(ao) if kind == SKIN else ao
             amb_r = light[4, 0] + light[5, 0] * nx + light[6, 0] * ny + light[7, 0] * nz
             amb_g = light[4, 1] + light[5, 1] * nx + light[6, 1] * ny + light[7, 1] * nz
             amb_b = light[4, 2] + light[5, 2] * nx + light[6, 2] * ny + light[7, 2] * nz
@@ -372,13 +372,13 @@ def shade(
                 g += shine * light[1, 1] + second * light[3, 1] + sheen * max(0.0, amb_g)
                 bl += shine * light[1, 2] + second * light[3, 2] + sheen * max(0.0, amb_b)
                 if glint > 0:
-                    # a window or ring of the studio, mirrored
+                    # reflection of a studio window
                     mx, my = 2.0 * facing * nx - vx, 2.0 * facing * ny - vy
                     if abs(mx - kx * 0.6) < 0.13 and abs(my + 0.42) < 0.16:
                         r += glint * light[1, 0]
                         g += glint * light[1, 1]
                         bl += glint * light[1, 2]
-            if what == SKIN:
+            if kind == SKIN:
                 rim = (1.0 - min(1.0, max(0.0, facing))) ** 4 * (0.3 + 0.7 * ao) * min(1.0, 0.15 + 3.0 * gloss)
                 r += rim * light[8, 0]
                 g += rim * light[8, 1]
@@ -466,7 +466,7 @@ def shade_hair(
                 nx, ny, nz = -nx, -ny, -nz
             along = -(up[0] * nx + up[1] * ny + up[2] * nz)
             dx, dy, dz = -up[0] - along * nx, -up[1] - along * ny, -up[2] - along * nz
-            length = math.sqrt(dx * dx + dy * dy + dz * dz)  # none at the crown, where strands have no direction
+            length = math.sqrt(dx * dx + dy * dy + dz * dz)  # 0 at the crown, where strands have no direction
             n = 1.0 / (length + 1e-6)
             dx, dy, dz = dx * n, dy * n, dz * n
             ndl = nx * kx + ny * ky + nz * kz
@@ -497,7 +497,7 @@ def shade_hair(
 
 @_jit
 def composite(canvas: np.ndarray, part: np.ndarray, cover: np.ndarray, top: int, left: int) -> None:
-    """Lay `part` (h, w, 3) over `canvas` at (top, left), in place, where cover (h, w) is not 0, with soft borders."""
+    """Blend `part` (h, w, 3) over `canvas` at (top, left), in place, where cover (h, w) > 0, with soft borders."""
     height, width = cover.shape
     for y in range(height):
         for x in range(width):
@@ -514,10 +514,10 @@ def composite(canvas: np.ndarray, part: np.ndarray, cover: np.ndarray, top: int,
 
 @_jit
 def develop(linear, gains, curve, vignette, tile, offset_y, offset_x, noise, out):
-    """Linear RGB (H, W, 3) to uint8: white balance, vignette, noise, tone curve.
+    """Convert linear RGB (H, W, 3) to uint8: white balance, vignette, noise, tone curve.
 
-    curve (4096,): 0..255 over half the square root of light, where a sensor's noise is even. tile (N, N, 3): noise of
-    deviation 1.
+    curve (4096,): 0..255 over half the square root of light, where a sensor's noise is uniform. tile (N, N, 3): noise
+    of standard deviation 1.
     """
     height, width, _ = linear.shape
     n = tile.shape[0]

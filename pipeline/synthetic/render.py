@@ -1,4 +1,4 @@
-"""Pictures of people, and the truth about them: one face, or a scene with several.
+"""Render one face or a scene with several, with their true boxes, landmarks and poses.
 
 Space: x right, y down, z away; metres. Images RGB uint8, pixel centres at integers, boxes xyxy px.
 """
@@ -14,21 +14,21 @@ import cv2
 import numpy as np
 
 from pipeline.synthetic import raster
-from pipeline.synthetic.backgrounds import distract, obstruct, sample_background
+from pipeline.synthetic.backgrounds import draw_distractors, draw_occluder, sample_background
 from pipeline.synthetic.bank import STEP_M, Bank, light_axes, texture_angles
 from pipeline.synthetic.camera import Camera, expose, sample_camera, sample_lens, sample_light
 from pipeline.synthetic.expressions import Expression, random_expression
 from pipeline.synthetic.identity import Identity, sample_identity
-from pipeline.synthetic.wrinkles import add_fold
+from pipeline.synthetic.wrinkles import add_wrinkle
 
 FACE_HEIGHT_M = 0.175
-"""Chin to hairline, by which a face's size in the picture is set."""
+"""Chin to hairline; sets a face's size in the image."""
 NECK_PIVOT = np.array([0.0, 0.085, 0.01])
 
 
 @dataclass(frozen=True, eq=False)
 class FaceTruth:
-    """box_xyxy (4,), landmarks (68, 2), points (5, 2) float32 px; angles in degrees."""
+    """box_xyxy (4,), landmarks (68, 2), points (5, 2), all float32 px; angles in degrees."""
 
     box_xyxy: np.ndarray
     landmarks: np.ndarray
@@ -39,7 +39,7 @@ class FaceTruth:
 
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:
-    """Eye centres, nose tip, mouth corners, image-left before image-right: (5, 2) of (68, 2)."""
+    """Return eye centres, nose tip, mouth corners, image-left before image-right: (5, 2) from landmarks (68, 2)."""
     return np.stack(
         [landmarks[36:42].mean(0), landmarks[42:48].mean(0), landmarks[30], landmarks[48], landmarks[54]]
     ).astype(np.float32)
@@ -48,13 +48,13 @@ def five_points(landmarks: np.ndarray) -> np.ndarray:
 def render_face(
     bank: Bank, identity: Identity, expression: Expression, camera: Camera, rng: np.random.Generator, *, size_px: int
 ) -> tuple[np.ndarray, FaceTruth]:
-    """One person as the camera sees them: RGB uint8 (size, size, 3) and the truth."""
+    """Render one person: RGB uint8 (size, size, 3) and the truth."""
     zoom = 1.3 if size_px < 400 else 1.0
     side = round(size_px * zoom)
     canvas = sample_background(rng, side) if camera.background is None else cv2.resize(camera.background, (side, side))
     truth, _ = draw_person(canvas, bank, identity, expression, camera)
-    if camera.has_obstacle:
-        obstruct(canvas, truth.box_xyxy, rng)
+    if camera.has_occluder:
+        draw_occluder(canvas, truth.box_xyxy, rng)
     if zoom > 1:
         canvas = cv2.resize(canvas, (size_px, size_px), interpolation=cv2.INTER_AREA)
     return expose(canvas, camera.lens, rng), _scaled(truth, 1 / zoom)
@@ -63,7 +63,7 @@ def render_face(
 def random_face(
     bank: Bank, rng: np.random.Generator, *, size_px: int, max_angle_deg: float = 35.0
 ) -> tuple[np.ndarray, FaceTruth]:
-    """Anybody, with any expression, from up to `max_angle_deg` aside, in any light."""
+    """Render a random person with a random expression, light and view up to `max_angle_deg`."""
     identity = sample_identity(bank, rng, texture_px=256 if size_px < 280 else 320)
     camera = sample_camera(rng, max_angle_deg=max_angle_deg)
     image, truth = render_face(bank, identity, random_expression(bank, rng), camera, rng, size_px=size_px)
@@ -76,7 +76,7 @@ def random_face(
 def draw_person(
     canvas: np.ndarray, bank: Bank, identity: Identity, expression: Expression, camera: Camera
 ) -> tuple[FaceTruth, np.ndarray]:
-    """Paint a person over `canvas`, linear float32 (H, W, 3), in place; the truth, and where they cover it (H, W)."""
+    """Draw a person over `canvas`, linear float32 (H, W, 3), in place; return truth and opacity (H, W)."""
     height, width = canvas.shape[:2]
     head = len(bank.rest)
     points = identity.points.copy()
@@ -180,7 +180,7 @@ def draw_person(
 
 
 def rotation(yaw_deg: float, pitch_deg: float, roll_deg: float) -> np.ndarray:
-    """Turns a head (3, 3): yaw to the image's right, pitch down, roll clockwise in the image."""
+    """Return a head's rotation (3, 3): yaw to the image's right, pitch down, roll clockwise in the image."""
     a, b, c = np.deg2rad([yaw_deg, pitch_deg, roll_deg])
     yaw = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
     pitch = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
@@ -189,7 +189,7 @@ def rotation(yaw_deg: float, pitch_deg: float, roll_deg: float) -> np.ndarray:
 
 
 def _posed(points: np.ndarray, bank: Bank, num_head: int, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Points with the head turned and the body following in part; and the head's rotation."""
+    """Return points with the head rotated and the body partly following, and the head's rotation."""
     k = camera.body_turn
     head = rotation(camera.yaw_deg, camera.pitch_deg, camera.roll_deg)
     body = rotation(camera.yaw_deg * k, camera.pitch_deg * k * 0.4, camera.roll_deg * k * 0.5)
@@ -202,7 +202,7 @@ def _posed(points: np.ndarray, bank: Bank, num_head: int, camera: Camera) -> tup
 
 @lru_cache(maxsize=2)
 def _head_weight(bank: Bank) -> np.ndarray:
-    """How far each vertex goes with the head rather than the body."""
+    """Return each vertex's weight of the head against the body (V,) 0..1."""
     level = bank.rest[:, 1] + 0.35 * bank.rest[:, 2]
     t = np.clip((0.20 - level) / 0.15, 0, 1)
     return t * t * (3 - 2 * t)
@@ -210,7 +210,7 @@ def _head_weight(bank: Bank) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _face_vertices(bank: Bank) -> np.ndarray:
-    """Vertices of the face from hairline to chin without ears."""
+    """Return the vertices of the face from hairline to chin, without ears."""
     turn, height = texture_angles(bank.uv)
     chin = bank.rest[bank.landmarks[8]]
     is_face = (
@@ -228,13 +228,13 @@ def _box(points: np.ndarray) -> np.ndarray:
 
 
 def _scaled(truth: FaceTruth, scale: float) -> FaceTruth:
-    """The truth in a picture resized by `scale`, pixel centres at integers."""
+    """Return the truth for an image resized by `scale`, pixel centres at integers."""
     moved = [((xy + 0.5) * scale - 0.5).astype(np.float32) for xy in (truth.box_xyxy, truth.landmarks, truth.points)]
     return replace(truth, box_xyxy=moved[0], landmarks=moved[1], points=moved[2])
 
 
 def _eye(bank: Bank, seen: np.ndarray, material: int, turn: np.ndarray, gaze_deg: tuple[float, float]) -> np.ndarray:
-    """Centre and direction of a gaze, (6,)."""
+    """Return an eye's centre and gaze direction, (6,)."""
     ids = _eye_vertices(bank, material)
     right, down = np.deg2rad(gaze_deg)
     look = turn @ np.array([np.sin(right) * np.cos(down), np.sin(down), -np.cos(right) * np.cos(down)])
@@ -250,7 +250,7 @@ def _eye_vertices(bank: Bank, material: int) -> np.ndarray:
 def _shadow(
     seen: np.ndarray, identity: Identity, axes: np.ndarray, focal: float
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Depth from the light around the head (S, S), its scale in texels a metre, and its middle in light space."""
+    """Return the shadow map (S, S), its scale in texels per metre, and its centre in light space."""
     size = int(np.clip(focal * 0.12, 48, 224))
     scale = size / 0.42
     lit = seen @ axes.T
@@ -262,13 +262,13 @@ def _shadow(
 
 
 def _texture(identity: Identity, expression: Expression) -> np.ndarray:
-    """The skin's texture with this expression's folds."""
-    folds = [(name, amount) for name, amount in expression.folds.items() if amount > 0.03]
-    if not folds and expression.lips_pale < 0.03:
+    """Return the skin's texture with the expression's wrinkles."""
+    wrinkles = [(name, amount) for name, amount in expression.wrinkles.items() if amount > 0.03]
+    if not wrinkles and expression.lips_pale < 0.03:
         return identity.texture
     texture = identity.texture.copy()
-    for name, amount in folds:
-        add_fold(texture[..., 4], identity.folds[name], amount * identity.fold_depth)
+    for name, amount in wrinkles:
+        add_wrinkle(texture[..., 4], identity.wrinkles[name], amount * identity.wrinkle_depth)
     if expression.lips_pale >= 0.03:
         rows, columns = np.flatnonzero(identity.lip_mask.any(1)), np.flatnonzero(identity.lip_mask.any(0))
         area = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -282,8 +282,8 @@ def _texture(identity: Identity, expression: Expression) -> np.ndarray:
 
 
 class SceneTruth(NamedTuple):
-    """The faces of a scene, far to near, float32: boxes (N, 4) and points (N, 5, 2) px; seen (N,) 0..1, the part of
-    each that is in the picture and that nothing hides.
+    """The faces of a scene, far to near, float32: boxes (N, 4) and points (N, 5, 2) px; seen (N,) 0..1, the visible
+    fraction of each.
     """
 
     boxes: np.ndarray
@@ -292,22 +292,24 @@ class SceneTruth(NamedTuple):
 
 
 def random_scene(bank: Bank, rng: np.random.Generator, *, size_px: int) -> tuple[np.ndarray, SceneTruth]:
-    """A picture with 0 to 5 faces of 24 to 400 px: RGB uint8 (size, size, 3)."""
+    """Render a scene with 0 to 5 faces of 24 to 400 px: RGB uint8 (size, size, 3)."""
     zoom = 1.25
     side = round(size_px * zoom)
     canvas = sample_background(rng, side, sharp=True if rng.random() < 0.5 else None)
     number = int(rng.choice(6, p=[0.16, 0.36, 0.2, 0.14, 0.08, 0.06]))
     if number == 0 or rng.random() < 0.3:
-        distract(canvas, rng)
+        draw_distractors(canvas, rng)
     shared = sample_light(rng)
     sizes = np.sort(np.exp(rng.uniform(np.log(24), np.log(min(400.0, 0.8 * size_px)), number)))
     if number > 1:
         sizes = np.minimum(sizes, 0.6 * size_px)
     lens = sample_lens(rng)
-    lens = replace(lens, shrink=max(lens.shrink, 0.7), motion_px=min(lens.motion_px, 3.0))  # it shows faces of 24 px
+    lens = replace(
+        lens, shrink=max(lens.shrink, 0.7), motion_px=min(lens.motion_px, 3.0)
+    )  # keep faces of 24 px visible
     truths: list[FaceTruth] = []
     covers: list[np.ndarray] = []
-    for face_px in sizes:  # small ones are far and may get hidden
+    for face_px in sizes:  # small faces are far, and may get hidden
         camera = sample_camera(rng, max_angle_deg=45.0 if rng.random() < 0.3 else 35.0)
         frac = float(face_px / size_px)
         camera = replace(
@@ -322,7 +324,7 @@ def random_scene(bank: Bank, rng: np.random.Generator, *, size_px: int) -> tuple
         truths.append(truth)
         covers.append(cover > 0.5)
     if truths and rng.random() < 0.15:
-        covers.append(obstruct(canvas, truths[int(rng.integers(len(truths)))].box_xyxy, rng) > 0.5)
+        covers.append(draw_occluder(canvas, truths[int(rng.integers(len(truths)))].box_xyxy, rng) > 0.5)
     seen = [seen_frac(truth.box_xyxy, covers[i], covers[i + 1 :]) for i, truth in enumerate(truths)]
     canvas = cv2.resize(canvas, (size_px, size_px), interpolation=cv2.INTER_AREA)
     truths = [_scaled(t, 1 / zoom) for t in truths]
@@ -334,9 +336,9 @@ def random_scene(bank: Bank, rng: np.random.Generator, *, size_px: int) -> tuple
 
 
 def _free_place(rng: np.random.Generator, frac: float, boxes: np.ndarray) -> tuple[float, float]:
-    """Where a face of `frac` of the side goes, in parts of the side: where it hides nobody, if that is soon found.
+    """Sample the centre of a face of size `frac`; prefer a place where it hides no other face.
 
-    boxes: (n, 4), those of the people behind it, in parts of the side.
+    boxes: (n, 4), faces behind it. All numbers are fractions of the image's side.
     """
     margin = (0.35 if rng.random() < 0.15 else 0.55) * frac  # some are cut by the border
     low, high = min(0.5, margin), max(0.5, 1 - margin)
@@ -351,7 +353,10 @@ def _free_place(rng: np.random.Generator, frac: float, boxes: np.ndarray) -> tup
 
 
 def seen_frac(box_xyxy: np.ndarray, own: np.ndarray, nearer: list[np.ndarray]) -> float:
-    """The part of a person's `own` pixels (H, W) in the box that is in the picture and not among those of `nearer`."""
+    """Return the fraction of a face in `box_xyxy` that is inside the image and not covered by `nearer`.
+
+    own: pixels of the person, bool (H, W). nearer: pixels of each nearer person or occluder.
+    """
     height, width = own.shape
     x1, y1, x2, y2 = np.clip(box_xyxy, 0, [width, height, width, height]).round().astype(int)
     part = np.s_[y1:y2, x1:x2]

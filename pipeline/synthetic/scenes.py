@@ -1,6 +1,6 @@
-"""Scenes with several faces, rendered once to disk and then zoomed, cropped, mosaicked and recoloured for training.
+"""Scenes with several faces: rendered once to disk, then zoomed, cropped, mosaicked and recoloured for training.
 
-Scene i of a seed is a function of (seed, i), whoever renders it.
+Scene i is a function of (seed, i).
 """
 
 # N faces of a scene, H height, W width
@@ -22,12 +22,12 @@ from pipeline.runtime.progress import track
 from pipeline.synthetic.bank import load_bank
 from pipeline.synthetic.render import SceneTruth, random_scene
 
-SCENES_A_CHUNK = 50
+SCENES_PER_CHUNK = 50
 MIN_FACE_PX = 11.0
-"""Smaller faces (square root of the box's area) are neither learned nor held against the network."""
+"""Smaller faces (square root of the box's area) count neither as face nor as background."""
 MIN_SEEN_FRAC, MIN_TOUCHED_FRAC = 0.7, 0.1
-"""Faces of which less than the first is seen count as neither face nor background (WIDER FACE calls more than 30 %
-hidden heavy occlusion), those of which less than the second is in the image not at all."""
+"""Faces with a visible fraction below the first count neither as face nor as background (WIDER FACE calls more than
+30 % hidden heavy occlusion). Faces with a fraction below the second inside the image are removed."""
 
 
 class Scene(NamedTuple):
@@ -44,7 +44,7 @@ class SceneFolder:
 
     def __init__(self, folder: Path, *, num_scenes: int) -> None:
         self._num_scenes = num_scenes
-        names = [_chunk_name(i) for i in range(math.ceil(num_scenes / SCENES_A_CHUNK))]
+        names = [_chunk_name(i) for i in range(math.ceil(num_scenes / SCENES_PER_CHUNK))]
         self._images = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
         self._truth = []
         for name in names:
@@ -56,7 +56,7 @@ class SceneFolder:
         return self._num_scenes
 
     def __getitem__(self, index: int) -> Scene:
-        chunk, row = divmod(index, SCENES_A_CHUNK)
+        chunk, row = divmod(index, SCENES_PER_CHUNK)
         boxes, points, seen = (values[row] for values in self._truth[chunk])
         return marked(Scene(self._images[chunk][row], boxes, points, seen >= MIN_SEEN_FRAC))
 
@@ -64,21 +64,21 @@ class SceneFolder:
 def render_scenes(
     folder: Path, *, bank_path: Path, num_scenes: int, seed: int, size_px: int, num_workers: int
 ) -> SceneFolder:
-    """Render what is missing of scenes 0..num_scenes - 1 into `folder`, chunk by chunk, each whole or absent."""
-    chunks = range(math.ceil(num_scenes / SCENES_A_CHUNK))
+    """Render the missing chunks of scenes 0..num_scenes - 1 into `folder`, each atomically; return all scenes."""
+    chunks = range(math.ceil(num_scenes / SCENES_PER_CHUNK))
     missing = [i for i in chunks if not (folder / f"{_chunk_name(i)}.npy").is_file()]
     render = partial(_render_chunk, folder, bank_path=bank_path, seed=seed, size_px=size_px)
     if missing:
-        load_bank(bank_path)  # so that workers find it built
-    with track("render scenes", total=len(missing) * SCENES_A_CHUNK, unit="scenes") as step:
+        load_bank(bank_path)  # builds it once, before the workers need it
+    with track("render scenes", total=len(missing) * SCENES_PER_CHUNK, unit="scenes") as step:
         if num_workers > 1:
             with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
                 for _ in pool.map(render, missing):
-                    step(SCENES_A_CHUNK)
+                    step(SCENES_PER_CHUNK)
         else:
             for i in missing:
                 render(i)
-                step(SCENES_A_CHUNK)
+                step(SCENES_PER_CHUNK)
     return SceneFolder(folder, num_scenes=num_scenes)
 
 
@@ -87,7 +87,7 @@ def _chunk_name(chunk: int) -> str:
 
 
 def _render_chunk(folder: Path, chunk: int, *, bank_path: Path, seed: int, size_px: int) -> None:
-    indices = range(chunk * SCENES_A_CHUNK, (chunk + 1) * SCENES_A_CHUNK)
+    indices = range(chunk * SCENES_PER_CHUNK, (chunk + 1) * SCENES_PER_CHUNK)
     images, truths = zip(*scenes(bank_path, seed=seed, indices=indices, size_px=size_px), strict=True)
     faces = SceneTruth(*(np.concatenate(values) for values in zip(*truths, strict=True)))
     num_faces = np.array([len(truth.boxes) for truth in truths])
@@ -100,14 +100,14 @@ def _render_chunk(folder: Path, chunk: int, *, bank_path: Path, seed: int, size_
 def scenes(
     bank_path: Path, *, seed: int, indices: Sequence[int], size_px: int
 ) -> Iterator[tuple[np.ndarray, SceneTruth]]:
-    """Image, RGB uint8 (size, size, 3), and faces of each scene; scene i depends on (seed, i) alone."""
+    """Yield image, RGB uint8 (size, size, 3), and faces of each scene."""
     bank = load_bank(bank_path)
     for i in indices:
         yield random_scene(bank, np.random.default_rng([seed, i]), size_px=size_px)
 
 
 def zoomed(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
-    """A square window of the scene at `side_px`, mostly chosen so that one face gets a random size, evenly in log."""
+    """Cut a square window and resize it to `side_px`; mostly one face gets a random size, uniform in log."""
     scene_px = min(scene.image.shape[:2])
     if len(scene.boxes) and rng.random() < 0.8:
         x1, y1, x2, y2 = scene.boxes[rng.integers(len(scene.boxes))]
@@ -122,7 +122,7 @@ def zoomed(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
 
 
 def cropped(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
-    """A square part of the scene, pixel for pixel, mostly one with a face."""
+    """Cut a square of `side_px` without resizing, mostly around a face."""
     corners = scene.boxes.reshape(-1, 2, 2)
     if len(corners) and rng.random() < 0.8:
         centre = corners[rng.integers(len(corners))].mean(0)
@@ -132,7 +132,7 @@ def cropped(scene: Scene, side_px: int, rng: np.random.Generator) -> Scene:
 
 
 def _window_about(scene: Scene, centre: np.ndarray, window_px: int, side_px: int, rng: np.random.Generator) -> Scene:
-    """A window of the scene with `centre` somewhere in it, resized."""
+    """Cut a window with `centre` at a random place in it, and resize it."""
     scene_px = min(scene.image.shape[:2])
     low, high = sorted((0, scene_px - window_px))
     x, y = np.clip(centre - window_px * rng.uniform(0.1, 0.9, 2), low, high).round().astype(int)
@@ -140,7 +140,7 @@ def _window_about(scene: Scene, centre: np.ndarray, window_px: int, side_px: int
 
 
 def _window(scene: Scene, x: int, y: int, window_px: int, side_px: int, *, fill: np.ndarray) -> Scene:
-    """The square of the scene from (x, y), resized; what lies outside the scene gets the colour `fill`."""
+    """Cut the square from (x, y) and resize it; pixels outside the scene get the colour `fill`."""
     height, width = scene.image.shape[:2]
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + window_px, width), min(y + window_px, height)
     scale = side_px / window_px
@@ -163,7 +163,7 @@ def _window(scene: Scene, x: int, y: int, window_px: int, side_px: int, *, fill:
 
 
 def mosaic(parts: Sequence[Scene]) -> Scene:
-    """Four square scenes of one size as one: upper left, upper right, lower left, lower right; faces get cut."""
+    """Join four square scenes of one size: upper left, upper right, lower left, lower right; clips their faces."""
     side = parts[0].image.shape[0]
     rows = [np.concatenate([parts[i].image, parts[i + 1].image], axis=1) for i in (0, 2)]
     parts = [marked(part) for part in parts]
@@ -175,7 +175,7 @@ def mosaic(parts: Sequence[Scene]) -> Scene:
 
 
 def mirrored(scene: Scene) -> Scene:
-    """Left and right swapped, also in the meaning of the points."""
+    """Mirror left and right, including the order of the points."""
     last = scene.image.shape[1] - 1
     boxes = scene.boxes.copy()
     boxes[:, [0, 2]] = last - scene.boxes[:, [2, 0]]
@@ -185,7 +185,7 @@ def mirrored(scene: Scene) -> Scene:
 
 
 def marked(scene: Scene) -> Scene:
-    """Without faces that are practically outside; tiny and cut ones are no longer to be learned."""
+    """Remove faces that are almost outside; unmark tiny and cut faces for learning."""
     height, width = scene.image.shape[:2]
     x1, y1, x2, y2 = scene.boxes.T
     area = (x2 - x1) * (y2 - y1)
@@ -199,8 +199,8 @@ def marked(scene: Scene) -> Scene:
     return Scene(scene.image, scene.boxes[kept], scene.points[kept], is_learned[kept])
 
 
-def covered(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The image with flat or noisy patches, one on each second face, at most a third of the face."""
+def occlude(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Return the image with flat or noisy patches, over half of the faces and elsewhere."""
     image = scene.image.copy()
     height, width = image.shape[:2]
     sizes = scene.boxes[:, 2:] - scene.boxes[:, :2]
@@ -219,7 +219,7 @@ def covered(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def with_scrambled_face(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The image with a copy of one face, cut in tiles that changed places, where no face is: nearly one, but none."""
+    """Return the image with a copy of one face whose tiles are shuffled, at a place without a face: a hard negative."""
     height, width = scene.image.shape[:2]
     corners = scene.boxes[rng.integers(len(scene.boxes))].reshape(2, 2)
     (x1, y1), (x2, y2) = corners.round().astype(int).clip(0, (width, height))
@@ -240,7 +240,7 @@ def with_scrambled_face(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Another camera: white balance, exposure, contrast, saturation, blur, resolution, noise, JPEG."""
+    """Simulate another camera: white balance, exposure, contrast, saturation, blur, resolution, noise, JPEG."""
     if rng.random() < 0.3:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
         saturation = rng.choice([0.0, rng.uniform(0.2, 1.5)], p=[0.4, 0.6])

@@ -1,4 +1,4 @@
-"""A face's texture: colour, shine and height of skin, lips, brows, beard and lids."""
+"""A face's texture: colour, gloss and height of skin, lips, brows, beard and lids."""
 
 # T texture's side in px
 from __future__ import annotations
@@ -10,13 +10,13 @@ import numpy as np
 
 from pipeline.synthetic import raster
 from pipeline.synthetic.bank import Bank
-from pipeline.synthetic.textures import draw_line, linear, noise, noise_tile, paint, smoothed, spot, tint
-from pipeline.synthetic.wrinkles import SIDED_FOLDS, Folds, add_fold
+from pipeline.synthetic.textures import cover, draw_line, linear, noise, noise_tile, smoothed, spot, tint
+from pipeline.synthetic.wrinkles import SIDED_WRINKLES, Wrinkles, add_wrinkle
 
 
 @lru_cache(maxsize=4)
 def lip_mask(bank: Bank, size_px: int) -> np.ndarray:
-    """Where the red of the lips lies in the texture, float32 (T, T) 0..1."""
+    """Return the mask of the lips in the texture, float32 (T, T) 0..1."""
     flat = np.concatenate([bank.uv * size_px - 0.5, np.linalg.norm(bank.rest, axis=1)[:, None] * -1], 1).astype(
         np.float32
     )
@@ -35,19 +35,19 @@ def skin_texture(
     bank: Bank,
     skin: np.ndarray,
     hair_colour: np.ndarray,
-    painted: np.ndarray,
-    folds: Folds,
+    scalp_mask: np.ndarray,
+    wrinkles: Wrinkles,
     rng: np.random.Generator,
     *,
     tone: float,
     gender: float,
     age: float,
 ) -> np.ndarray:
-    """A face at rest, float32 (T, T, 5): linear RGB, gloss, height.
+    """Sample the texture of a neutral face, float32 (T, T, 5): linear RGB, gloss, height.
 
-    skin (3,) linear RGB of tone 0..1; hair_colour (2, 3); painted (T, T): how much the scalp has of the hair's colour.
+    skin: linear RGB (3,) of tone 0..1. hair_colour: (2, 3). scalp_mask: opacity of the hair's colour, (T, T).
     """
-    size = len(painted)
+    size = len(scalp_mask)
     marks = bank.marks
     fade = np.clip((0.93 - np.arange(size) / size) * 8, 0, 1).astype(np.float32)[
         :, None
@@ -63,33 +63,33 @@ def skin_texture(
         place = marks[30] + rng.uniform(-1, 1, 2) * [0.25, 0.25]
         tint(colour, spot(size, place, rng.uniform(0.002, 0.005)), (0.7, 0.7, 0.7))
     lips = lip_mask(bank, size)
-    paint(colour, 0.88 * lips, (1 + 0.12 * noise_tile(size, size * 0.003)[..., None]) * _lip_colour(skin, gender, rng))
+    cover(colour, 0.88 * lips, (1 + 0.12 * noise_tile(size, size * 0.003)[..., None]) * _lip_colour(skin, gender, rng))
     beard, gloss_cut = _beard(marks, lips, gender, rng, size)
-    paint(colour, beard, hair_colour.mean(0) * 0.6 + 0.08 * skin)
+    cover(colour, beard, hair_colour.mean(0) * 0.6 + 0.08 * skin)
     brows = _brows(marks, gender, rng, size)
-    paint(colour, brows, hair_colour[0] * 0.55 + hair_colour[1] * 0.15)
+    cover(colour, brows, hair_colour[0] * 0.55 + hair_colour[1] * 0.15)
     lids = _lid_lines(marks, size) * np.float32(rng.uniform(0.28, 0.52) + (0.24 if gender < 0.5 else 0.0))
-    paint(colour, lids, skin * [0.12, 0.08, 0.07])
+    cover(colour, lids, skin * [0.12, 0.08, 0.07])
     if gender < 0.5 and rng.random() < 0.35:  # eye shadow
         lid = sum(spot(size, marks[a : a + 2].mean(0) - [0, 0.012], 0.04, 0.018) for a in (37, 43))
         tint(colour, np.clip(lid, 0, 1), rng.uniform(0.1, 0.55, 3))
     roots = (0.55 + 0.25 * noise_tile(size, size * 0.003, 1))[..., None] * hair_colour.mean(0)
-    paint(colour, painted, roots)
+    cover(colour, scalp_mask, roots)
     zone = 0.5 * spot(size, marks[30] - [0, 0.03], 0.05, 0.08) + 0.5 * spot(size, marks[27] - [0, 0.12], 0.14, 0.06)
     gloss = rng.uniform(0.15, 0.75) * (0.55 + zone + 0.12 * middle) + 0.5 * lips * rng.uniform(0.2, 1.3)
     out = np.empty((size, size, 5), np.float32)
     out[..., :3] = np.clip(colour, 0.003, 0.95)
-    out[..., 3] = np.clip(gloss * (1 - np.clip(gloss_cut + brows + painted, 0, 1)), 0, 1.5)
+    out[..., 3] = np.clip(gloss * (1 - np.clip(gloss_cut + brows + scalp_mask, 0, 1)), 0, 1.5)
     height = 0.00005 * fine + 0.00006 * middle
-    if age > 0.6:  # what youth shows only in action stays
-        for name in ("glabella", *(f"{fold}_{side}" for fold in SIDED_FOLDS for side in ("right", "left"))):
-            add_fold(height, folds[name], (age - 0.6) * rng.uniform(0.2, 1.3))
+    if age > 0.6:  # old skin keeps wrinkles at rest
+        for name in ("glabella", *(f"{wrinkle}_{side}" for wrinkle in SIDED_WRINKLES for side in ("right", "left"))):
+            add_wrinkle(height, wrinkles[name], (age - 0.6) * rng.uniform(0.2, 1.3))
     out[..., 4] = height
     return out
 
 
 def _redden(colour: np.ndarray, marks: np.ndarray, tone: float, blotches: np.ndarray, rng: np.random.Generator) -> None:
-    """Blood in cheeks, nose and chin, shade around the eyes, in place."""
+    """Redden cheeks, nose and chin, and shade the eye sockets, in place."""
     size = len(colour)
     red = rng.uniform(0.1, 1.0) * (
         0.8 * spot(size, marks[36] + [0.01, 0.13], 0.055, 0.05)
@@ -104,7 +104,7 @@ def _redden(colour: np.ndarray, marks: np.ndarray, tone: float, blotches: np.nda
 
 
 def _lip_colour(skin: np.ndarray, gender: float, rng: np.random.Generator) -> np.ndarray:
-    """Bare or made up, linear (3,)."""
+    """Sample the colour of bare or made-up lips, linear (3,)."""
     bare = skin * np.array([0.92, rng.uniform(0.5, 0.75), rng.uniform(0.55, 0.8)])
     if gender > 0.5 or rng.random() > 0.45:
         return bare.astype(np.float32)
@@ -113,7 +113,7 @@ def _lip_colour(skin: np.ndarray, gender: float, rng: np.random.Generator) -> np
 
 
 def _brows(marks: np.ndarray, gender: float, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Strength 0..1 of the eyebrows, hair by hair, (T, T)."""
+    """Sample the opacity 0..1 of the eyebrows (T, T), drawn hair by hair."""
     canvas = np.zeros((size, size), np.uint8)
     num = int(rng.integers(70, 170))
     thick = rng.uniform(0.006, 0.0135) * (1.15 if gender > 0.5 else 0.85)
@@ -181,7 +181,7 @@ def _beard_zone(marks_bytes: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _beard(
     marks: np.ndarray, lips: np.ndarray, gender: float, rng: np.random.Generator, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Strength 0..1 of a beard (T, T) and how much of the skin's shine it takes."""
+    """Sample the opacity 0..1 of a beard (T, T), and how much it reduces the skin's gloss."""
     none = np.zeros((size, size), np.float32)
     if gender < 0.5 or rng.random() < 0.35:
         return none, none
@@ -212,5 +212,5 @@ def _lid_map(marks_bytes: bytes, size: int) -> np.ndarray:
 
 
 def _lid_lines(marks: np.ndarray, size: int) -> np.ndarray:
-    """Lashes' roots along the lids, 0..1 (T, T)."""
+    """Return the lash lines along the lids, 0..1 (T, T)."""
     return _lid_map(marks.astype(np.float32).tobytes(), size)

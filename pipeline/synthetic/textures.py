@@ -1,4 +1,4 @@
-"""Brushes for textures: colours, noise that repeats, spots, curves."""
+"""Tools for textures: colours, tiling noise, spots, curves."""
 
 # T texture's side in px
 from __future__ import annotations
@@ -28,25 +28,25 @@ SKIN_TONES = np.array(
 
 
 def linear(srgb: Sequence[float] | np.ndarray) -> np.ndarray:
-    """sRGB 0..255 to linear 0..1, float32."""
+    """Convert sRGB 0..255 to linear 0..1, float32."""
     return ((np.asarray(srgb, np.float32) / 255) ** 2.2).astype(np.float32)
 
 
 def mixed(colours: np.ndarray, t: float) -> np.ndarray:
-    """Colour at 0..1 along a list."""
+    """Interpolate a list of colours at 0..1."""
     place = t * (len(colours) - 1)
     i = min(int(place), len(colours) - 2)
     return colours[i] + (colours[i + 1] - colours[i]) * (place - i)
 
 
 def pick(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One row of an array."""
+    """Sample one row of an array."""
     return rows[rng.integers(len(rows))]
 
 
 @lru_cache(maxsize=64)
 def noise_tile(size_px: int, scale_px: float, seed: int = 0) -> np.ndarray:
-    """Smooth noise of mean 0 and deviation 1 that repeats, float32 (size, size)."""
+    """Return tiling smooth noise of mean 0 and standard deviation 1, float32 (size, size)."""
     raw = np.random.default_rng([8912, seed]).standard_normal((size_px, size_px)).astype(np.float32)
     pad = min(size_px, int(4 * scale_px) + 1)
     wide = np.asarray(cv2.GaussianBlur(np.pad(raw, pad, mode="wrap"), (0, 0), scale_px))[pad:-pad, pad:-pad]
@@ -55,7 +55,7 @@ def noise_tile(size_px: int, scale_px: float, seed: int = 0) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def strand_tile(kind: str) -> np.ndarray:
-    """Brightness 0..1 of hair, float32 (256, 256): rows run along the strands."""
+    """Return the brightness 0..1 of hair, float32 (256, 256); strands run along the rows' axis."""
     raw = np.random.default_rng(4711).standard_normal((256, 256)).astype(np.float32)
     wide = np.pad(raw, 128, mode="wrap")
     along, across = (28, 0.6) if kind == "straight" else (9, 0.8) if kind == "wavy" else (1.8, 1.8)
@@ -66,12 +66,12 @@ def strand_tile(kind: str) -> np.ndarray:
 
 
 def noise(size_px: int, scale_px: float, rng: np.random.Generator) -> np.ndarray:
-    """A tile at a random place."""
+    """Return a noise tile with a random offset."""
     return np.roll(noise_tile(size_px, scale_px), tuple(rng.integers(0, size_px, 2)), (0, 1))
 
 
 def spot(size_px: int, uv: np.ndarray, width: float, height: float | None = None) -> np.ndarray:
-    """A bell of given deviations (in u, v) around a texture place, (T, T)."""
+    """Return a Gaussian (T, T) of given standard deviations (in u, v) around texture coordinates `uv`."""
     at = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
     x = np.exp(-(((at - uv[0]) / width) ** 2) / 2)
     y = np.exp(-(((at - uv[1]) / (height or width)) ** 2) / 2)
@@ -80,14 +80,14 @@ def spot(size_px: int, uv: np.ndarray, width: float, height: float | None = None
 
 @lru_cache(maxsize=4)
 def texture_grid(size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turn and height in degrees, as of `texture_angles`, of each place of a texture (T, T)."""
+    """Return turn and height in degrees (see `texture_angles`) of each texel (T, T)."""
     at = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
     turn, height = texture_angles(np.stack(np.meshgrid(at, at), -1))
     return turn.astype(np.float32), height.astype(np.float32)
 
 
 def smoothed(path: np.ndarray, num: int = 24) -> np.ndarray:
-    """A Catmull-Rom curve through the points of a path (n, 2)."""
+    """Return a Catmull-Rom curve (num, 2) through the points of a path (n, 2)."""
     ends = np.concatenate([2 * path[:1] - path[1:2], path, 2 * path[-1:] - path[-2:-1]])
     at = np.linspace(0, len(path) - 1 - 1e-6, num)
     i = at.astype(int)
@@ -97,16 +97,16 @@ def smoothed(path: np.ndarray, num: int = 24) -> np.ndarray:
 
 
 def draw_line(canvas: np.ndarray, path: np.ndarray, thickness: int, value: int = 255) -> None:
-    """A smooth line on uint8 (T, T), given by texture places (n, 2)."""
+    """Draw an antialiased line on uint8 (T, T), given by texture coordinates (n, 2)."""
     px = np.round(path * canvas.shape[0] * 16).astype(np.int32)
     cv2.polylines(canvas, [px], False, value, thickness, cv2.LINE_AA, 4)
 
 
 def tint(colour: np.ndarray, mask: np.ndarray, loss: Sequence[float] | np.ndarray) -> None:
-    """Take `loss` (3,) of the light away where mask (T, T) is 1, in place."""
+    """Darken by the fractions `loss` (3,) where mask (T, T) is 1, in place."""
     colour *= 1 - mask[..., None] * np.asarray(loss, np.float32)
 
 
-def paint(colour: np.ndarray, mask: np.ndarray, paint: np.ndarray) -> None:
-    """Cover with `paint` (3,) or (T, T, 3) where mask (T, T) is 1, in place."""
-    colour += mask[..., None] * (np.asarray(paint, np.float32) - colour)
+def cover(colour: np.ndarray, mask: np.ndarray, coat: np.ndarray) -> None:
+    """Cover with the colour `coat` (3,) or (T, T, 3) where mask (T, T) is 1, in place."""
+    colour += mask[..., None] * (np.asarray(coat, np.float32) - colour)

@@ -1,4 +1,4 @@
-"""Folds of the skin that facial actions deepen, as heights over the texture.
+"""Wrinkles that facial actions deepen, as heights over the texture.
 
 Sides are the person's: `right` lies at the image's left.
 """
@@ -15,31 +15,31 @@ import numpy as np
 from pipeline.synthetic.bank import Bank
 from pipeline.synthetic.textures import noise, smoothed, spot
 
-SIDED_FOLDS = ("forehead", "crow", "under_eye", "nose", "laugh", "dimple", "corner", "stretch")
-MIDDLE_FOLDS = ("forehead_inner", "glabella", "chin", "lip_lines", "under_lip")
+SIDED_WRINKLES = ("forehead", "crow", "under_eye", "nose", "laugh", "dimple", "corner", "stretch")
+MIDDLE_WRINKLES = ("forehead_inner", "glabella", "chin", "lip_lines", "under_lip")
 DEPTH = 0.0068
-"""Height of a fold at full strength, in sides of the texture, before smoothing."""
+"""Height of a wrinkle at full depth, in units of the texture's side, before smoothing."""
 _PAD = 0.03
 
 
 @dataclass(frozen=True, eq=False)
-class Fold:
-    """Height (h, w) float32 of a fold at full strength, to be added to the texture's at [top:, left:]."""
+class Wrinkle:
+    """Height (h, w), float32, of a wrinkle at full depth, to add to the texture's height at [top:, left:]."""
 
     top: int
     left: int
     height: np.ndarray
 
 
-class Folds:
-    """A person's folds by name ("glabella", "crow_right"), each painted when first asked for."""
+class Wrinkles:
+    """A person's wrinkles by name ("glabella", "crow_right"), each drawn at first use."""
 
     def __init__(self, lines: dict[str, list[np.ndarray]], bumps: np.ndarray, marks: np.ndarray) -> None:
         self._lines, self._bumps, self._marks = lines, bumps, marks
-        self._made: dict[str, Fold] = {}
+        self._made: dict[str, Wrinkle] = {}
 
-    def __getitem__(self, name: str) -> Fold:
-        """The fold; its place in the texture is fixed, its lines are this person's."""
+    def __getitem__(self, name: str) -> Wrinkle:
+        """Return the wrinkle: its place in the texture is fixed, its lines are this person's."""
         if name not in self._made:
             is_chin = name == "chin"
             self._made[name] = (
@@ -48,23 +48,23 @@ class Folds:
         return self._made[name]
 
 
-def add_fold(height: np.ndarray, fold: Fold, amount: float) -> None:
-    """Deepen a fold in a texture's height (T, T), in place."""
-    h, w = fold.height.shape
-    height[fold.top : fold.top + h, fold.left : fold.left + w] += np.float32(amount) * fold.height
+def add_wrinkle(height: np.ndarray, wrinkle: Wrinkle, amount: float) -> None:
+    """Add a wrinkle, times `amount`, to a texture's height (T, T), in place."""
+    h, w = wrinkle.height.shape
+    height[wrinkle.top : wrinkle.top + h, wrinkle.left : wrinkle.left + w] += np.float32(amount) * wrinkle.height
 
 
-def sample_folds(bank: Bank, rng: np.random.Generator, size: int) -> Folds:
-    """Folds with lines of somebody's own."""
+def sample_wrinkles(bank: Bank, rng: np.random.Generator, size: int) -> Wrinkles:
+    """Sample a person's wrinkles."""
     marks = bank.marks
     lines = _middle_lines(marks, rng)
     for side, name in ((-1, "right"), (1, "left")):
-        lines |= {f"{fold}_{name}": paths for fold, paths in _side_lines(marks, side, rng).items()}
-    return Folds(lines, noise(size, size * 0.0075, rng), marks)
+        lines |= {f"{wrinkle}_{name}": paths for wrinkle, paths in _side_lines(marks, side, rng).items()}
+    return Wrinkles(lines, noise(size, size * 0.0075, rng), marks)
 
 
 def _middle_lines(marks: np.ndarray, rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """Paths (n, 2) in the texture of the folds without sides."""
+    """Sample paths (n, 2) in the texture of the wrinkles without sides."""
     across, between = [], []
     for y in _forehead_rows(marks, rng):
         x = np.linspace(0.415, 0.585, 5) + rng.normal(0, 0.0035, 5)
@@ -85,7 +85,7 @@ def _middle_lines(marks: np.ndarray, rng: np.random.Generator) -> dict[str, list
 
 
 def _side_lines(marks: np.ndarray, side: int, rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """Paths of the folds on one side: -1 the image's left, 1 its right."""
+    """Sample paths of the wrinkles on one side: -1 the image's left, 1 its right."""
     outer, inner, corner, wing = marks[[36, 39, 48, 31] if side < 0 else [45, 42, 54, 35]]
     x = 0.5 + side * np.linspace(0.085, 0.2, 4)
     bend = np.array([0.003, -0.006, 0.0, 0.014])
@@ -138,7 +138,7 @@ def _forehead_rows(marks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _walk(start: Sequence[float] | np.ndarray, *steps: Sequence[float] | np.ndarray) -> np.ndarray:
-    """A path (n, 2): each step from the start."""
+    """Return a path (n, 2): each step is relative to `start`."""
     return np.asarray(start) + np.array(steps, float)
 
 
@@ -150,8 +150,8 @@ def _shift(rng: np.random.Generator) -> np.ndarray:
     return rng.normal(0, 0.0035, 2)
 
 
-def _furrows(paths: list[np.ndarray], size: int) -> Fold:
-    """Narrow valleys along paths, between soft ridges."""
+def _furrows(paths: list[np.ndarray], size: int) -> Wrinkle:
+    """Return narrow valleys along paths, between soft ridges."""
     every = np.concatenate(paths)
     left, top = np.maximum(0, ((every.min(0) - _PAD) * size).astype(int))
     right, bottom = np.minimum(size, ((every.max(0) + _PAD) * size).astype(int) + 1)
@@ -161,15 +161,15 @@ def _furrows(paths: list[np.ndarray], size: int) -> Fold:
         cv2.polylines(canvas, [px], False, 255, max(1, round(size / 300)), cv2.LINE_AA, 4)
     line = canvas.astype(np.float32) / 255
     valley, ridges = (cv2.GaussianBlur(line, (0, 0), size * width) for width in (0.0045, 0.011))
-    return Fold(int(top), int(left), DEPTH * (1.25 * ridges - valley))
+    return Wrinkle(int(top), int(left), DEPTH * (1.25 * ridges - valley))
 
 
-def _chin(marks: np.ndarray, bumps: np.ndarray) -> Fold:
-    """Pits of a bunched chin, from noise (T, T), under an arc."""
+def _chin(marks: np.ndarray, bumps: np.ndarray) -> Wrinkle:
+    """Return the pits of a bunched chin, from noise (T, T), under an arc."""
     size = len(bumps)
-    whole = 0.0011 * spot(size, marks[57] * 0.45 + marks[8] * 0.55 - (0, 0.005), 0.03, 0.02) * bumps
+    height = 0.0011 * spot(size, marks[57] * 0.45 + marks[8] * 0.55 - (0, 0.005), 0.03, 0.02) * bumps
     arc = np.array([marks[59] + (0.01, 0.022), marks[57] + (0, 0.03), marks[55] + (-0.01, 0.022)])
-    add_fold(whole, _furrows([arc], size), 0.9)
+    add_wrinkle(height, _furrows([arc], size), 0.9)
     left, top = ((marks[57] - (0.1, 0.02)) * size).astype(int)
     right, bottom = ((marks[8] + (0.1, 0.06)) * size).astype(int)
-    return Fold(int(top), int(left), whole[top:bottom, left:right])
+    return Wrinkle(int(top), int(left), height[top:bottom, left:right])

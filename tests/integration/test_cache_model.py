@@ -29,7 +29,7 @@ from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
 from pipeline.faces.geometry import crop_affine, cut_crop
 from pipeline.faces.views import render_view, view_params
-from pipeline.store.prune import prune
+from pipeline.store.prune import prune_store
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import mark_damaged, verify_store
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages
@@ -112,7 +112,7 @@ class CacheLife(RuleBasedStateMachine):
     @rule(grace_s=st.sampled_from([0, 3600]))
     def collect(self, grace_s):
         for folder, format in ((self.cache_folder, FORMAT), (self.crops_folder, CROPS_FORMAT)):
-            prune(folder, format, grace_s=grace_s)
+            prune_store(folder, format, grace_s=grace_s)
 
     @rule()
     def verify(self):

@@ -42,7 +42,7 @@ def test_catalog_check_says_what_is_missing(tmp_path):
         (("refresh", "bp5d"), "there is no data set 'bp5d' in the catalog; known ones: bp4d"),
         (("refresh", "bp4d", "--config", "fantrans"), "there is no experiment 'fantrans'"),
         (("refresh", "bp4d", "--device", "cuda:9"), "device 'cuda:9' does not exist"),
-        (("train", "fan_trans", "--dataset", "bp4d", "--device", "foo"), "there is no device 'foo'; expected cpu"),
+        (("train", "fan_trans", "--dataset", "bp4d", "--device", "foo"), "device 'foo' is not known; expected cpu"),
         (("cache", "ls", "bp5d"), "there is no data set 'bp5d'"),
         (("report", "[/b]"), "[/b] is not a run"),
         (("refresh", "bp4d"), "does not exist; run `fantrans catalog check`"),

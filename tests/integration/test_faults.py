@@ -114,7 +114,10 @@ def test_on_a_full_disk_it_says_so_keeps_what_it_has_and_goes_on_with_more_room(
     with Tmpfs(state / "cache", used_kb + 200) as disk:
         code, _, err = refresh(world, state, "late")
         assert code == 2
-        assert "cannot be written: No space left on device; fix the place and run this again" in the_error(err)
+        assert (
+            "cannot be written: No space left on device; free space or fix permissions, then run this again"
+            in the_error(err)
+        )
         assert kills.check_last_revisions(state) == 2
         (folder,) = (state / "cache/faces").iterdir()
         assert open_cache(folder).revision == 1
@@ -310,6 +313,6 @@ def test_damage_is_listed_with_its_frames_and_the_next_refresh_mends_it(world, u
     shard.write_bytes(data)
     code, out = inside(world, state, "early", "cache", "verify", "faces", "--deep")
     assert code == 2
-    assert f"shard {shard} has another checksum than when it was written: F00" in out
+    assert f"shard {shard} does not have the checksum that it was written with: F00" in out
     assert world.refresh(state, "early") == 0
     assert kills.written(state) == kills.written(undisturbed["early"])

@@ -1,6 +1,6 @@
-"""A data set of small random pictures, its crops, and a feature cache whose "FAN" averages blocks of pixels.
+"""A data set of small random images, its crops, and a feature cache whose "FAN" averages blocks of pixels.
 
-Everything real but the sizes; several tests and the processes that they kill share it.
+Only the sizes differ from real use. Tests, and the processes that they kill, share it.
 """
 
 import os
@@ -90,7 +90,7 @@ def make_crops(folder, frames, boxes):
 
 
 def extract(images):
-    """Feature c of a place: the mean of 4 x 4 px, times c + 1 (and one more a map)."""
+    """Return maps whose channel c is the mean of 4 x 4 px times c + 1, plus one per map."""
     size = SHAPES["lf"][1]
     means = images.reshape(len(images), size, 4, size, 4, 3).mean((2, 4, 5), dtype=np.float64)[:, None]
     return {
@@ -145,7 +145,7 @@ def make_world(folder, **sizes):
 
 
 def stored_bytes(folder):
-    """Every file of a store with its bytes, but the lock."""
+    """Return the bytes of every file of a store except the lock, by path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
@@ -154,7 +154,7 @@ def stored_bytes(folder):
 
 
 def refresh_slowly(folder, crops_folder, unit_s):
-    """In a process of its own: a refresh that takes `unit_s` a unit."""
+    """Refresh at `unit_s` seconds per unit, in its own process."""
 
     def extractor(images):
         time.sleep(unit_s)
@@ -164,13 +164,13 @@ def refresh_slowly(folder, crops_folder, unit_s):
 
 
 def refresh_until_step(folder, crops_folder, step):
-    """In a process of its own: a refresh that kills itself before its `step`-th change of a name (1 is the first)."""
+    """Refresh until the process kills itself before its `step`-th rename or unlink, from 1."""
     _die_before(step)
     make_cache(Path(folder), make_frames(), CropReader(Path(crops_folder)))
 
 
 def refresh_all_until_step(folder, frames, boxes, views, step):
-    """In a process of its own: crops and features, until it kills itself; or to the end, with exit code 0."""
+    """Refresh crops and features until the process kills itself before `step`, or to the end."""
     _die_before(step)
     make_cache(folder, frames, make_crops(folder, frames, boxes), views=views)
 

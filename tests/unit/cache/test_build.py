@@ -34,7 +34,7 @@ PROCESSES.set_forkserver_preload(["tests.unit.small_cache"])
 
 @pytest.fixture(scope="module")
 def in_memory(tmp_path_factory):
-    """A folder whose fsyncs cost nothing where the system has one: a killed process does not lose the page cache."""
+    """A folder in memory, if there is one, for fast fsyncs: a killed process does not lose the page cache."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path_factory.mktemp("cache")
         return
@@ -50,7 +50,7 @@ def tmp_path(in_memory):
 
 @pytest.fixture(scope="module")
 def world(in_memory):
-    """Frames, crops, and a cache of them that nobody disturbed."""
+    """Frames, crops, and a cache of them from an uninterrupted refresh."""
     folder = in_memory / "world"
     frames, boxes = small_cache.make_world(folder)
     crops = small_cache.make_crops(folder, frames, boxes)
@@ -185,13 +185,13 @@ def test_new_frames_changed_pictures_and_removed_frames_cost_what_they_are(tmp_p
 
 
 def test_more_views_are_added_to_the_same_cache(world, tmp_path):
-    frames, crops, whole = world
+    frames, crops, undisturbed = world
     two = make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2))
     three = make_cache(tmp_path, frames, crops)
     assert (two.num_views, three.num_views, three.revision) == (2, 3, 2)
     for view in range(3):
         for name, values in three.read(three.rows(), view=view).items():
-            np.testing.assert_array_equal(values, whole.read(whole.rows(), view=view)[name])
+            np.testing.assert_array_equal(values, undisturbed.read(undisturbed.rows(), view=view)[name])
     assert make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2), extractor=no_extractor).num_views == 3
 
 
@@ -247,14 +247,14 @@ def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_
 
 @pytest.mark.parametrize("step", [1, 2, 5, 40, 134, 163, 171, 179, 183, 187, *range(189, 199)])
 def test_a_refresh_killed_at_a_step_reuses_what_was_finished(world, tmp_path, step):
-    """27 units of five shards and a journal entry, then metadata, tables, manifest, pointer; then the journal goes."""
+    """27 units of five shards and a journal entry, then metadata, tables, manifest, pointer; then journal removal."""
     frames, crops, undisturbed = world
     process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, step))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     folder = tmp_path / "cache" / undisturbed.folder.name
-    num_finished = len(list((folder / "journal").glob("[0-9]*.json")))  # and none that is being written
+    num_finished = len(list((folder / "journal").glob("[0-9]*.json")))  # skips half-written files
     is_published = (folder / "current.json").is_file()
     if is_published:
         assert open_cache(folder).index.equals(undisturbed.index)
@@ -281,8 +281,8 @@ def test_a_block_that_fails_stops_no_other_and_is_tried_again_alone(world, tmp_p
         with pytest.raises(StoreError):
             open_cache(FORMAT.folder_in(tmp_path / "cache"))
         calls.write_text("")
-        mended = partial(extract_with_a_fault, calls, 0)
-        cache = make_cache(tmp_path, frames, crops, extractor=mended, executor=executor)
+        repaired = partial(extract_with_a_fault, calls, 0)
+        cache = make_cache(tmp_path, frames, crops, extractor=repaired, executor=executor)
     assert calls.stat().st_size == (3 if num_threads else 1), "views of the block that failed"
     assert stored_bytes(cache.folder) == stored_bytes(undisturbed.folder)
 
@@ -305,7 +305,7 @@ def test_a_worker_on_a_full_disk_ends_the_refresh_and_leaves_no_half_of_a_block(
 
 
 def extract_with_a_fault(calls, at, images):
-    """`small_cache.extract`, which fails at the call of that number; calls are counted in a file."""
+    """Extract, but fail at call number `at`; calls are counted in a file."""
     with calls.open("a") as file:
         file.write(".")
     if calls.stat().st_size == at:
@@ -332,7 +332,7 @@ def test_a_killed_second_refresh_leaves_the_first_revision_and_goes_on(world, tm
     assert stored_bytes(folder) == stored_bytes(undisturbed_twice / "cache" / folder.name)
 
 
-def test_what_changed_between_a_kill_and_the_next_refresh_is_computed_anew(world, tmp_path):
+def test_what_changed_between_a_kill_and_the_next_refresh_is_recomputed(world, tmp_path):
     frames, crops, _ = world
     process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, 100))
     process.start()
@@ -385,7 +385,7 @@ def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_t
     shard.unlink()
     with pytest.raises(StoreError) as caught:
         cache_to_harm.read(cache_to_harm.rows(), view=1)
-    assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` again to compute it anew"
+    assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` to recompute it"
     cache_to_harm.read(cache_to_harm.rows(), view=0)
     plan = cache_build(tmp_path).plan(frames, crops.listed)
     assert [(unit.block, unit.group) for unit in plan.units] == [(2, "view_01")]
@@ -396,13 +396,13 @@ def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_t
 
 def test_a_flipped_bit_and_a_truncated_shard_are_never_served(cache_to_harm):
     cache, shard = cache_to_harm, cache_to_harm.folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     row_bytes = 4 * 64 * 2 + 4
-    shard.write_bytes(whole[: row_bytes + 7] + bytes([whole[row_bytes + 7] ^ 4]) + whole[row_bytes + 8 :])
+    shard.write_bytes(intact[: row_bytes + 7] + bytes([intact[row_bytes + 7] ^ 4]) + intact[row_bytes + 8 :])
     cache.read(np.array([0, 2]), view=0)
     with pytest.raises(StoreError, match=rf"row 1 of shard {shard} fails its checksum; remove the shard"):
         cache.read(np.array([0, 1, 2]), view=0)
-    for damaged in (whole[:-30], whole[:-20] + b"\xff" + whole[-19:], b""):
+    for damaged in (intact[:-30], intact[:-20] + b"\xff" + intact[-19:], b""):
         shard.write_bytes(damaged)
         with pytest.raises(StoreError, match=rf"shard {shard} is cut short or its index is damaged"):
             cache.read(np.array([0]), view=0)
@@ -429,7 +429,7 @@ SMALL_FILES = (
 @pytest.mark.parametrize("harm", [Path.unlink, flip_bit])
 @pytest.mark.parametrize("name", SMALL_FILES)
 def test_a_small_file_that_is_lost_or_damaged_costs_nothing(world, cache_to_harm, tmp_path, name, harm):
-    """Readers go by the other copy, and the next refresh, which computes nothing, puts the file back."""
+    """Readers use the other copy; the next refresh restores the file and computes nothing."""
     frames, crops, undisturbed = world
     harm(cache_to_harm.folder / name)
     found = open_cache(cache_to_harm.folder)
@@ -476,5 +476,5 @@ def test_views_revisions_and_folders_that_are_not_there_are_named(world, tmp_pat
 def test_a_row_that_was_never_stored_is_not_served(world):
     _, _, cache = world
     empty = np.setdiff1d(np.arange(12), cache.rows())[:1]
-    with pytest.raises(StoreError, match=r"holds no row 2; run `fantrans refresh`"):
+    with pytest.raises(StoreError, match=r"does not hold row 2; run `fantrans refresh`"):
         cache.read(empty)

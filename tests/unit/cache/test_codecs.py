@@ -134,14 +134,14 @@ def test_a_network_without_heatmaps_is_kept_as_its_one_map(maps, profile):
     of_all = decoded(make_codec(profile, SHAPES), maps)[1]
     np.testing.assert_array_equal(features["lf"].numpy(), of_all["lf"].numpy())
     plain, gated = INPUT_MAPS["bl"]
-    with pytest.raises(ConfigError, match="full reads h1 and h2, and its cache holds lf alone"):
+    with pytest.raises(ConfigError, match="full reads h1 and h2, and its cache holds only lf"):
         codec.check_serves(plain=plain, gated=gated, experiment="full")
     codec.check_serves(plain=INPUT_MAPS["lf_only"][0], gated=(), experiment="r18")
 
 
 def test_a_foreign_or_broken_basis_is_refused():
-    with pytest.raises(StoreError, match="basis is of maps with 4 channels, expected 8; name the FAN's own codec"):
+    with pytest.raises(StoreError, match="basis is for maps with 4 channels, expected 8; name the FAN's own codec"):
         make_codec("compact", SHAPES, basis=random_basis(4))
     for broken in (b"nothing", save({"lf.vectors": np.eye(C, dtype=np.float32)})):
-        with pytest.raises(StoreError, match="holds no basis"):
+        with pytest.raises(StoreError, match="is not a basis"):
             make_codec("compact", SHAPES, basis=broken)

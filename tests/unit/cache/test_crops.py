@@ -45,7 +45,7 @@ def test_the_clean_view_is_the_square_that_the_paper_resizes():
     first = np.array([200, 210]) - side / 2
     square = image[round(first[1]) : round(first[1] + side), round(first[0]) : round(first[0] + side)]
     expected = cv2.resize(square, (256, 256), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(view.astype(int) - expected).mean() < 1.5  # the square's corners are rounded to whole px here
+    assert np.abs(view.astype(int) - expected).mean() < 1.5  # the square's corners are rounded to integers here
 
 
 def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_path):
@@ -66,10 +66,10 @@ def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_
     np.testing.assert_array_equal(crops.read_crops(row)[0], expected)
     stored = zarr.open(crops.folder / "arrays.zarr", mode="r")
     np.testing.assert_array_equal(stored["crops"][row[0]], expected)
-    assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1  # what cannot be read is not tried for ever
+    assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1  # unreadable images are not retried
 
 
-def test_only_changed_pictures_and_boxes_are_cut_anew(tmp_path):
+def test_only_changed_pictures_and_boxes_are_cut_again(tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     first = small_cache.make_crops(tmp_path, frames, boxes)
     arguments = {"images_root": tmp_path / "raw", "format": small_cache.CROPS_FORMAT}
@@ -93,7 +93,7 @@ def test_only_changed_pictures_and_boxes_are_cut_anew(tmp_path):
     )
 
 
-def test_frames_of_a_video_are_cut_too(tmp_path):
+def test_frames_of_a_video_are_cut(tmp_path):
     frames = small_cache.make_frames(num_subjects=2).assign(source_frame=lambda t: t["frame"])
     frames["source_file"] = frames["subject"] + ".avi"
     (tmp_path / "raw").mkdir()

@@ -1,6 +1,6 @@
-"""Caches of this schema that were written once and stay: every later version opens them, or refuses in a sentence.
+"""Golden caches: every later version opens them, or refuses them with one sentence.
 
-`python -m tests.unit.cache.test_golden_cache` writes them anew, which only a new schema, in a new folder, may call for.
+`python -m tests.unit.cache.test_golden_cache` writes new ones; do so only for a new schema, into a new folder.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ SHAPES = {**small_cache.SHAPES, "hm": (68, 8, 8)}
 
 
 def decoded(cache):
-    """What heads got of every view, by view and map."""
+    """Return the head's input from every view, by view and map."""
     features = {}
     for view in range(cache.num_views):
         stored = cache.read(cache.rows(), view=view)
@@ -39,7 +39,7 @@ def decoded(cache):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_cache_of_schema_2_opens_and_says_what_it_said(profile):
+def test_a_cache_of_schema_2_opens_with_the_same_values(profile):
     cache = open_cache(SCHEMA_2 / profile)
     assert cache.index["frame_id"].tolist() == ["F000/T1/0", "F000/T1/1"]
     assert cache.num_views == 2
@@ -70,7 +70,7 @@ def test_a_cache_of_schema_1_is_refused_in_a_sentence(tmp_path):
 
 
 def write_golden():
-    """Two frames in two views, in each profile."""
+    """Write two frames in two views, in each profile."""
     folder = SCHEMA_2.with_name("making")
     frames, boxes = small_cache.make_world(folder, num_subjects=1, num_frames=2)
     crops = small_cache.make_crops(folder, frames, boxes)

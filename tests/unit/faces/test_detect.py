@@ -24,7 +24,7 @@ SETTINGS = DetectorConfig(max_side_px=64)
 
 
 class BrightestBlob(torch.nn.Module):
-    """Stands in for the network: a face is what is brighter than 200, and its box is measured, not learned."""
+    """Stub network that detects pixels brighter than 200 as a face and measures its box."""
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,7 @@ def frame_rows(sources, *, numbers=None, task="T1"):
 
 
 def box_rows(frames, statuses):
-    """Boxes whose every value is the frame's number, with NaN where there is no face."""
+    """Return boxes with the frame's number as every value, and NaN without a face."""
     values = np.repeat(frames["frame"].to_numpy(np.float32)[:, None], len(VALUE_COLUMNS), axis=1)
     values[[status != "ok" for status in statuses]] = np.nan
     table = pd.DataFrame(values, columns=VALUE_COLUMNS).assign(num_faces=1, status=statuses)
@@ -108,13 +108,13 @@ def test_images_come_in_rgb_and_in_order(tmp_path):
 
 
 def test_what_cannot_be_read_is_none(tmp_path):
-    write_jpeg(tmp_path / "whole.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    data = (tmp_path / "whole.jpg").read_bytes()
+    write_jpeg(tmp_path / "intact.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    data = (tmp_path / "intact.jpg").read_bytes()
     (tmp_path / "truncated.jpg").write_bytes(data[: len(data) * 2 // 3])
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "trailer.jpg").write_bytes(data + b"camera")
-    assert read_image(tmp_path / "whole.jpg") is not None
+    assert read_image(tmp_path / "intact.jpg") is not None
     assert read_image(tmp_path / "trailer.jpg") is not None
     for name in ("truncated.jpg", "text.jpg", "empty.jpg", "missing.jpg", ""):
         assert read_image(tmp_path / name) is None
@@ -169,12 +169,12 @@ def test_done_rows_are_taken_over_and_not_read_again(tmp_path):
     for name in ("1.jpg", "2.jpg", "3.jpg"):
         write_jpeg(tmp_path / name, picture())
     frames = frame_rows([("1.jpg", -1), ("2.jpg", -1), ("3.jpg", -1)])
-    whole = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU)
+    complete = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU)
     (tmp_path / "2.jpg").unlink()
-    resumed = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU, done=whole.iloc[[1]])
-    pd.testing.assert_frame_equal(resumed, whole)
-    again = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU, done=whole)
-    pd.testing.assert_frame_equal(again, whole)
+    resumed = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU, done=complete.iloc[[1]])
+    pd.testing.assert_frame_equal(resumed, complete)
+    again = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU, done=complete)
+    pd.testing.assert_frame_equal(again, complete)
 
 
 def test_short_gaps_between_found_faces_are_filled():
@@ -241,5 +241,5 @@ def test_wrong_weights_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(WeightsError, match="not those of retinaface-mobilenet"):
         load_detector(entry_of(tmp_path / "broken.safetensors"), CPU)
     fan = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
-    with pytest.raises(WeightsError, match=r"of the family 'fan'; a detector needs one of retinaface-mobilenet"):
+    with pytest.raises(WeightsError, match=r"have the family 'fan'; a detector needs one of retinaface-mobilenet"):
         load_detector(entry_of(tmp_path / "other.safetensors", **fan), CPU)

@@ -12,7 +12,7 @@ from models.fan import FAN, map_shapes
 from pipeline.cache.codecs import encode_rows, make_codec
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError
-from pipeline.faces.features import extract_features, frozen, load_fan, load_network
+from pipeline.faces.features import extract_features, freeze, load_fan, load_network
 from pipeline.runtime.atomic import file_sha256
 from tests.devices import DEVICES
 from tests.unit.cache.test_codecs import random_basis
@@ -27,7 +27,7 @@ def _fan(seed: int = 0) -> FAN:
 
 @pytest.fixture(scope="module", params=DEVICES)
 def fan(request) -> FAN:
-    return frozen(_fan(), request.param)
+    return freeze(_fan(), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_codec_encodes_on_the_way_what_it_would_encode_from_the_maps(fan, crop
     assert all(np.array_equal(few[name], values[3:6]) for name, values in later.items())
 
 
-def test_precision_changes_the_arithmetic_only_when_told(fan, crops, features):
+def test_precision_changes_the_arithmetic_only_on_request(fan, crops, features):
     rounded = extract_features(fan, crops[:2], precision="bf16")
     gap = np.abs(rounded["h2"].astype(np.float32) - features["h2"][:2].astype(np.float32)).max()
     assert 0 < gap < 0.1 * np.abs(features["h2"]).max()
@@ -117,8 +117,8 @@ def test_wrong_crops_are_refused(fan, wrong):
 def test_values_beyond_half_precision_are_refused(crops):
     fan = _fan()
     torch.nn.init.constant_(fan.bl0.bias, 1e6)
-    with pytest.raises(DataError, match="h1 exceeds half precision"):
-        extract_features(frozen(fan, "cpu"), crops[:1])
+    with pytest.raises(DataError, match="h1 has values beyond fp16"):
+        extract_features(freeze(fan, "cpu"), crops[:1])
 
 
 def test_loaded_weights_are_frozen_and_those_of_the_file(tmp_path, crops):

@@ -26,7 +26,7 @@ from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
 from pipeline.errors import StoreError
 from pipeline.store.plan import NO_ROW, Unit
-from pipeline.store.prune import prune
+from pipeline.store.prune import prune_store
 from pipeline.store.revisions import read_damage
 from pipeline.store.verify import mark_damaged, verify_store
 from tests.unit import small_cache
@@ -100,7 +100,7 @@ def test_damage_is_found_named_and_repaired_alone(world, own, tmp_path, kind, is
     damage(shard, kind)
     assert bool(verify_store(own.folder, is_deep=False)) == is_found_shallow
     (found,) = verify_store(own.folder, is_deep=True)
-    assert str(shard) in found.what
+    assert str(shard) in found.message
     assert found.unit == Unit(1, "view_01")
     rows = own.index.loc[own.index["row"] // BLOCK_ROWS == 1, "frame_id"]
     assert set(found.frame_ids) == set(rows[:num_hurt])
@@ -163,11 +163,11 @@ def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world
     values, folder = everything(cache), cache.folder
     size = sum(path.stat().st_size for path in folder.rglob("c.*"))
     del cache
-    first = prune(folder, FORMAT, grace_s=3600)
+    first = prune_store(folder, FORMAT, grace_s=3600)
     assert (first.num_files, first.num_revisions) == (0, 0)
     assert first.num_moved_rows > 0
     assert first.num_young >= 3
-    second = prune(folder, FORMAT, grace_s=0)
+    second = prune_store(folder, FORMAT, grace_s=0)
     assert second.num_revisions == 3
     assert second.num_bytes > 0.25 * size
     after = open_cache(folder)
@@ -179,7 +179,7 @@ def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world
     assert (full < 0.75 * BLOCK_ROWS).groupby(get_part).sum().max() <= 1
     assert verify_store(folder, is_deep=True) == []
     assert {int(path.name.split(".")[1]) for path in folder.rglob("c.*")} == set(full.index)
-    assert str(prune(folder, FORMAT, grace_s=0)) == "freed 0.0 MB in 0 files, 0 revisions; moved 0 rows"
+    assert str(prune_store(folder, FORMAT, grace_s=0)) == "freed 0.0 MB in 0 files, 0 revisions; moved 0 rows"
     make_cache(tmp_path, frames, crops, extractor=lambda images: pytest.fail("nothing was to be computed"))
     assert open_cache(folder).revision == 4
 
@@ -202,12 +202,12 @@ def test_collect_leaves_what_a_live_reader_holds(world, tmp_path):
     assert reader.stdout.readline() == "open\n"
     fewer, boxes = frames[12:].reset_index(drop=True), boxes[12:].reset_index(drop=True)
     make_cache(tmp_path, fewer, make_crops(tmp_path, fewer, boxes))
-    held = prune(folder, FORMAT, grace_s=0)
+    held = prune_store(folder, FORMAT, grace_s=0)
     assert held.num_held == 1
-    assert "1 held by readers" in str(held)
+    assert "1 pinned by readers" in str(held)
     out, _ = reader.communicate("\n")
     assert (out, reader.returncode) == ("30\n", 0)
-    freed = prune(folder, FORMAT, grace_s=0)
+    freed = prune_store(folder, FORMAT, grace_s=0)
     assert freed.num_held == 0
     assert freed.num_revisions >= 1
     with pytest.raises(StoreError, match="has no revision 1"):
@@ -219,7 +219,7 @@ def test_with_a_clock_that_was_set_back_everything_is_young(world, tmp_path):
     folder, values = cache.folder, everything(cache)
     for path in folder.rglob("*"):
         os.utime(path, (time.time() + 86400,) * 2)
-    done = prune(folder, FORMAT, grace_s=60)
+    done = prune_store(folder, FORMAT, grace_s=60)
     assert (done.num_files, done.num_revisions) == (0, 0)
     assert "too young" in str(done)
     assert everything(open_cache(folder)) == values
@@ -239,7 +239,7 @@ def test_collect_keeps_what_a_killed_refresh_has_finished(world, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         make_cache(tmp_path, frames, crops, extractor=dies)
-    done = prune(tmp_path / "cache" / FORMAT.folder_in(tmp_path).name, FORMAT, grace_s=0)
+    done = prune_store(tmp_path / "cache" / FORMAT.folder_in(tmp_path).name, FORMAT, grace_s=0)
     assert (done.num_files, done.num_moved_rows) == (0, 0)
     extractor, seen = counting_extractor()
     cache = make_cache(tmp_path, frames, crops, extractor=extractor)
@@ -256,7 +256,7 @@ def test_crops_are_collected_too(world, tmp_path):
     }
     del crops
     for _ in range(2):
-        prune(folder, stored_crops_format(folder), grace_s=0)
+        prune_store(folder, stored_crops_format(folder), grace_s=0)
     after = type(cache).__bases__[0](folder)
     assert after.revision == 4
     for row, name in zip(after.index["row"], after.index["frame_id"], strict=True):

@@ -22,7 +22,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         temp.write_bytes(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(WriteError, match="value cannot be written: disk full; fix the place and run this again"):
+    with pytest.raises(
+        WriteError, match="value cannot be written: disk full; free space or fix permissions, then run this again"
+    ):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [found.name for found in path.parent.iterdir()] == ["value"]
@@ -57,7 +59,7 @@ def test_tables_round_trip_and_a_foreign_one_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and what is no table PAR1"])
-def test_a_damaged_table_is_refused_or_made_anew(tmp_path, caplog, content):
+def test_a_damaged_table_is_refused_or_rebuilt(tmp_path, caplog, content):
     path = tmp_path / "t.parquet"
     assert read_table_if_intact(path) is None
     assert not caplog.messages
@@ -91,10 +93,10 @@ def test_a_log_gets_rate_and_time_left(caplog, monkeypatch):
 
 def test_a_log_has_a_line_for_each_named_piece_and_a_listener_hears_from_any_thread(caplog, monkeypatch):
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
-    heard = []
+    reported = []
 
     def listener(description, percent):
-        heard.append((description, percent))
+        reported.append((description, percent))
 
     with progress.progress_listener(listener), progress.track("extract", total=8, unit="views", num_before=2) as step:
         worker = threading.Thread(target=step, args=(3, "block 7"))
@@ -103,7 +105,7 @@ def test_a_log_has_a_line_for_each_named_piece_and_a_listener_hears_from_any_thr
             worker.join()
         step(3)
     assert caplog.messages[0].startswith("extract: block 7; 5 of 8 views, ")
-    assert heard == [("extract", 25.0), ("extract", 62.5), ("extract", 100.0), ("extract", 100.0)]
+    assert reported == [("extract", 25.0), ("extract", 62.5), ("extract", 100.0), ("extract", 100.0)]
     with progress.track("unheard", total=1, unit="views") as step:
         step(1)
-    assert len(heard) == 4
+    assert len(reported) == 4

@@ -49,7 +49,7 @@ def test_items_are_taken_only_a_few_ahead_of_the_slowest():
     assert taken == done == list(range(12))
 
 
-def test_waiting_for_items_is_told_from_working():
+def test_waiting_for_items_is_distinguished_from_working():
     def late():
         for item in range(5):
             time.sleep(0.02)
@@ -61,7 +61,7 @@ def test_waiting_for_items_is_told_from_working():
 
 
 @pytest.mark.parametrize("where", ["items", "consumer"])
-def test_an_error_anywhere_ends_it_all_and_is_raised(where):
+def test_an_error_anywhere_stops_everything_and_is_raised(where):
     num_threads = threading.active_count()
 
     def items():

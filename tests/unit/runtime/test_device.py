@@ -4,7 +4,7 @@ from pipeline.runtime.device import exact_convolutions
 
 
 def test_convolutions_are_exact_and_still_cudnns():
-    """By the defaults of torch's own context cuDNN is off."""
+    """torch's own context switches cuDNN off by default."""
     cudnn = torch.backends.cudnn
     before = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32)
     with exact_convolutions():

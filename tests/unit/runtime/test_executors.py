@@ -1,4 +1,4 @@
-"""Pieces of work on executors: what becomes of each, and of those that fail."""
+"""Tasks on executors: results, failures and their messages."""
 
 import errno
 import gc
@@ -59,7 +59,7 @@ def test_a_failure_keeps_nothing_of_what_was_worked_on(monkeypatch):
     assert alive[0]() is None
 
 
-def test_failures_are_named_the_first_ones_whole_and_the_rest_counted():
+def test_failures_are_named_up_to_five_and_the_rest_counted():
     failed = {f"block {i}": DataError(f"odd {i}") for i in range(7)}
     with pytest.raises(StoreError, match=r"^7 of 9 blocks failed \(block 0: odd 0; .*block 4: odd 4; and 2 more\)"):
         raise_failures(failed, num_all=9, what="blocks")

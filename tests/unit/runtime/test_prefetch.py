@@ -43,7 +43,7 @@ def test_an_error_is_its_items_own():
     assert [type(future.exception()) for future in futures] == [type(None), ZeroDivisionError, type(None)]
 
 
-def test_what_nobody_takes_after_an_error_is_dropped():
+def test_results_not_taken_after_an_error_are_dropped():
     is_over = threading.Event()
 
     def items():
@@ -63,7 +63,7 @@ def test_what_nobody_takes_after_an_error_is_dropped():
     assert dropped == ["1", "2", "3"]
 
 
-def test_what_nobody_takes_after_the_takers_error_is_dropped():
+def test_results_not_taken_after_the_consumers_error_are_dropped():
     is_over = threading.Event()
 
     def text(number):

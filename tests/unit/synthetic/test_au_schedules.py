@@ -1,4 +1,4 @@
-"""Label plans: base rates at any size, tasks that differ, courses that rise and fall, DISFA's levels."""
+"""AU schedules: base rates at any size, tasks that differ, intensities that rise and fall, DISFA's levels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.protocols import PROTOCOLS
 from pipeline.synthetic.au_schedules import PRESENT_FROM, level, plan_intensities
-from pipeline.synthetic.dataset import BP4D_RATES, DISFA_RATES
+from pipeline.synthetic.layout import BP4D_RATES, DISFA_RATES
 
 PUBLISHED_PERCENT = {
     "bp4d": (21.1, 17.0, 20.3, 46.1, 54.9, 59.4, 56.2, 46.6, 16.9, 34.4, 16.5, 15.2),

@@ -1,4 +1,4 @@
-"""Rendered sets on disk: the two raw layouts, truth beside, resumption, refusal of other settings."""
+"""Rendered data sets on disk: the two raw layouts, truth, resumption, refusal of other settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from pipeline.datasets import bp4d, disfa
 from pipeline.errors import DataError
 from pipeline.protocols import PROTOCOLS
-from pipeline.synthetic.dataset import subject_names, write_dataset
+from pipeline.synthetic.dataset import write_dataset
+from pipeline.synthetic.layout import subject_names
 
 SMALL = {"num_subjects": 2, "num_tasks": 2, "num_frames": 2, "seed": 1, "size_px": 96}
 

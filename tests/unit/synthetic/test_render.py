@@ -1,4 +1,4 @@
-"""Rendered faces: the same bytes for the same generator, truth that lies on the face, actions that show."""
+"""Rendered faces: same bytes for the same generator, truth on the face, visible actions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import DataError
 from pipeline.synthetic import raster
 from pipeline.synthetic.bank import default_bank_path, load_bank, texture_angles, texture_place
 from pipeline.synthetic.camera import Lens, sample_camera
-from pipeline.synthetic.expressions import AU_ACTIONS, AU_FOLDS, expression, random_expression
+from pipeline.synthetic.expressions import AU_ACTIONS, AU_WRINKLES, expression, random_expression
 from pipeline.synthetic.identity import sample_identity
 from pipeline.synthetic.render import five_points, random_face, random_scene, render_face, rotation, seen_frac
 
@@ -30,14 +30,14 @@ def view(**changes):
     camera = sample_camera(np.random.default_rng(1))
     front = {"yaw_deg": 0.0, "pitch_deg": 0.0, "roll_deg": 0.0, "centre_frac": (0.5, 0.5), "face_frac": 0.6}
     lens = Lens(gains=np.ones(3, np.float32), noise=0.001)
-    return replace(camera, has_obstacle=False, lens=lens, **front | changes)
+    return replace(camera, has_occluder=False, lens=lens, **front | changes)
 
 
 def face_of(bank, person, aus, camera=None, size_px=160):
     return render_face(bank, person, expression(bank, aus), camera or view(), np.random.default_rng(0), size_px=size_px)
 
 
-def test_the_shipped_bank_is_small_and_whole(bank):
+def test_the_shipped_bank_is_small_and_complete(bank):
     assert default_bank_path().stat().st_size < 1_000_000
     assert bank.landmarks.shape == (68,)
     assert len(bank.action_names) == 52
@@ -123,7 +123,7 @@ def test_each_action_unit_shows_at_the_threshold(bank, person, au):
     x1, y1, x2, y2 = truth.box_xyxy.astype(int)
     change = np.abs(acting.astype(int) - rest.astype(int))[y1:y2, x1:x2].max(2)
     assert (change > 12).sum() >= 20
-    assert set(AU_FOLDS) <= set(AU_ACTIONS)
+    assert set(AU_WRINKLES) <= set(AU_ACTIONS)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_asymmetry_weakens_one_side(bank):
     right, left = (int(np.flatnonzero(bank.action_names == f"mouthSmile{side}")[0]) for side in ("Right", "Left"))
     assert both.actions[right] == pytest.approx(both.actions[left])
     assert one.actions[right] == pytest.approx(0.5 * one.actions[left])
-    assert one.folds["laugh_right"] == pytest.approx(0.5 * one.folds["laugh_left"])
+    assert one.wrinkles["laugh_right"] == pytest.approx(0.5 * one.wrinkles["laugh_left"])
 
 
 def test_random_expressions_stay_within_what_the_mesh_bears(bank):
