@@ -1,7 +1,7 @@
 """What Prefect costs a refresh: a run of a deployment beside what its stages took, and a run with nothing to do.
 
 With `fantrans ops up` running, and PREFECT_API_URL set as it says, on a data set whose raw frames are there (`fantrans
-synth --dataset bp4d-synthetic`) and whose cache is not:
+render --dataset bp4d-synthetic`) and whose cache is not:
 
     python benchmarks/flow_overhead.py refresh-cache/bp4d-synthetic
 """

@@ -1,6 +1,6 @@
 """What a refresh costs that has little to do: 1 % new frames on the demo, and nothing at all over BP4D's size.
 
-    fantrans synth --dataset bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
+    fantrans render --dataset bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
 
 more: all stages on the demo, each frame four times under other numbers, but one subject of a hundred; then with it.
 nothing: a data set in BP4D's layout with 150,000 frames (one small picture, linked), whose boxes are made up and whose
