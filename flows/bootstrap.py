@@ -82,7 +82,7 @@ def bootstrap(*, num_gpus: int | None = None, num_cpu_runs: int | None = None) -
 
 
 def wait_for_server(address: str, *, seconds: float, while_waiting: Callable[[], None] = lambda: None) -> None:
-    """Return once the server answers, else raise `ConfigError`; `while_waiting` is called before each try."""
+    """Return once the server answers, or raise `ConfigError` after `seconds`; each try calls `while_waiting` first."""
     deadline = time.monotonic() + seconds
     while True:
         while_waiting()
