@@ -1,6 +1,6 @@
 """Measure a refresh with little to do: 1 % new frames on the demo, and nothing new at BP4D's size.
 
-    fantrans synth --dataset bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
+    fantrans render --dataset bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
 
 more: refresh the demo with each frame four times, without one of a hundred subjects; then refresh with that subject.
 nothing: refresh a data set in BP4D's layout with 150,000 frames that is up to date. Its images link to one small image,

@@ -1,7 +1,7 @@
-"""Everything that a Prefect server must hold before `prefect.yaml` works: pools, queues, limits, an automation.
+"""Create what a Prefect server needs for `prefect.yaml`: pools, queues, limits, an automation, and the deployments.
 
-`python -m flows.bootstrap` makes what is missing and brings up to date what is of another version; what an operator
-sets, limits and schedules, stays. Running it again changes nothing.
+`python -m flows.bootstrap` creates what is missing and updates what another version created. The limits and schedules
+that an operator has set are kept. Running it again changes nothing.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from pipeline.errors import ConfigError, FantransError
 
 CHECKOUT = CATALOG_FILE.parent
 HEARTBEAT_S = 30
-"""How often a flow run says that it lives; the automation goes by it."""
+"""Seconds between the heartbeats of a flow run, which the automation waits for."""
 RUN_ENVIRONMENT = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
     "PREFECT_LOGGING_EXTRA_LOGGERS": "fantrans",
     "DASK_LOGGING__DISTRIBUTED": "error",
 }
-"""What the pools tell every flow run; the stages' log lines are to be read on the server."""
-ZOMBIE_NAME = "fantrans: a run without a heartbeat has crashed"
+"""Environment of every flow run in the pools; it sends the log lines of the stages to the server."""
+CRASH_AUTOMATION = "fantrans: a run without a heartbeat has crashed"
 _WEBHOOK_BLOCK = "fantrans"
 _NO_HEARTBEAT = "no heartbeat: its process and worker are gone"
 
 
 class Queue(NamedTuple):
-    """A queue of a pool; the lowest priority number goes first."""
+    """A queue of a pool; the queue with the lowest priority number runs first."""
 
     name: str
     priority: int
@@ -60,33 +60,32 @@ QUEUES = {
     "gpu": (Queue("refresh", 1), Queue("train", 2)),
     "cpu": (Queue("default", 1), Queue("later", 2)),
 }
-"""Pools of processes. `gpu` runs one flow a device, `cpu` one a core at most: reports, checks, rendered faces."""
+"""Queues by pool of processes. `gpu` runs one flow per device, `cpu` runs reports, checks and rendered faces."""
 
-
-NUM_RUNS = {"gpu": 1, "cpu": 2}
-"""Runs that a pool has at a time where nobody says otherwise."""
+DEFAULT_NUM_RUNS = {"gpu": 1, "cpu": 2}
+"""Runs at a time in a new pool, if no number is given."""
 
 
 def bootstrap(*, num_gpus: int | None = None, num_cpu_runs: int | None = None) -> list[tuple[str, str]]:
-    """Make pools, queues, limits, automation and deployments; returns each with what was done to it.
+    """Create or update pools, queues, limits, automation and deployments; returns the name of each, and what was done.
 
-    Without a number of runs at a time, a pool keeps its own. The server is that of PREFECT_API_URL when this process
-    started. Raises `ConfigError` where a deployment is refused.
+    Without a number of runs at a time, a pool keeps the one that it has. The server is that of PREFECT_API_URL when
+    this process started. Raises `ConfigError` if Prefect refuses a deployment.
     """
     limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
     with get_client(sync_client=True) as client:
-        done = [made for pool, queues in QUEUES.items() for made in _pool(client, pool, limits[pool], queues)]
-        done.append(_zombie_automation(client))
+        done = [each for pool, queues in QUEUES.items() for each in _ensure_pool(client, pool, limits[pool], queues)]
+        done.append(_ensure_crash_automation(client))
         if not os.environ.get(WEBHOOK):
-            _forget_webhook(client)
-    return done + [(name, "deployed") for name in _deploy()]
+            _delete_webhook_block(client)
+    return done + [(name, "deployed") for name in _deploy_all()]
 
 
-def wait_for_server(address: str, *, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Return once the server answers; `meanwhile` is called now and then. Raises `ConfigError` after so long."""
+def wait_for_server(address: str, *, seconds: float, while_waiting: Callable[[], None] = lambda: None) -> None:
+    """Return once the server answers, or raise `ConfigError` after `seconds`; each try calls `while_waiting` first."""
     deadline = time.monotonic() + seconds
     while True:
-        meanwhile()
+        while_waiting()
         try:
             if httpx.get(f"{address}/health", timeout=2).is_success:
                 return
@@ -100,46 +99,49 @@ def wait_for_server(address: str, *, seconds: float, meanwhile: Callable[[], Non
         time.sleep(0.5)
 
 
-def _template() -> dict[str, Any]:
+def _job_template() -> dict[str, Any]:
     template = ProcessWorker.get_default_base_job_template()
     template["variables"]["properties"]["env"]["default"] = RUN_ENVIRONMENT
     return template
 
 
-def _pool(client: SyncPrefectClient, name: str, limit: int | None, queues: tuple[Queue, ...]) -> list[tuple[str, str]]:
+def _ensure_pool(
+    client: SyncPrefectClient, name: str, limit: int | None, queues: tuple[Queue, ...]
+) -> list[tuple[str, str]]:
     try:
         pool = client.read_work_pool(name)
         limit = pool.concurrency_limit if limit is None else limit
-        is_same = pool.concurrency_limit == limit and pool.base_job_template == _template()
+        is_same = pool.concurrency_limit == limit and pool.base_job_template == _job_template()
         if not is_same:
-            client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit, base_job_template=_template()))
-        done = [(f"pool {name}", "was there" if is_same else f"brought up to date, at most {limit} runs")]
+            client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit, base_job_template=_job_template()))
+        done = [(f"pool {name}", "unchanged" if is_same else f"updated, at most {limit} runs")]
     except ObjectNotFound:
-        limit = NUM_RUNS[name] if limit is None else limit
+        limit = DEFAULT_NUM_RUNS[name] if limit is None else limit
         client.create_work_pool(
-            WorkPoolCreate(name=name, type="process", base_job_template=_template(), concurrency_limit=limit)
+            WorkPoolCreate(name=name, type="process", base_job_template=_job_template(), concurrency_limit=limit)
         )
-        done = [(f"pool {name}", f"made, at most {limit} runs")]
-    there = {queue.name: queue for queue in client.read_work_queues(work_pool_name=name)}
+        done = [(f"pool {name}", f"created, at most {limit} runs")]
+    existing = {queue.name: queue for queue in client.read_work_queues(work_pool_name=name)}
     for queue in queues:
-        found = there.get(queue.name)
+        found = existing.get(queue.name)
         if found is None:
             client.create_work_queue(queue.name, work_pool_name=name, priority=queue.priority)
         elif found.priority != queue.priority:
             client.update_work_queue(found.id, priority=queue.priority)
-        done.append((f"queue {name}/{queue.name}", "was there" if found else f"made, priority {queue.priority}"))
+        done.append((f"queue {name}/{queue.name}", "unchanged" if found else f"created, priority {queue.priority}"))
     return done
 
 
-def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
-    """A run whose process died with its worker would stay Running, and keep its place in the pool, for ever.
+def _ensure_crash_automation(client: SyncPrefectClient) -> tuple[str, str]:
+    """Create or update the automation that marks a run without a heartbeat as crashed.
 
-    The clock starts before the first heartbeat, since a run may die before that. Runs outside our pools have heartbeats
-    of their own kind, and are not judged.
+    Without it, a run whose process died with its worker would stay Running and keep its slot in the pool. The clock
+    starts when the run is submitted, since a run may die before its first heartbeat. Runs outside our pools are left
+    alone: they may send heartbeats at other intervals.
     """
     starts, ends = ("Submitting", "Running"), ("Completed", "Failed", "Cancelled", "Crashed")
     wanted = AutomationCore(
-        name=ZOMBIE_NAME,
+        name=CRASH_AUTOMATION,
         trigger=EventTrigger(
             after={f"prefect.flow-run.{event}" for event in (*starts, "heartbeat")},
             expect={f"prefect.flow-run.{event}" for event in ("Running", "heartbeat", *ends)},
@@ -154,21 +156,21 @@ def _zombie_automation(client: SyncPrefectClient) -> tuple[str, str]:
         ),
         actions=[
             ChangeFlowRunState(name=None, state=StateType.CRASHED, message=_NO_HEARTBEAT, force=False),
-            *_call_webhook(),
+            *_webhook_actions(),
         ],
     )
-    there = client.read_automations_by_name(ZOMBIE_NAME)
-    if not there:
+    existing = client.read_automations_by_name(CRASH_AUTOMATION)
+    if not existing:
         client.create_automation(wanted)
-        return ("automation for dead runs", f"made, after {3 * HEARTBEAT_S} s without a heartbeat")
-    if AutomationCore.model_validate(there[0].model_dump(include=set(AutomationCore.model_fields))) == wanted:
-        return ("automation for dead runs", "was there")
-    client.update_automation(there[0].id, wanted)
-    return ("automation for dead runs", "brought up to date")
+        return ("automation for dead runs", f"created, acts after {3 * HEARTBEAT_S} s without a heartbeat")
+    if AutomationCore.model_validate(existing[0].model_dump(include=set(AutomationCore.model_fields))) == wanted:
+        return ("automation for dead runs", "unchanged")
+    client.update_automation(existing[0].id, wanted)
+    return ("automation for dead runs", "updated")
 
 
-def _call_webhook() -> list[CallWebhook]:
-    """Word of a run whose own process can say nothing any more: the server tells it, if there is a webhook."""
+def _webhook_actions() -> list[CallWebhook]:
+    """Actions by which the server reports a run whose process is gone to the webhook; none if no webhook is set."""
     address = os.environ.get(WEBHOOK)
     if not address:
         return []
@@ -178,15 +180,15 @@ def _call_webhook() -> list[CallWebhook]:
     return [CallWebhook(block_document_id=block, payload=json.dumps({"text": text}))]
 
 
-def _forget_webhook(client: SyncPrefectClient) -> None:
-    """An address that is no longer told of anything is a secret that need not lie on the server."""
+def _delete_webhook_block(client: SyncPrefectClient) -> None:
+    """Delete the URL of the webhook from the server: it is a secret, and no longer used."""
     with suppress(ObjectNotFound):
         block = client.read_block_document_by_name(_WEBHOOK_BLOCK, Webhook.get_block_type_slug())
         client.delete_block_document(cast(UUID, block.id))
 
 
-def _deploy() -> list[str]:
-    """Deploy prefect.yaml, with schedules on or off as the server has them; returns the names of its deployments."""
+def _deploy_all() -> list[str]:
+    """Deploy prefect.yaml, with each schedule as it is on the server, on or off; returns the deployments' names."""
     content = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())
     with get_client(sync_client=True) as client:
         are_on = {
@@ -194,8 +196,8 @@ def _deploy() -> list[str]:
             for each in client.read_deployments()
         }
     for deployment in content["deployments"]:
-        there = are_on.get((deployment["entrypoint"], deployment["name"]), [])
-        for schedule, is_on in zip(deployment.get("schedules", []), there, strict=False):
+        current = are_on.get((deployment["entrypoint"], deployment["name"]), [])
+        for schedule, is_on in zip(deployment.get("schedules", []), current, strict=False):
             schedule["active"] = is_on
     environment = os.environ | {"FANTRANS_CHECKOUT": str(CHECKOUT)}
     with NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -212,7 +214,7 @@ def _deploy() -> list[str]:
         )
     if result.returncode:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
-        raise ConfigError(f"prefect.yaml was not deployed: {last}; mend it and run `python -m flows.bootstrap` again")
+        raise ConfigError(f"prefect.yaml was not deployed: {last}; fix it and run `python -m flows.bootstrap` again")
     ours = {(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
     with get_client(sync_client=True) as client:
         return sorted(
@@ -225,18 +227,20 @@ def _deploy() -> list[str]:
 def main() -> None:
     """Bootstrap the server that PREFECT_API_URL names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gpus", type=int, help="devices, one run each; default: as it is, 1 at first")
-    parser.add_argument("--cpu-runs", type=int, help="runs of the pool cpu at a time; default: as it is, 2 at first")
-    parser.add_argument("--wait-s", type=float, default=10, help="how long to wait for a server that is starting")
+    parser.add_argument("--gpus", type=int, help="GPUs, with one run per GPU (default: unchanged, 1 in a new pool)")
+    parser.add_argument(
+        "--cpu-runs", type=int, help="runs of the pool cpu at a time (default: unchanged, 2 in a new pool)"
+    )
+    parser.add_argument("--wait-s", type=float, default=10, help="seconds to wait for a server that is starting")
     arguments = parser.parse_args()
     try:
         if "PREFECT_API_URL" not in os.environ:
-            raise ConfigError("PREFECT_API_URL names no server; start one and set it, as in docs/operations.md")
+            raise ConfigError("PREFECT_API_URL is not set; start a server and set it, as in docs/operations.md")
         wait_for_server(os.environ["PREFECT_API_URL"], seconds=arguments.wait_s)
-        made = bootstrap(num_gpus=arguments.gpus, num_cpu_runs=arguments.cpu_runs)
+        done = bootstrap(num_gpus=arguments.gpus, num_cpu_runs=arguments.cpu_runs)
     except FantransError as error:
         sys.exit(f"error: {error}")
-    for name, what in made:
+    for name, what in done:
         sys.stdout.write(f"{name}: {what}\n")
 
 

@@ -1,4 +1,4 @@
-"""A Prefect server with workers on this machine, for a trial; and what a server, its workers and caches are doing."""
+"""Run a Prefect server with workers on this machine, for a trial; and show the state of a server and the caches."""
 
 from __future__ import annotations
 
@@ -25,67 +25,69 @@ from pipeline.catalog import load_catalog
 from pipeline.errors import ConfigError, FantransError
 from pipeline.refresh.maintenance import list_caches
 
-_START_S = 180.0
-_STOP_S = 20.0
-_SOON_S = 10.0
-_MAX_EARLY = 5
-_WORKER = ("worker", "start", "--type", "process")
+_START_TIMEOUT_S = 180.0
+_STOP_TIMEOUT_S = 20.0
+_EARLY_END_S = 10.0
+_MAX_EARLY_ENDS = 5
 
 
-def up(*, port: int, num_gpus: int, num_cpu_runs: int, say: Callable[[str], None]) -> None:
-    """Server, pools, deployments and workers, until this process is told to stop; one that dies is started again.
+def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line: Callable[[str], None]) -> None:
+    """Run a server with pools, deployments and workers until Ctrl-C or SIGTERM; a process that ends is restarted.
 
-    In this process's PREFECT_HOME lie the server's database, and the logs. Raises `ConfigError` when the port is taken,
-    the server does not start, or a process ends again and again.
+    The server's database and the logs are in the PREFECT_HOME of this process. Raises `ConfigError` if the port is
+    taken, the server does not start, or a process keeps ending.
     """
     home, address = Path(os.environ["PREFECT_HOME"]), os.environ["PREFECT_API_URL"]
-    with socket.socket() as asked:
-        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: one that just ended is gone
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does, or a port just left is taken
         try:
-            asked.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", port))
         except OSError:
             raise ConfigError(
-                f"port {port} is taken, perhaps by a server that runs already (`fantrans ops status`); "
+                f"port {port} is taken, perhaps by a server that already runs (`fantrans ops status`); "
                 "give another --port"
             ) from None
-    signal.signal(signal.SIGTERM, _stop)
-    with _Processes(home, say) as servers, _Processes(home, say) as workers:
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _Supervisor(home, print_line) as servers, _Supervisor(home, print_line) as workers:
         servers.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for_server(address, seconds=_START_S, meanwhile=servers.keep_up)
+        wait_for_server(address, seconds=_START_TIMEOUT_S, while_waiting=servers.restart_ended)
         for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
-            say(f"{name}: {what}")
+            print_line(f"{name}: {what}")
         for i in range(num_gpus):
-            workers.start(
-                f"gpu-{i}", *_WORKER, "--pool", "gpu", "--name", f"gpu-{i}", "--limit", "1", CUDA_VISIBLE_DEVICES=str(i)
-            )
-        workers.start("cpu", *_WORKER, "--pool", "cpu", "--name", "cpu")
-        say(f"up: http://127.0.0.1:{port} (logs in {home}); Ctrl-C stops it. In another terminal:")
-        say(f"    export PREFECT_API_URL={address}")
-        say("    prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch")
+            words = (*_worker_command("gpu", f"gpu-{i}"), "--limit", "1")
+            workers.start(f"gpu-{i}", *words, CUDA_VISIBLE_DEVICES=str(i))
+        workers.start("cpu", *_worker_command("cpu", "cpu"))
+        print_line(f"up: http://127.0.0.1:{port} (logs in {home}); Ctrl-C stops it. In another terminal:")
+        print_line(f"    export PREFECT_API_URL={address}")
+        print_line("    prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch")
         try:
             while True:
                 time.sleep(1)
-                servers.keep_up()
-                workers.keep_up()
+                servers.restart_ended()
+                workers.restart_ended()
         except KeyboardInterrupt:
-            say("stopping")
+            print_line("stopping")
 
 
-def _stop(*_: object) -> None:
+def _worker_command(pool: str, name: str) -> tuple[str, ...]:
+    return ("worker", "start", "--type", "process", "--pool", pool, "--name", name)
+
+
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-class _Processes:
-    """`prefect` commands that are kept up together; each in its own session, so that Ctrl-C reaches us alone."""
+class _Supervisor:
+    """Runs and restarts `prefect` commands; each has its own session, so that Ctrl-C reaches this process alone."""
 
-    def __init__(self, logs: Path, say: Callable[[str], None]) -> None:
-        self._logs, self._say = logs, say
+    def __init__(self, logs: Path, print_line: Callable[[str], None]) -> None:
+        self._logs, self._print_line = logs, print_line
         self._commands: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
         self._running: dict[str, tuple[subprocess.Popen, float]] = {}
-        self._num_early: dict[str, int] = {}
+        self._num_early_ends: dict[str, int] = {}
 
     def start(self, name: str, *words: str, **environment: str) -> None:
-        """Start a command that logs to NAME.log."""
+        """Start a command whose output is appended to NAME.log."""
         self._commands[name] = words, environment
         with (self._logs / f"{name}.log").open("ab") as out:
             process = subprocess.Popen(
@@ -98,15 +100,17 @@ class _Processes:
             )
         self._running[name] = process, time.monotonic()
 
-    def keep_up(self) -> None:
-        """Start again what has ended; raises `ConfigError` for what has ended soon after its start too often."""
+    def restart_ended(self) -> None:
+        """Restart the commands that have ended; raises `ConfigError` for one that keeps ending soon after its start."""
         for name, (process, started) in list(self._running.items()):
             if process.poll() is None:
                 continue
-            self._num_early[name] = self._num_early.get(name, 0) + 1 if time.monotonic() - started < _SOON_S else 0
-            if self._num_early[name] > _MAX_EARLY:
+            self._num_early_ends[name] = (
+                self._num_early_ends.get(name, 0) + 1 if time.monotonic() - started < _EARLY_END_S else 0
+            )
+            if self._num_early_ends[name] > _MAX_EARLY_ENDS:
                 raise ConfigError(f"{name} ended with status {process.returncode}; read {self._logs / name}.log")
-            self._say(f"{name} ended with status {process.returncode} and is started again")
+            self._print_line(f"{name} ended with status {process.returncode} and is restarted")
             words, environment = self._commands[name]
             self.start(name, *words, **environment)
 
@@ -116,7 +120,7 @@ class _Processes:
     def __exit__(self, *_: object) -> None:
         for process, _started in self._running.values():
             process.terminate()
-        deadline = time.monotonic() + _STOP_S
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
         for process, _started in self._running.values():
             try:
                 process.wait(max(0, deadline - time.monotonic()))
@@ -126,7 +130,7 @@ class _Processes:
 
 
 def check_server() -> None:
-    """Raises `ConfigError` where no server answers."""
+    """Raise `ConfigError` if no server answers at PREFECT_API_URL."""
     address = os.environ.get("PREFECT_API_URL", "")
     try:
         httpx.get(f"{address}/health", timeout=5).raise_for_status()
@@ -138,56 +142,61 @@ def check_server() -> None:
 
 
 Rows = list[tuple[str, ...]]
+"""A table as text, with its head as the first row."""
 
 
-def status() -> dict[str, Rows]:
-    """Tables, each with its head as the first row: workers, deployments with their last and next runs, caches.
+def status_tables() -> dict[str, Rows]:
+    """Return tables by title: workers, deployments with their last and next runs, caches.
 
-    Raises `ConfigError` where no server answers.
+    Raises `ConfigError` if no server answers at PREFECT_API_URL.
     """
     check_server()
     with get_client(sync_client=True) as client:
-        return {"workers": _workers(client), "deployments": _deployments(client), "caches": _caches()}
+        return {"workers": _worker_rows(client), "deployments": _deployment_rows(client), "caches": _cache_rows()}
 
 
-def _workers(client: SyncPrefectClient) -> Rows:
+def _worker_rows(client: SyncPrefectClient) -> Rows:
     rows: Rows = [("pool", "worker", "state", "last heartbeat")]
-    there = {pool.name for pool in client.read_work_pools()}
+    existing = {pool.name for pool in client.read_work_pools()}
     for pool in QUEUES:
-        if pool not in there:
-            rows.append((pool, "no such pool; run `python -m flows.bootstrap`", "", ""))
+        if pool not in existing:
+            rows.append((pool, "does not exist; run `python -m flows.bootstrap`", "", ""))
             continue
         workers = client.read_workers_for_work_pool(pool)
         rows += [
-            (pool, worker.name, worker.status.value.lower(), _when(worker.last_heartbeat_time)) for worker in workers
+            (pool, worker.name, worker.status.value.lower(), _format_time(worker.last_heartbeat_time))
+            for worker in workers
         ] or [(pool, "none", "", "")]
     return rows
 
 
-def _deployments(client: SyncPrefectClient) -> Rows:
+def _deployment_rows(client: SyncPrefectClient) -> Rows:
     rows: Rows = [("deployment", "last run", "ended as", "next run")]
     for deployment in client.read_deployments():
-        of = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-        begun = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(not_any_=[StateType.SCHEDULED])))
-        planned = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=[StateType.SCHEDULED])))
+        its_runs = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+        started = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(not_any_=[StateType.SCHEDULED])))
+        scheduled = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=[StateType.SCHEDULED])))
         last = client.read_flow_runs(
-            flow_run_filter=begun, deployment_filter=of, limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC
+            flow_run_filter=started, deployment_filter=its_runs, limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC
         )
-        coming = client.read_flow_runs(
-            flow_run_filter=planned, deployment_filter=of, limit=1, sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC
+        following = client.read_flow_runs(
+            flow_run_filter=scheduled,
+            deployment_filter=its_runs,
+            limit=1,
+            sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
         )
         rows.append(
             (
                 f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
-                _when(last[0].start_time) if last else "never",
+                _format_time(last[0].start_time) if last else "never",
                 last[0].state_name or "" if last else "",
-                _when(coming[0].next_scheduled_start_time) if coming else "not scheduled",
+                _format_time(following[0].next_scheduled_start_time) if following else "not scheduled",
             )
         )
     return [rows[0], *sorted(rows[1:])]
 
 
-def _caches() -> Rows:
+def _cache_rows() -> Rows:
     catalog = load_catalog()
     rows: Rows = [("data set", "cache", "revision", "frames", "made with", "age")]
     for dataset in catalog.datasets:
@@ -210,5 +219,5 @@ def _caches() -> Rows:
     return rows
 
 
-def _when(time: datetime | None) -> str:
+def _format_time(time: datetime | None) -> str:
     return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"

@@ -1,4 +1,4 @@
-"""Aggregate what was trained into an F1 table: of one experiment's folds, or of a set's runs."""
+"""Aggregate trained heads into an F1 table: the folds of one experiment, or the runs of a set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.training.runs import resolve_runs
 
 @fantrans_task()
 def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> tuple[Report | SetTable, Path]:
-    """Counts of every fold to one report beside them, or a set's finished runs to one table; and its page."""
+    """Write the report of an experiment's run, or the table of a set's finished runs; returns it and its HTML page."""
     if len(resolve(load_catalog(), dataset, config, base=base).experiments) == 1:
         (run,) = resolve_runs(config, dataset=dataset, base=base, init_from=init_from)
         return write_report(run.folder), run.folder / "report.html"
@@ -27,11 +27,11 @@ def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | N
 
 @fantrans_flow(name="report")
 def report(config: str, dataset: str, base: str | None = None, init_from: str | None = None) -> Report | SetTable:
-    """The F1 table as files below the runs root, and as an artifact with a history under one key."""
+    """Write the F1 table as files below the runs root, and as an artifact with a history under one key."""
     result, page = aggregate(config, dataset=dataset, base=base, init_from=init_from)
     create_table_artifact(
         json.loads(result.table().to_json(orient="records")),
         key=artifact_key("f1", dataset, Path(config).stem),
-        description=f"F1 of {config} on {dataset}; [the whole report]({page.as_uri()})",
+        description=f"F1 of {config} on {dataset}; [the full report]({page.as_uri()})",
     )
     return result

@@ -1,4 +1,4 @@
-"""Train and score a head per fold on a cached data set."""
+"""Train and score one head per fold on a cached data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.training import trainer as stages
 
 @fantrans_task()
 def train_heads(config: str, **settings: Any) -> list[Path]:
-    """Heads that read together, from wherever they were left."""
+    """Train heads that read the cache together; each resumes at its last checkpoint."""
     return stages.train_folds(config, **settings)
 
 
@@ -25,5 +25,5 @@ def train_folds(
     init_from: str | None = None,
     device: str = "cpu",
 ) -> list[Path]:
-    """Train what is not done yet of an experiment, or of a set's; returns the runs' folders."""
+    """Train the unfinished folds of an experiment, or of all experiments of a set; returns the folders of the runs."""
     return train_heads(config, dataset=dataset, base=base, parts=parts, init_from=init_from, device=device)

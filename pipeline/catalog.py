@@ -204,7 +204,7 @@ class Catalog(Settings):
 
 def _repair_hint(name: str, entry: DatasetEntry) -> str:
     if entry.is_rendered:
-        return f"run `fantrans synth --dataset {name}`"
+        return f"run `fantrans render --dataset {name}`"
     return f"unpack the data set there, or fix `root` of {name} in the catalog or the variable that it takes"
 
 

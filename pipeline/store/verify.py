@@ -34,6 +34,10 @@ class Damage:
     unit: Unit | None
     frame_ids: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """Message and frames in one line."""
+        return self.message + (f": {', '.join(self.frame_ids)}" if self.frame_ids else "")
+
 
 def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = lambda _: None) -> list[Damage]:
     """Return the damage in the newest revision: missing files, wrong sizes and, if `is_deep`, wrong checksums.

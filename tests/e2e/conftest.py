@@ -1,4 +1,4 @@
-"""A server, its deployments and a worker as an operator starts them, over a small rendered data set."""
+"""A server, its deployments and a worker, started as an operator does, on a small rendered data set."""
 
 import json
 import os
@@ -19,17 +19,17 @@ from tests.webhook import webhook
 
 BIN = Path(sys.executable).parent
 REFRESH = "refresh-cache/bp4d-synthetic"
-PATIENCE_S = 240
+TIMEOUT_S = 240
 
 
 def free_port():
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Trial:
-    """`fantrans ops up` with its environment."""
+    """A running `fantrans ops up` with its environment."""
 
     def __init__(self, folder, webhook=""):
         self.folder = folder
@@ -62,14 +62,14 @@ class Trial:
             raise
 
     def stop(self):
-        """As a service manager stops it; returns its exit status."""
+        """Stop it as a service manager does; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
-    def until(self, is_so):
-        """Wait until it is so, and return what makes it so."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not (answer := is_so()):
+    def until(self, condition):
+        """Wait until `condition()` returns a true value; returns that value."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (answer := condition()):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.2)
@@ -77,24 +77,24 @@ class Trial:
 
     def command(self, *words, cwd=None, **more):
         return subprocess.run(
-            words, env=self.environment | more, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            words, env=self.environment | more, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
 
     def run(self, deployment, **parameters):
-        """`prefect deployment run --watch`; returns the finished process."""
+        """Run `prefect deployment run --watch`; returns the finished process."""
         given = [word for name, value in parameters.items() for word in ("-p", f"{name}={json.dumps(value)}")]
         return self.command(BIN / "prefect", "--no-prompt", "deployment", "run", deployment, "--watch", *given)
 
     def begin(self, deployment, **parameters):
         """Start a run as a schedule does; returns its id."""
         path = f"deployments/{self.deployment(deployment)['id']}/create_flow_run"
-        return self.asked(path, parameters=parameters)["id"]
+        return self.query(path, parameters=parameters)["id"]
 
     def deployment(self, name):
         return self.request("GET", f"deployments/name/{name}").json()
 
     def request(self, method, path, **more):
-        """Ask the server; as Prefect's own client does, again while it says that its database is busy."""
+        """Send a request to the server; retried, as by Prefect's own client, while the database is busy."""
 
         def answer():
             response = httpx.request(method, f"{self.address}/{path}", timeout=30, **more)
@@ -102,8 +102,8 @@ class Trial:
 
         return self.until(answer).raise_for_status()
 
-    def asked(self, path, **query):
-        return self.request("POST", path, json=query).json()
+    def query(self, path, **filters):
+        return self.request("POST", path, json=filters).json()
 
     def flow_run(self, run):
         return self.request("GET", f"flow_runs/{run}").json()
@@ -114,34 +114,34 @@ class Trial:
         return state["name"], state["message"] or ""
 
     def times(self, run):
-        """When it started and ended."""
+        """Times at which the run started and ended."""
         found = self.flow_run(run)
         return found["start_time"], found["end_time"]
 
-    def answers(self):
+    def is_up(self):
         try:
             return httpx.get(f"{self.address}/health", timeout=2).is_success
         except httpx.HTTPError:
             return False
 
     def artifacts(self, key):
-        """All that were left under a key, the newest first."""
-        found = self.asked("artifacts/filter", artifacts={"key": {"any_": [key]}})
+        """All artifacts under a key, the newest first."""
+        found = self.query("artifacts/filter", artifacts={"key": {"any_": [key]}})
         return sorted(found, key=lambda artifact: artifact["created"], reverse=True)
 
     def log_lines(self, run):
-        """What the stages said in the log of a run; it arrives a little after the run has ended."""
+        """Log lines of a run; they arrive a little after the run has ended."""
 
-        def asked():
-            found = self.asked("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
+        def complete_lines():
+            found = self.query("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
             lines = [each["message"] for each in found]
             of_flow = [each["message"] for each in found if each["name"] == "prefect.flow_runs"]
             return any("Finished in state" in line for line in of_flow) and lines
 
-        return self.until(asked)
+        return self.until(complete_lines)
 
     def shards(self):
-        """Shards of the data set's caches, with the time at which each was written."""
+        """Shards of the data set's caches, with the time of each file's last change."""
         return {path: path.stat().st_mtime_ns for path in self.caches.glob("*/arrays.zarr/*/*/c.*")}
 
     def units(self):
@@ -150,21 +150,21 @@ class Trial:
     def finished(self):
         return finished_shards(self.caches)
 
-    def ended(self, run):
+    def wait_for_end(self, run):
         """Wait for the run to end; returns its state's name and message."""
         last = ("Completed", "Failed", "Crashed", "Cancelled")
         return self.until(lambda: (state := self.state(run))[0] in last and state)
 
-    def process_of(self, run):
-        """Process that executes the run, once there is one."""
+    def wait_for_process(self, run):
+        """Wait for the process that executes the run; returns its id."""
         return self.until(
             lambda: next(
                 (pid for pid, words in processes(f"PREFECT__FLOW_RUN_ID={run}") if "prefect.engine" in words), None
             )
         )
 
-    def worker(self):
-        """Process of the worker, once there is one."""
+    def wait_for_worker(self):
+        """Wait for the process of the worker; returns its id."""
         return self.until(
             lambda: next(
                 (pid for pid, words in processes(f"PREFECT_API_URL={self.address}") if "worker start" in words), None
@@ -173,7 +173,7 @@ class Trial:
 
 
 def processes(setting):
-    """Ids and commands of the processes with this setting in their environment."""
+    """Yield ids and commands of the processes with this setting in their environment."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if setting.encode() in (folder / "environ").read_bytes().split(b"\0"):
@@ -183,15 +183,15 @@ def processes(setting):
 
 
 @pytest.fixture(scope="package")
-def told():
-    """Lines that the webhook got, and its address."""
+def posted():
+    """Lines that the webhook received, and its URL."""
     with webhook() as lines_and_address:
         yield lines_and_address
 
 
 @pytest.fixture(scope="package")
 def refreshed(trial):
-    """The first refresh of the rendered faces, done."""
+    """The first refresh of the rendered faces, completed."""
     done = trial.run(REFRESH)
     assert done.returncode == 0, done.stdout + done.stderr
     assert trial.shards()
@@ -199,9 +199,9 @@ def refreshed(trial):
 
 @pytest.fixture(scope="package")
 def undisturbed(trial, refreshed):
-    """A refresh by four processes of a Dask cluster, under way: a future of `Trial.run`.
+    """A running refresh by four processes of a Dask cluster: a future of `Trial.run`.
 
-    Of another data set and from another deployment, so that it meets nothing that happens to others.
+    It has its own data set and deployment, so that faults in other tests do not reach it.
     """
     elsewhere = "refresh-cache/disfa"
     trial.request("PATCH", f"deployments/{trial.deployment(elsewhere)['id']}", json={"work_pool_name": "cpu"})
@@ -212,8 +212,8 @@ def undisturbed(trial, refreshed):
 
 
 @pytest.fixture(scope="package")
-def trial(tmp_path_factory, told):
-    trial = Trial(tmp_path_factory.mktemp("ops"), told[1])
+def trial(tmp_path_factory, posted):
+    trial = Trial(tmp_path_factory.mktemp("ops"), posted[1])
     yield trial
     assert trial.stop() == 0
     with pytest.raises(httpx.ConnectError):

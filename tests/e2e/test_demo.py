@@ -1,4 +1,4 @@
-"""The whole main job as a user runs it: its own process, its own Prefect server, killed once on the way."""
+"""The main job as a user runs it: in its own process, with its own Prefect server, killed twice on the way."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from tests.kills import finished_shards, finished_units
 
 FANTRANS = Path(sys.executable).with_name("fantrans")
-PATIENCE_S = 900
+TIMEOUT_S = 900
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def environment(tmp_path_factory):
 
 def demo(environment):
     return subprocess.run(
-        [FANTRANS, "demo", "--quick"], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [FANTRANS, "demo", "--quick"], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
 
 
@@ -40,7 +40,7 @@ def kill_once(condition, environment, log):
     process = subprocess.Popen(
         [FANTRANS, "demo", "--quick"], env=environment, stdout=log, stderr=log, start_new_session=True
     )
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert process.poll() is None, "the demo ended before it could be killed"
         assert time.monotonic() < deadline
@@ -54,7 +54,7 @@ def test_a_killed_demo_resumes_and_a_second_one_has_nothing_to_do(environment):
     cache, runs = folder / "cache/demo_quick", folder / "runs"
     with (folder / "log").open("w") as log:
         kill_once(lambda: finished_units(cache), variables, log)
-        assert not any(cache.rglob("current.json")), "killed too late to show a resumed refresh"
+        assert not any(cache.rglob("current.json")), "killed too late for a resumed refresh"
         shards = finished_shards(cache)
         assert shards
         kill_once(lambda: any(runs.rglob("fold-*/checkpoint.pt")), variables, log)

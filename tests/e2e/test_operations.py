@@ -1,4 +1,4 @@
-"""A day: the deployments as an operator runs them, and what is to be seen of them."""
+"""Normal operation: the deployments as an operator runs them, and what Prefect shows of them."""
 
 import json
 import os
@@ -14,15 +14,15 @@ from tests.small_catalog import NUM_FRAMES
 
 @pytest.fixture(scope="package")
 def zombie(trial, refreshed):
-    """A refresh whose process and worker were killed together in its midst, so that nobody is left to say so."""
+    """A refresh whose process and worker were killed together, so that neither can report it."""
     run = trial.begin(REFRESH, profile="compact")
     trial.until(trial.units)
-    os.kill(trial.worker(), signal.SIGKILL)
-    os.kill(trial.process_of(run), signal.SIGKILL)
+    os.kill(trial.wait_for_worker(), signal.SIGKILL)
+    os.kill(trial.wait_for_process(run), signal.SIGKILL)
     return run
 
 
-def test_a_refresh_says_what_it_did_in_its_log_and_in_an_artifact(trial, refreshed):
+def test_a_refresh_reports_in_its_log_and_in_an_artifact(trial, refreshed):
     artifact = trial.artifacts("refresh-bp4d-synthetic")[0]
     assert f"| extract | 0 | {NUM_FRAMES} | 0 |" in artifact["data"]
     assert (trial.folder / "work/bp4d-synthetic/refresh.html").as_uri() in artifact["data"]
@@ -30,7 +30,7 @@ def test_a_refresh_says_what_it_did_in_its_log_and_in_an_artifact(trial, refresh
     assert any(line.startswith("extract features: block 2; 192 of 192 views, ") for line in lines)
     assert f"extract: {NUM_FRAMES} new, 0 kept" in lines
     ours = {"type": {"any_": ["progress"]}, "flow_run_id": {"any_": [artifact["flow_run_id"]]}}
-    progress = trial.asked("artifacts/filter", artifacts=ours)
+    progress = trial.query("artifacts/filter", artifacts=ours)
     assert {each["description"]: each["data"] for each in progress}["extract features"] == 100
 
 
@@ -39,7 +39,7 @@ def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial)
     for deployment in ("train-folds", "report"):
         done = trial.run(f"{deployment}/bp4d-synthetic", config=trial.small)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert trial.ended(trial.begin("report/bp4d-synthetic", config=trial.small))[0] == "Completed"
+    assert trial.wait_for_end(trial.begin("report/bp4d-synthetic", config=trial.small))[0] == "Completed"
     (path,) = trial.folder.glob("runs/*/report.json")
     newer, older = trial.artifacts("f1-bp4d-synthetic-small")
     assert newer["data"] == older["data"]
@@ -48,23 +48,23 @@ def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial)
     assert path.with_suffix(".html").as_uri() in newer["description"]
 
 
-def test_bad_input_fails_the_run_with_its_sentence_and_tells_the_webhook(trial, told):
+def test_bad_input_fails_the_run_with_its_sentence_and_posts_it_to_the_webhook(trial, posted):
     run = trial.begin("train-folds/bp4d-synthetic", config="nothing")
-    state, message = trial.ended(run)
+    state, message = trial.wait_for_end(run)
     assert state == "Failed"
     assert "there is no experiment 'nothing'" in message
-    trial.until(lambda: any(run in line and "there is no experiment 'nothing'" in line for line in told[0]))
+    trial.until(lambda: any(run in line and "there is no experiment 'nothing'" in line for line in posted[0]))
 
 
-def test_a_wrong_parameter_is_refused_before_a_run_is_made(trial):
-    before = trial.asked("flow_runs/count")
+def test_a_wrong_parameter_is_refused_before_a_run_is_created(trial):
+    before = trial.query("flow_runs/count")
     refused = trial.run(REFRESH, profile="tiny")
     assert refused.returncode == 1
     assert "'tiny' is not one of" in " ".join((refused.stdout + refused.stderr).split())
     refused = trial.run(REFRESH, cluster={"num_workers": 0})
     assert refused.returncode == 1
     assert "0 is less than the minimum of 1" in " ".join((refused.stdout + refused.stderr).split())
-    assert trial.asked("flow_runs/count") == before
+    assert trial.query("flow_runs/count") == before
 
 
 @pytest.mark.usefixtures("zombie", "undisturbed")  # in this order: the first kills the worker
@@ -79,7 +79,7 @@ def test_status_shows_worker_runs_and_caches(trial, refreshed):
 def test_a_second_server_on_the_same_port_is_refused(trial):
     refused = trial.command(BIN / "fantrans", "ops", "up", "--port", trial.port)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: port {trial.port} is taken, perhaps by a server that runs already")
+    assert refused.stderr.startswith(f"error: port {trial.port} is taken, perhaps by a server that already runs")
 
 
 def test_bootstrapping_a_server_again_changes_nothing(trial):
@@ -88,24 +88,24 @@ def test_bootstrapping_a_server_again_changes_nothing(trial):
     assert not schedule["active"]
     trial.request("PATCH", f"deployments/{nightly['id']}/schedules/{schedule['id']}", json={"active": True})
     first = trial.command(sys.executable, "-m", "flows.bootstrap", "--gpus", "2", cwd=CATALOG_FILE.parent)
-    assert "pool gpu: brought up to date, at most 2 runs" in first.stdout, first.stderr
+    assert "pool gpu: updated, at most 2 runs" in first.stdout, first.stderr
     again = trial.command(sys.executable, "-m", "flows.bootstrap", cwd=CATALOG_FILE.parent)
     assert again.returncode == 0, again.stderr
     done = dict(line.split(": ") for line in again.stdout.splitlines() if not line.startswith("automation"))
-    assert set(done.values()) == {"was there", "deployed"}
-    assert "report/bp4d" in done
-    assert "automation for dead runs: was there" in again.stdout
+    assert set(done.values()) == {"unchanged", "deployed"}
+    assert {"report/bp4d", "prune-cache/all"} <= done.keys()
+    assert "automation for dead runs: unchanged" in again.stdout
     assert trial.request("GET", "work_pools/gpu").json()["concurrency_limit"] == 2
     (schedule,) = trial.deployment("refresh-cache/bp4d")["schedules"]
-    assert schedule["active"], "what an operator has switched on"
+    assert schedule["active"], "an operator has switched it on"
 
 
-def test_a_run_that_died_with_its_worker_is_found_and_told_and_the_next_one_computes_the_rest(trial, told, zombie):
+def test_a_run_that_died_with_its_worker_is_found_and_posted_and_the_next_run_computes_the_rest(trial, posted, zombie):
     finished = trial.finished()
     assert finished
     following = trial.begin(REFRESH, profile="compact")
-    assert trial.ended(zombie) == ("Crashed", "no heartbeat: its process and worker are gone")
-    trial.until(lambda: any(zombie in line and "Crashed. no heartbeat" in line for line in told[0]))
-    assert trial.ended(following)[0] == "Completed"
+    assert trial.wait_for_end(zombie) == ("Crashed", "no heartbeat: its process and worker are gone")
+    trial.until(lambda: any(zombie in line and "Crashed. no heartbeat" in line for line in posted[0]))
+    assert trial.wait_for_end(following)[0] == "Completed"
     assert f"extract: {NUM_FRAMES} new, 0 kept" in trial.log_lines(following)
-    assert trial.shards().items() >= finished.items(), "what was finished is computed once"
+    assert trial.shards().items() >= finished.items(), "finished shards are computed once"

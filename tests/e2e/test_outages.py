@@ -1,6 +1,6 @@
-"""Nights on which things break: what Prefect shows, what the next scheduled run does, and that nothing is lost.
+"""Outages: what Prefect shows, what the next scheduled run does, and that nothing is lost.
 
-What happens inside a store is in tests/integration/test_faults.py, for a refresh from the command line.
+Faults inside a store are in tests/integration/test_faults.py, for a refresh from the command line.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.small_catalog import NUM_FRAMES
 
 
 def content_of(folder):
-    """Every byte of the arrays of a folder's one cache, and its index."""
+    """Every byte of the arrays of the one cache in a folder, and its index."""
     (cache,) = folder.iterdir()
     files = {path.relative_to(cache): path.read_bytes() for path in cache.glob("arrays.zarr/**/*") if path.is_file()}
     (index,) = cache.glob("index-*.parquet")
@@ -38,13 +38,13 @@ def caches(trial):
 
 
 class SmallDisk:
-    """A file system of its own for the caches, where this process may mount one."""
+    """A small file system for the caches, if this process may mount one."""
 
     def __init__(self, folder, size_mb):
         folder.mkdir()
         self.folder = folder
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", folder]
-        self.is_there = subprocess.run(mount, check=False, capture_output=True).returncode == 0
+        self.is_mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
 
     def __enter__(self):
         return self
@@ -53,81 +53,82 @@ class SmallDisk:
         subprocess.run(["mount", "-o", f"remount,size={size_mb}m", self.folder], check=True)
 
     def __exit__(self, *_):
-        if self.is_there:
+        if self.is_mounted:
             subprocess.run(["umount", self.folder], check=True)
 
 
-def broken(trial, fault):
-    """Start a refresh, which goes on where the last was stopped; once a further unit is done, have the fault happen.
+def break_refresh(trial, fault):
+    """Start a refresh, which resumes the last one; call `fault(run)` once another unit is done.
 
-    Returns the run's end.
+    Returns the final state of the run.
     """
     finished, num_units = trial.finished(), len(trial.units())
     run = trial.begin(REFRESH, config=trial.slow)
     trial.until(lambda: len(trial.units()) > num_units or trial.state(run)[0] == "Failed")
     fault(run)
-    end = trial.ended(run)
-    assert trial.shards().items() >= finished.items(), "what was finished is computed once"
+    end = trial.wait_for_end(run)
+    assert trial.shards().items() >= finished.items(), "finished shards are computed once"
     return end
 
 
-def test_a_refresh_comes_through_a_night_of_faults_with_every_byte(trial, caches, undisturbed):
+def test_a_refresh_after_many_faults_has_the_bytes_of_an_undisturbed_one(trial, caches, undisturbed):
     with SmallDisk(caches, 64) as disk:
-        if disk.is_there:
-            state, message = broken(trial, lambda run: None)
+        if disk.is_mounted:
+            state, message = break_refresh(trial, lambda run: None)
             assert (state, "No space left on device" in message) == ("Failed", True), message
             disk.grow(1024)
 
-        state, message = broken(trial, lambda run: os.kill(trial.process_of(run), signal.SIGKILL))
+        state, message = break_refresh(trial, lambda run: os.kill(trial.wait_for_process(run), signal.SIGKILL))
         assert (state, "SIGKILL" in message) == ("Crashed", True), message
 
         def cancel(run):
-            process, started = trial.process_of(run), time.monotonic()
-            trial.asked(f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+            process, started = trial.wait_for_process(run), time.monotonic()
+            trial.query(f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
             trial.until(lambda: not Path(f"/proc/{process}").exists())
             assert time.monotonic() - started < 30
 
-        assert broken(trial, cancel)[0] == "Cancelled"
+        assert break_refresh(trial, cancel)[0] == "Cancelled"
 
-        done = undisturbed.result()  # which would die with its worker
+        done = undisturbed.result()  # it runs on the same worker, which is killed next
         assert done.returncode == 0, done.stdout + done.stderr
-        state, message = broken(trial, lambda run: os.kill(trial.worker(), signal.SIGKILL))
-        assert state in ("Crashed", "Completed"), message  # the process goes on alone, a while or to its end
+        state, message = break_refresh(trial, lambda run: os.kill(trial.wait_for_worker(), signal.SIGKILL))
+        # the process runs on without its worker, for a while or to its end
+        assert state in ("Crashed", "Completed"), message
 
-        assert trial.ended(trial.begin(REFRESH, config=trial.slow))[0] == "Completed"
+        assert trial.wait_for_end(trial.begin(REFRESH, config=trial.slow))[0] == "Completed"
         assert_same(content_of(caches), content_of(trial.folder / "cache/undisturbed"))
-    if not disk.is_there:
-        pytest.skip("no right to mount a file system: all but the full disk was done")
+    if not disk.is_mounted:
+        pytest.skip("cannot mount a file system: all but the full disk was tested")
 
 
-def test_a_refresh_outlives_a_server_that_is_gone_for_twenty_seconds(trial, caches):
+def test_a_refresh_survives_a_server_outage_of_twenty_seconds(trial, caches):
     run = trial.begin(REFRESH, config=trial.slow, profile="compact")
     trial.until(trial.units)
     assert trial.state(run)[0] == "Running"
     (server,) = (pid for pid, words in processes(f"PREFECT_API_URL={trial.address}") if "server start" in words)
-    trial.process.send_signal(signal.SIGSTOP)  # who would start it again at once
+    trial.process.send_signal(signal.SIGSTOP)  # it would restart the server at once
     os.kill(server, signal.SIGKILL)
     time.sleep(20)
     trial.process.send_signal(signal.SIGCONT)
-    trial.until(trial.answers)
-    assert trial.ended(run)[0] == "Completed"
+    trial.until(trial.is_up)
+    assert trial.wait_for_end(run)[0] == "Completed"
     following = trial.begin(REFRESH, config=trial.slow, profile="compact")
     verified = trial.command(BIN / "fantrans", "cache", "verify", "--deep", "bp4d-synthetic")
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert trial.ended(following)[0] == "Completed"
+    assert trial.wait_for_end(following)[0] == "Completed"
     assert f"extract: nothing to do, {NUM_FRAMES} kept" in trial.log_lines(following)
 
 
 @pytest.fixture(scope="module")
 def together(trial, caches):
-    """Two refreshes whose schedules fired together, ended."""
+    """Two completed refreshes whose schedules fired together."""
     runs = [trial.begin(REFRESH) for _ in range(2)]
     trial.until(lambda: "AwaitingConcurrencySlot" in [trial.state(run)[0] for run in runs])
-    assert [trial.ended(run)[0] for run in runs] == ["Completed", "Completed"]
+    assert [trial.wait_for_end(run)[0] for run in runs] == ["Completed", "Completed"]
     return runs
 
 
-def test_of_two_schedules_that_fire_together_one_waits_and_then_computes_nothing(trial, together):
+def test_when_two_schedules_fire_together_one_run_waits_and_computes_nothing(trial, together):
     lines = [trial.log_lines(run) for run in together]
     assert sorted(f"extract: {NUM_FRAMES} new, 0 kept" in each for each in lines) == [False, True]
     assert sorted(f"extract: nothing to do, {NUM_FRAMES} kept" in each for each in lines) == [False, True]
@@ -136,14 +137,14 @@ def test_of_two_schedules_that_fire_together_one_waits_and_then_computes_nothing
 
 
 @pytest.mark.usefixtures("together")
-def test_a_poisoned_frame_is_named_and_costs_no_other(trial):
+def test_an_unreadable_frame_is_named_and_the_others_are_computed(trial):
     image = sorted((trial.folder / "raw").glob("BP4D-training/*/*/*.jpg"))[0]
     before, content = trial.shards(), image.read_bytes()
     assert before
     image.write_bytes(content[:100] + b"\xff" * 50)
     try:
         run = trial.begin(REFRESH)
-        assert trial.ended(run)[0] == "Completed"
+        assert trial.wait_for_end(run)[0] == "Completed"
     finally:
         image.write_bytes(content)
     summary = trial.artifacts("refresh-bp4d-synthetic")[0]["data"]
@@ -152,5 +153,5 @@ def test_a_poisoned_frame_is_named_and_costs_no_other(trial):
     assert f"Without features: `{frame_id}` unreadable." in summary
     assert trial.shards().items() >= before.items()
     following = trial.begin(REFRESH)
-    assert trial.ended(following)[0] == "Completed"
+    assert trial.wait_for_end(following)[0] == "Completed"
     assert f"extract: 1 new, {NUM_FRAMES - 1} kept" in trial.log_lines(following)

@@ -1,4 +1,4 @@
-"""One Prefect server for all flow tests, with its state in a folder of its own; it ends with them."""
+"""One Prefect server for all flow tests, with its state in its own folder; it ends with the tests."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Work on a Dask cluster's workers: which of them get it, and what is said when none can."""
+"""Work on the workers of a Dask cluster: which of them get it, and the error if none can."""
 
 import sys
 
@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 
 @pytest.fixture(scope="module")
 def client():
-    """One worker without a GPU; in this process it would leave its own client behind as the one that Dask uses."""
+    """A client of one worker without a GPU; it is not set as default, since Dask would keep using it afterwards."""
     settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**settings) as cluster, Client(cluster, set_as_default=False) as client:
         yield client
@@ -27,7 +27,7 @@ def name_of_worker(state, _):
     return f"{state} {get_worker().name}"
 
 
-def test_without_a_worker_that_offers_a_gpu_it_says_so_at_once(client):
+def test_without_a_worker_that_offers_a_gpu_it_fails_at_once(client):
     with pytest.raises(
         ConfigError,
         match=r"none of the 1 workers of .* offers a GPU, which device cuda:0 needs; start "
@@ -46,7 +46,7 @@ def test_work_for_a_gpu_goes_to_a_worker_that_offers_one():
 
 
 @pytest.mark.parametrize("given", [{}, {"num_workers": 2, "cuda": True}, {"address": "tcp://a:1", "num_workers": 2}])
-def test_a_cluster_is_one_thing(given):
+def test_a_cluster_is_given_in_exactly_one_way(given):
     with pytest.raises(ValidationError, match="give a cluster one of address, num_workers, cuda"):
         Cluster(**given)
 

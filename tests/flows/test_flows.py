@@ -65,7 +65,7 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
 
 
 @pytest.mark.usefixtures("refreshed")
-def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment(environment):
+def test_init_from_a_data_set_means_its_run_of_the_same_experiment(environment):
     from flows.train import train_folds
 
     (source,) = train_folds(environment, dataset="small")
@@ -75,7 +75,7 @@ def test_a_data_set_named_as_the_start_stands_for_its_run_of_the_same_experiment
 
 
 @pytest.mark.usefixtures("refreshed")
-def test_a_set_trains_from_one_reading_and_is_reported_and_drawn(environment, tmp_path):
+def test_a_set_is_trained_in_one_pass_over_the_cache_and_reported_and_drawn(environment, tmp_path):
     from flows.train import train_folds
     from pipeline.report.figures import write_figures
     from pipeline.report.sets import compare_runs, write_set_report
@@ -116,11 +116,11 @@ def test_tasks_never_use_prefects_cache():
     from prefect.cache_policies import NO_CACHE
     from prefect.tasks import Task
 
-    from flows import maintain, refresh, report, train
+    from flows import maintenance, refresh, report, train
 
     tasks = [
         each
-        for module in (maintain, refresh, report, train)
+        for module in (maintenance, refresh, report, train)
         for each in vars(module).values()
         if isinstance(each, Task)
     ]
@@ -134,7 +134,9 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, mon
     from pipeline.refresh import stages
 
     content = yaml.safe_load(small_catalog[0].read_text())
-    del content["datasets"]["small"]["rendered"]  # a data set that grows by hand, which rendering would put right
+    del content["datasets"]["small"][
+        "rendered"
+    ]  # otherwise rendering would restore the frames that are changed by hand below
     grown = small_catalog[0].with_name("grown.yaml")
     grown.write_text(yaml.safe_dump(content))
     monkeypatch.setenv("FANTRANS_CATALOG", str(grown))
@@ -158,17 +160,17 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, mon
 
     shutil.copy(sorted((root / "BP4D-training").rglob("*.jpg"))[-1], image)
     _, detect, crop, _ = refresh_cache("small", config=environment)
-    assert (detect.num_computed, crop.num_computed) == (1, 1), "another picture under the old name"
+    assert (detect.num_computed, crop.num_computed) == (1, 1), "another image under the same name"
 
     image.write_bytes(image.read_bytes()[:200])
     for num_dropped in (1, 0):
         _, detect, crop, extract = stages.refresh_cache("small", config=environment)
-        assert detect.num_computed == 1, "what cannot be read is looked at each time"
+        assert detect.num_computed == 1, "an unreadable frame is tried each time"
         assert (extract.num_computed, extract.num_dropped) == (0, num_dropped)
 
 
 @pytest.mark.usefixtures("refreshed")
-def test_a_member_with_a_cache_of_its_own_says_how_it_is_made_and_trains_on_it(environment):
+def test_a_member_with_its_own_cache_names_the_command_that_makes_it_and_trains_on_it(environment):
     from pipeline.refresh.maintenance import list_caches
     from pipeline.refresh.stages import refresh_cache
     from pipeline.report.sets import compare_runs

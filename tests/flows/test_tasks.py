@@ -1,4 +1,4 @@
-"""When a task is tried again, and who is told of a failure."""
+"""When a task is retried, and what the webhook gets when a run fails."""
 
 import errno
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ class State:
 
 
 @pytest.mark.parametrize(
-    ("error", "again"),
+    ("error", "is_retried"),
     [
         (OSError(errno.EIO, "the disk hiccuped"), True),
         (ConnectionResetError(errno.ECONNRESET, "peer"), True),
@@ -33,11 +33,11 @@ class State:
         (KeyError("a defect"), False),
     ],
 )
-def test_only_passing_faults_of_input_and_output_are_tried_again(error, again):
-    assert is_transient(None, None, State(error)) is again
+def test_only_transient_io_errors_are_retried(error, is_retried):
+    assert is_transient(None, None, State(error)) is is_retried
 
 
-def test_a_task_is_tried_again_until_it_works():
+def test_a_task_is_retried_until_it_works():
     tries = []
 
     @fantrans_task(retry_delay_seconds=0)
@@ -63,42 +63,42 @@ def test_a_task_is_tried_again_until_it_works():
 
 
 @pytest.fixture
-def told(monkeypatch):
+def posted_lines(monkeypatch):
     with webhook() as (lines, address):
         monkeypatch.setenv(WEBHOOK, address)
         yield lines
 
 
-def test_a_failed_run_tells_the_webhook_in_one_line(told):
+def test_a_failed_run_posts_one_line_to_the_webhook(posted_lines):
     @fantrans_flow(name="failing")
     def failing():
         raise DataError("the index\nis gone")
 
     with pytest.raises(DataError):
         failing()
-    (line,) = told
+    (line,) = posted_lines
     assert line.startswith("failing ")
     assert line.endswith(": Failed. Flow run encountered an exception: DataError: the index is gone")
     assert "\n" not in line
 
 
-def test_the_address_of_a_webhook_that_refuses_is_not_in_the_log(monkeypatch, caplog):
+def test_the_url_of_a_webhook_that_refuses_is_not_logged(monkeypatch, caplog):
     with webhook(status=500) as (lines, address):
         monkeypatch.setenv(WEBHOOK, f"{address}/secret")
         run = SimpleNamespace(name="a", id="b")
         notify_webhook(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
     assert len(lines) == 1
-    assert [f"{WEBHOOK} of a was not told: HTTPStatusError 500"] == [
+    assert [f"{WEBHOOK}: the message about a was not delivered: HTTPStatusError 500"] == [
         line for line in caplog.messages if line.startswith(WEBHOOK)
     ]
     assert not any("secret" in record.getMessage() for record in caplog.records if record.name == "fantrans")
 
 
-def test_a_webhook_that_is_not_there_fails_nothing_and_is_said(monkeypatch, caplog):
+def test_an_unreachable_webhook_is_logged_and_fails_nothing(monkeypatch, caplog):
     run = SimpleNamespace(name="a", id="b")
     monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9")
     notify_webhook(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
-    assert caplog.messages[0].startswith(f"{WEBHOOK} of a was not told: ")
+    assert caplog.messages[0].startswith(f"{WEBHOOK}: the message about a was not delivered: ")
     monkeypatch.delenv(WEBHOOK)
     notify_webhook(SimpleNamespace(name="failing"), run, SimpleNamespace(name="Failed", message=None))
     assert len(caplog.messages) == 1

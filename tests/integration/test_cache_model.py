@@ -1,6 +1,6 @@
-"""Random lives of a cache against a dictionary: whatever happened, it serves what was last published, and only that.
+"""Random histories of a cache against a dictionary: it always serves exactly what was last published.
 
-FANTRANS_MODEL_STEPS sets the steps of all lives together.
+FANTRANS_MODEL_STEPS sets the total number of steps.
 """
 
 import itertools
@@ -43,7 +43,7 @@ PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class CacheLife(RuleBasedStateMachine):
-    """`wanted` is the data set as it lies there, `published` the one that the cache must serve."""
+    """`wanted` is the data set on disk, `published` the one that the cache must serve."""
 
     num_steps = num_killed = 0
 
@@ -120,12 +120,12 @@ class CacheLife(RuleBasedStateMachine):
             assert [damage for damage in verify_store(folder, is_deep=True) if damage.unit is not None] == []
 
     @rule(data=st.data())
-    def damage_and_mend(self, data):
+    def damage_and_repair(self, data):
         shards = sorted(path for path in self.cache_folder.rglob("c.*"))
         shard = data.draw(st.sampled_from(shards))
         content = bytearray(shard.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1
-        self.pinned = None  # a row that only a stale revision has cannot be computed again
+        self.pinned = None  # rows that only an old revision has cannot be recomputed
         shard.write_bytes(content)
         mark_damaged(self.cache_folder, verify_store(self.cache_folder, is_deep=True))
         self.refresh(self.num_views)
@@ -186,7 +186,7 @@ class CacheLife(RuleBasedStateMachine):
         return None if revision is None else revision.number
 
     def _draw(self, name):
-        """Put a new picture in the place of a frame's; its number."""
+        """Replace the image of a frame by a new one; returns the new image's number."""
         self.num_made += 1
         path = self.folder / "raw" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,4 +233,4 @@ def test_a_cache_serves_what_was_published_whatever_happens():
         run_state_machine_as_test(seed(number)(type("CacheLife", (CacheLife,), {})), settings=lives)
         if CacheLife.num_steps >= NUM_STEPS:
             break
-    assert CacheLife.num_killed >= NUM_STEPS // 100  # the rest of what must hold is asserted at every step
+    assert CacheLife.num_killed >= NUM_STEPS // 100  # all else is asserted at every step

@@ -1,11 +1,20 @@
-"""The command line as its own process: what it prints, where, and with which exit status."""
+"""The command line in its own process: what it prints, where, and with which exit status."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from flows.cli import app
+from pipeline.catalog import CATALOG_FILE, load_catalog
+from pipeline.datasets.index import index_frames
+from pipeline.errors import ConfigError
 
 FANTRANS = Path(sys.executable).with_name("fantrans")
 
@@ -30,7 +39,7 @@ def test_catalog_show_lists_every_name(tmp_path):
         assert name in shown.stdout
 
 
-def test_catalog_check_says_what_is_missing(tmp_path):
+def test_catalog_check_lists_what_is_missing(tmp_path):
     checked = run("catalog", "check", cwd=tmp_path, BP4D_ROOT=str(tmp_path / "none"))
     assert checked.returncode == 2
     assert f"data set 'bp4d': {tmp_path}/none/BP4D-training does not exist" in checked.stdout
@@ -46,7 +55,7 @@ def test_catalog_check_says_what_is_missing(tmp_path):
         (("cache", "ls", "bp5d"), "there is no data set 'bp5d'"),
         (("report", "[/b]"), "[/b] is not a run"),
         (("refresh", "bp4d"), "does not exist; run `fantrans catalog check`"),
-        (("refresh", "bp4d", "--profile", "tiny"), "`features.profile` is 'tiny'"),
+        (("refresh", "bp4d", "--profile", "tiny"), "there is no profile 'tiny'; known ones: exact, standard, compact"),
         (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "nowhere"), "is not a run"),
         (("compare", "a", "b"), "a is not a run; for an experiment, or a member of a set as in table1:baseline, name"),
@@ -54,15 +63,105 @@ def test_catalog_check_says_what_is_missing(tmp_path):
         (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 names a set of experiments"),
         (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "table9", "--dataset", "bp4d"), "there is no experiment 'table9'"),
+        (("render",), "there is no folder to render into; give --out FOLDER, or --dataset NAME of the catalog"),
+        (("render", "--dataset", "bp4d"), "data set 'bp4d' has no `rendered:` in the catalog"),
+        (
+            ("render", "--out", "faces", "--layout", "affectnet"),
+            "there is no layout 'affectnet'; known ones: bp4d, disfa",
+        ),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence_and_exit_status_2(tmp_path, arguments, sentence):
+def test_what_a_user_can_fix_is_one_sentence_and_exit_status_2(tmp_path, arguments, sentence):
     roots = {name: str(tmp_path / name) for name in ("FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT")}
-    failed = run(*arguments, cwd=tmp_path, **roots)
+    assert sentence in error_of(run(*arguments, cwd=tmp_path, **roots))
+
+
+def error_of(failed):
+    """The one line on stderr with which a command ended."""
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ")
-    assert sentence in failed.stderr
-    assert len(failed.stderr.strip().splitlines()) == 1
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("render", "--dataset", "demo_quick", "--out", "x", "--layout", "bp4d", "--seed", "0"),
+            "--out, --layout, --seed have no effect with --dataset demo_quick, whose settings are in the catalog",
+        ),
+        *(
+            (
+                ("render", "--dataset", "demo_quick", f"--{name}", "64" if name == "size" else "3"),
+                f"--{name} has no effect",
+            )
+            for name in ("subjects", "tasks", "frames", "size")
+        ),
+        (("refresh", "bp4d", "--dry-run", "--workers", "1"), "--workers has no effect with --dry-run"),
+        (("cache", "verify", "--device", "cpu"), "--device has no effect without --deep"),
+        *(
+            (("report", "done", f"--{name}", "bp4d"), f"--{name} has no effect for done, which is a run; leave it out")
+            for name in ("dataset", "base", "init-from")
+        ),
+        (
+            ("compare", "done", "runs/done", "--dataset", "bp4d", "--base", "demo"),
+            "--dataset, --base have no effect for done, runs/done, which are runs; leave them out",
+        ),
+    ],
+)
+def test_an_option_without_effect_is_an_error_that_names_it(tmp_path, monkeypatch, arguments, sentence):
+    (tmp_path / "runs/done").mkdir(parents=True)
+    (tmp_path / "runs/done/run.json").write_text("{}")
+    monkeypatch.setenv("FANTRANS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def commands(group, path=()):
+    """Every command and group of the command line, as its words."""
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+COMMANDS = list(commands(get_command(app)))
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_a_help_of_full_sentences(words, width):
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": width}, catch_exceptions=False)
+    assert shown.exit_code == 0
+    description = " ".join(shown.stdout.split("╭")[0].split())
+    assert re.match(" ".join(("Usage: root", *words)) + r" .*\[OPTIONS\].* [A-Z].*\w\.$", description)
+    assert all(len(line) <= int(width) for line in shown.stdout.splitlines())
+
+
+def test_old_names_of_commands_are_gone():
+    names = {" ".join(words) for words in COMMANDS}
+    assert {"render", "cache prune"} <= names
+    assert not {"synth", "cache collect"} & names
+
+
+def test_the_help_of_a_command_lists_its_choices():
+    shown = CliRunner().invoke(app, ["refresh", "--help"], env={"COLUMNS": "120"}).stdout
+    assert "<exact|standard|compact>" in shown
+    shown = CliRunner().invoke(app, ["render", "--help"], env={"COLUMNS": "120"}).stdout
+    assert "<bp4d|disfa>" in shown
+
+
+def test_the_printed_entry_of_rendered_faces_indexes_all_their_frames(tmp_path):
+    num_subjects = 28  # DISFA has 27
+    arguments = ("--subjects", str(num_subjects), "--tasks", "1", "--frames", "1", "--size", "64", "--workers", "1")
+    rendered = run("render", "--out", "faces", "--layout", "disfa", *arguments, cwd=tmp_path, COLUMNS="80")
+    assert rendered.returncode == 0, rendered.stderr
+    entries = yaml.safe_load(rendered.stdout.split("\n", 1)[1])
+    path = tmp_path / "catalog.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(CATALOG_FILE.read_text()) | {"datasets": entries}))
+    assert len(index_frames(load_catalog(path).dataset("faces"))) == num_subjects
 
 
 def test_a_training_that_cannot_start_renders_nothing(tmp_path):
@@ -80,12 +179,20 @@ def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
     )
 
 
-def test_a_place_that_is_none_is_one_sentence(tmp_path):
+def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    failed = run("synth", "--out", "file/x", "--subjects", "1", cwd=tmp_path)
-    assert failed.returncode == 2
-    assert "file/x" in failed.stderr
-    assert len(failed.stderr.strip().splitlines()) == 1
+    assert "file/x" in error_of(run("render", "--out", "file/x", "--subjects", "1", cwd=tmp_path))
+
+
+def test_the_help_of_the_command_line_loads_no_stage():
+    script = (
+        "import sys, flows.cli\n"
+        "try: flows.cli.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'pandas', 'pydantic', 'yaml', 'prefect') if m in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.splitlines()[-1] == "[]"
 
 
 def test_head_only_commands_load_no_detector_no_fan_and_no_prefect():

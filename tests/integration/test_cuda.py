@@ -1,4 +1,4 @@
-"""A GPU gives what a CPU gives, nearly; and itself the same bytes, however the work is shared out."""
+"""A GPU gives nearly the values of a CPU, and the same bytes each time, however the work is distributed."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ PROFILES = ("exact", "standard", "compact")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Rendered faces, refreshed on the CPU in each profile."""
+    """A folder with rendered faces, refreshed on the CPU in each profile."""
     folder = tmp_path_factory.mktemp("cuda")
     with pytest.MonkeyPatch.context() as patch:
         catalog = write_small_catalog(folder, dataset="faces", small=3)
@@ -72,7 +72,7 @@ def relative_l2(found, true):
 
 
 @pytest.mark.parametrize("weights", ["fan-64", "fan-128"])
-def test_in_fp32_a_fan_gives_what_it_gives_on_a_cpu(weights):
+def test_in_fp32_a_fan_gives_the_values_of_a_cpu(weights):
     crops = cv2.resize(astronaut(), (256, 256))[None].repeat(3, 0)
     entry = load_catalog().get_weights(weights)
     on_cpu, on_gpu = (extract_features(load_fan(entry, device), crops) for device in ("cpu", "cuda"))
@@ -113,7 +113,7 @@ def test_it_extracts_the_same_features(place, monkeypatch, tmp_path, profile):
     assert again.num_computed == 0
 
 
-def test_bytes_do_not_depend_on_who_works_on_it(place, tmp_path, monkeypatch):
+def test_bytes_do_not_depend_on_the_processes_that_extract(place, tmp_path, monkeypatch):
     found = {}
     for name in ("one process", "two processes", "two Dask workers"):
         monkeypatch.setenv("FANTRANS_CACHE", str(tmp_path / name))
@@ -129,7 +129,7 @@ def test_bytes_do_not_depend_on_who_works_on_it(place, tmp_path, monkeypatch):
     assert found["one process"] == found["two processes"] == found["two Dask workers"]
 
 
-def test_a_process_a_gpu_through_dask_cuda_offers_one_each(place):
+def test_dask_cuda_starts_one_process_per_gpu_that_offers_it(place):
     pytest.importorskip("dask_cuda")
     runner = Cluster(cuda=True).task_runner()
     made = runner.resolved_cluster_class(**runner.cluster_kwargs)
@@ -141,7 +141,7 @@ def test_a_process_a_gpu_through_dask_cuda_offers_one_each(place):
         assert names == torch.cuda.get_device_name(0)
 
 
-def test_a_head_scores_there_as_here(place):
+def test_a_head_scores_as_on_a_cpu(place):
     run = prepare_run(str(place / "small.yaml"), dataset="faces")
     train_heads([(run, "P1")], device="cuda")
     head = load_deployed(run.fold_folder("P1") / "deployed").head

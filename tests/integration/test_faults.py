@@ -1,6 +1,6 @@
-"""What breaks around a refresh, through the command line: one sentence each, and nothing published is lost.
+"""What breaks around a refresh, through the command line: each is one sentence, and nothing published is lost.
 
-Faults inside a store (lost and damaged files, clocks, readers during `collect`) are in
+Faults inside a store (lost and damaged files, clocks, readers during `prune`) are in
 tests/unit/refresh/test_maintenance.py and tests/unit/cache/test_build.py.
 """
 
@@ -33,7 +33,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(world):
-    """Folders left by refreshes that nothing disturbed: of the early data, and of the late data after them."""
+    """Folders of undisturbed refreshes: of the early data, and of the late data after them."""
     early, late = world.folder / "undisturbed-early", world.folder / "undisturbed-late"
     assert world.refresh(early, "early") == 0
     shutil.copytree(early, late)
@@ -43,7 +43,7 @@ def undisturbed(world):
 
 @pytest.fixture
 def state(world, undisturbed, tmp_path):
-    """What a refresh of the early data left."""
+    """A folder as a refresh of the early data leaves it."""
     shutil.copytree(undisturbed["early"], tmp_path / "state")
     return tmp_path / "state"
 
@@ -65,7 +65,7 @@ def run(world, state, data, *arguments):
 
 
 def inside(world, state, data, *arguments):
-    """The same in this process: exit status and what is printed."""
+    """Run a command in this process; returns its exit status and what it printed."""
     result = CliRunner().invoke(app, arguments, env={**world.environment(state, data), "COLUMNS": "120"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout
@@ -82,7 +82,7 @@ def the_error(err):
 
 
 class Tmpfs:
-    """A small disk at a folder, with what lay there before."""
+    """A small disk mounted over a folder, with the files that were in the folder."""
 
     def __init__(self, folder, size_kb):
         copy = folder.with_name(folder.name + "-before")
@@ -109,7 +109,7 @@ class Tmpfs:
         subprocess.run(["umount", self.folder], check=True)
 
 
-def test_on_a_full_disk_it_says_so_keeps_what_it_has_and_goes_on_with_more_room(world, undisturbed, state):
+def test_on_a_full_disk_a_refresh_fails_keeps_its_work_and_resumes_with_more_room(world, undisturbed, state):
     used_kb = sum(path.stat().st_blocks for path in (state / "cache").rglob("*")) // 2
     with Tmpfs(state / "cache", used_kb + 200) as disk:
         code, _, err = refresh(world, state, "late")
@@ -126,24 +126,24 @@ def test_on_a_full_disk_it_says_so_keeps_what_it_has_and_goes_on_with_more_room(
         assert_same_cache(state, undisturbed["late"])
 
 
-def test_on_a_read_only_disk_it_says_so_and_what_is_there_can_be_read(world, state):
+def test_on_a_read_only_disk_a_refresh_fails_and_the_cache_can_be_read(world, state):
     with Tmpfs(state / "cache", 65536) as disk:
         disk.remount("ro")
         code, _, err = refresh(world, state, "late")
         assert code == 2
         assert "Read-only file system" in the_error(err)
         code, out = inside(world, state, "early", "cache", "verify", "faces", "--deep")
-        assert (code, out.count(": whole")) == (0, 2)
+        assert (code, out.count(": intact")) == (0, 2)
 
 
-def test_while_another_works_on_the_data_set_it_leaves_with_its_name(world, state):
+def test_while_another_process_writes_the_data_set_a_refresh_fails_and_names_it(world, state):
     with writer_lock(state / "work/faces"):
         code, _, err = refresh(world, state, "late")
     assert code == 2
     assert f"is being written by process {os.getpid()} on " in the_error(err)
 
 
-def test_the_lock_of_a_writer_that_died_holds_nobody_up(world, undisturbed, state):
+def test_the_lock_of_a_dead_writer_blocks_no_refresh(world, undisturbed, state):
     (state / "work/faces/.lock").write_text(json.dumps({"pid": 1, "host": "gone", "since": "2020-01-01"}))
     process = world.start(state, "late")
     time.sleep(1)
@@ -153,7 +153,7 @@ def test_the_lock_of_a_writer_that_died_holds_nobody_up(world, undisturbed, stat
     assert kills.written(state) == kills.written(undisturbed["late"])
 
 
-def test_four_workers_write_the_bytes_of_one(world, undisturbed, state, tmp_path):
+def test_four_workers_write_the_same_bytes_as_one(world, undisturbed, state, tmp_path):
     code, _, err = refresh(world, tmp_path / "new", "early", "--workers", "4")
     assert code == 0, err
     assert_same_cache(tmp_path / "new", undisturbed["early"])
@@ -162,7 +162,7 @@ def test_four_workers_write_the_bytes_of_one(world, undisturbed, state, tmp_path
     assert_same_cache(state, undisturbed["late"])
 
 
-def test_a_worker_that_dies_is_named_and_a_killed_coordinator_takes_its_workers_along(world, undisturbed, tmp_path):
+def test_a_dead_worker_is_reported_and_workers_end_with_a_killed_coordinator(world, undisturbed, tmp_path):
     process = command(world, tmp_path, "early", "refresh", "faces", "--config", world.config, "--workers", "2")
     workers = wait_for_workers(process.pid)
     os.kill(workers[0], signal.SIGKILL)
@@ -185,13 +185,13 @@ def test_a_worker_that_dies_is_named_and_a_killed_coordinator_takes_its_workers_
 
 
 def wait_for_workers(pid):
-    """Processes that extract for a refresh, once there are two."""
+    """Wait for two processes that extract for a refresh; returns their ids."""
     for _ in range(600):
         found = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if is_worker(path, pid)]
         if len(found) >= 2:
             return found
         time.sleep(0.05)
-    raise AssertionError("no workers came up")
+    raise AssertionError("no workers were started")
 
 
 def is_worker(cmdline, parent):
@@ -213,7 +213,7 @@ def assert_same_cache(state, other):
 # --- what a data engineer does
 
 
-def test_a_plan_says_what_a_refresh_would_do_and_does_nothing(world, undisturbed, state):
+def test_a_dry_run_prints_what_a_refresh_would_do_and_does_nothing(world, undisturbed, state):
     before = kills.written(state)
     arguments = ("refresh", "faces", "--config", world.config, "--dry-run")
     code, out = inside(world, state, "late", *arguments)
@@ -232,7 +232,7 @@ def test_a_plan_says_what_a_refresh_would_do_and_does_nothing(world, undisturbed
     assert [line.split("│")[3].strip() for line in out.splitlines() if "│" in line] == ["0"] * 4
 
 
-def test_damaged_tables_are_made_anew_and_features_stay(world, undisturbed, state):
+def test_damaged_tables_are_rebuilt_and_features_are_kept(world, undisturbed, state):
     caches = {path: path.stat().st_mtime_ns for path in (state / "cache").rglob("c.*")}
     assert caches
     for path in (state / "work/faces").glob("*.parquet"):
@@ -244,7 +244,7 @@ def test_damaged_tables_are_made_anew_and_features_stay(world, undisturbed, stat
     assert {path: path.stat().st_mtime_ns for path in (state / "cache").rglob("c.*")} == caches
 
 
-def test_a_limit_never_shrinks_a_data_set_that_is_there(world, state):
+def test_a_limit_never_shrinks_an_indexed_data_set(world, state):
     before = kills.written(state)
     code, _, err = refresh(world, state, "early", "--limit", "4")
     assert code == 2
@@ -252,7 +252,7 @@ def test_a_limit_never_shrinks_a_data_set_that_is_there(world, state):
     assert kills.written(state) == before
 
 
-def test_listing_counting_exporting_and_collecting(world, state, tmp_path):
+def test_listing_measuring_exporting_and_pruning(world, state, tmp_path):
     code, out = inside(world, state, "early", "cache", "ls", "faces")
     (folder,) = (state / "cache/faces").iterdir()
     assert code == 0
@@ -277,7 +277,7 @@ def test_listing_counting_exporting_and_collecting(world, state, tmp_path):
         assert {name for name in after if after[name] != before[name]} <= {
             name for name in after if "manifest" in name or "shards-" in name
         }
-    code, out = inside(world, state, "early", "cache", "collect", "faces", "--grace-hours", "0")
+    code, out = inside(world, state, "early", "cache", "prune", "faces", "--grace-hours", "0")
     assert code == 0
     assert out.count("freed 0.0 MB") == 2
     code, _, err = run(world, state, "early", "cache", "export", "faces", "--out", "h5", "--fingerprint", "zz")
@@ -285,7 +285,7 @@ def test_listing_counting_exporting_and_collecting(world, state, tmp_path):
     assert "faces has no cache 'zz'; there are: " in the_error(err)
 
 
-def test_a_basis_is_fitted_on_faces_without_labels(world, state, tmp_path):
+def test_a_basis_is_fitted_without_labels(world, state, tmp_path):
     file = tmp_path / "basis.safetensors"
     arguments = ("weights", "fit-codec", "faces", "--config", world.config, "--out", str(file), "--frames", "8")
     code, out = inside(world, state, "early", *arguments)
@@ -305,7 +305,7 @@ def test_a_basis_is_fitted_on_faces_without_labels(world, state, tmp_path):
     assert "only 10 frames have crops, and the basis is fitted on 800" in the_error(err)
 
 
-def test_damage_is_listed_with_its_frames_and_the_next_refresh_mends_it(world, undisturbed, state):
+def test_damage_is_listed_with_its_frames_and_the_next_refresh_repairs_it(world, undisturbed, state):
     (folder,) = (state / "cache/faces").iterdir()
     shard = next((folder / "arrays.zarr/view_02/h2").glob("c.*"))
     data = bytearray(shard.read_bytes())

@@ -1,4 +1,4 @@
-"""The kill test: a refresh from images to features dies by SIGKILL, at random moments and before every kind of write.
+"""The kill test: a refresh from images to features is killed at random moments and before every kind of write.
 
 FANTRANS_KILLS sets the number of random moments (`make kill-test`: 200).
 """
@@ -21,7 +21,7 @@ NUM_KILLS = int(os.environ.get("FANTRANS_KILLS", "12"))
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder in memory where the system has one: a killed process does not lose what it gave to the kernel."""
+    """A folder, in memory if possible: a killed process does not lose what it handed to the kernel."""
     at = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=at) as folder:
         yield Path(folder)
@@ -34,7 +34,7 @@ def world(place):
 
 @pytest.fixture(scope="module")
 def undisturbed(world, place):
-    """Folders left by refreshes that nobody killed: of the early data, and of the late data after them."""
+    """Folders of undisturbed refreshes: of the early data, and of the late data after them."""
     early, late = place / "undisturbed-early", place / "undisturbed-late"
     assert world.refresh(early, "early") == 0
     shutil.copytree(early, late)
@@ -45,7 +45,7 @@ def undisturbed(world, place):
 
 
 def start_of(data, undisturbed, state):
-    """What lies there before a refresh of the early data (nothing) or of the late data (the early one's)."""
+    """Prepare the folder before a refresh: nothing for the early data, the early state for the late data."""
     if data == "late":
         shutil.copytree(undisturbed["early"], state)
 

@@ -1,4 +1,4 @@
-"""The deployed model in another runtime: a real export, run by onnxruntime."""
+"""The deployed head in another runtime: an export, run by onnxruntime."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The networks that come with the project: on a photograph, and on rendered people that they were not trained on."""
+"""The shipped networks on a photograph, and on rendered people that they were not trained on."""
 
 from __future__ import annotations
 

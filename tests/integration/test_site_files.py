@@ -1,4 +1,4 @@
-"""What `ops/` and docs/operations.md say, as far as that can be checked without starting it."""
+"""The files of `ops/` and the commands of docs/operations.md, as far as they can be checked without a server."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ RUN_BY = {
     "fantrans cache verify bp4d --deep": ("tests/integration/test_faults.py", '"verify", "faces", "--deep"'),
     "fantrans cache prune bp4d": ("tests/integration/test_faults.py", '"prune", "faces"'),
 }
-"""Commands of the operations page, up to data set and place; the test that runs each, and its words there."""
+"""Commands of the operations page; the test that runs each, on its own data set and paths, and its words there."""
 
 
 def settings():
@@ -43,7 +43,7 @@ def settings():
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_every_command_of_the_operations_page_is_named_with_the_test_that_runs_it_or_marked():
+def test_every_command_of_the_operations_page_is_run_by_a_test_or_marked():
     page = (ROOT / "docs/operations.md").read_text()
     commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
     assert len(commands) > 10
@@ -52,7 +52,7 @@ def test_every_command_of_the_operations_page_is_named_with_the_test_that_runs_i
     assert [words for file, words in RUN_BY.values() if words not in (ROOT / file).read_text()] == []
 
 
-def test_places_of_the_settings_are_those_that_the_catalog_reads():
+def test_paths_in_the_settings_are_those_that_the_catalog_reads():
     known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text()))
     known |= {"FANTRANS_WEBHOOK", "FANTRANS_GPUS", "NUMBA_CACHE_DIR"}
     ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
@@ -60,9 +60,9 @@ def test_places_of_the_settings_are_those_that_the_catalog_reads():
     assert {"FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT", "DISFA_ROOT"} <= ours
 
 
-def test_units_are_accepted_by_systemd_but_for_programs_that_are_not_here(tmp_path):
+def test_systemd_accepts_the_units_except_for_missing_programs(tmp_path):
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not here")
+        pytest.skip("systemd-analyze is not installed")
     units = [shutil.copy(path, tmp_path) for path in (SITE / "systemd").iterdir()]
     assert len(units) == 4
     found = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
@@ -74,7 +74,7 @@ def test_units_are_accepted_by_systemd_but_for_programs_that_are_not_here(tmp_pa
     assert complaints == []
 
 
-def test_the_compose_file_names_every_image_with_its_version_and_the_workers_of_both_pools():
+def test_the_compose_file_pins_every_image_and_has_workers_for_both_pools():
     services = yaml.safe_load((SITE / "compose.yaml").read_text())["services"]
     assert all(re.search(r":\d+\.\d+", service["image"]) for service in services.values())
     assert re.match(r"FROM python:\d+\.\d+\.\d+-", (SITE / "Dockerfile").read_text())

@@ -10,7 +10,7 @@ from pipeline.report import rows as report_rows
 from pipeline.report.rows import difference, read_row
 from pipeline.report.sets import SetTable, compare_runs
 from pipeline.training.metrics import interval_percent, resampled_percent, summarise
-from pipeline.training.runs import done_folds
+from pipeline.training.runs import done_folds, fold_folder
 
 AUS = (1, 4)
 
@@ -33,7 +33,7 @@ def runs(tmp_path, monkeypatch):
     for name, skill, seed in (("plain-seed0", 0.6, 0), ("plain-seed1", 0.6, 1), ("good-seed0", 0.8, 2)):
         counts = make_counts(skill=skill, seed=seed)
         for part, table in counts.groupby("part"):
-            folder = tmp_path / name / f"fold-{part}"
+            folder = fold_folder(tmp_path / name, part)
             folder.mkdir(parents=True)
             table.to_parquet(folder / "counts.parquet", index=False)
             (folder / "predictions.parquet").touch()

@@ -1,4 +1,4 @@
-"""Look after caches on a schedule: verify their bytes, free what nobody needs."""
+"""Look after caches on a schedule: verify their bytes, prune what no revision or reader needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.refresh import maintenance as stages
 
 @fantrans_task()
 def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, Any]]:
-    """A row a store: what is damaged in it."""
+    """One row per store: how much of it is damaged."""
     found = stages.verify_caches(load_catalog(), dataset, is_deep=deep, device=device)
     return [
         {
@@ -29,26 +29,26 @@ def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, A
 
 @fantrans_task()
 def prune_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
-    """A row a store: what was freed."""
-    done = stages.prune_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
-    return [{"data set": dataset, "store": folder.name, "freed": str(collected)} for folder, collected in done.items()]
+    """One row per store: what was freed."""
+    pruned = stages.prune_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
+    return [{"data set": dataset, "store": folder.name, "freed": str(result)} for folder, result in pruned.items()]
 
 
 @fantrans_flow(name="verify-cache")
 def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "cpu") -> None:
-    """Every crop and feature store of one data set or all; fails where something is damaged, which `refresh` mends."""
+    """Verify the crops and caches of one data set, or of all; fails if any are damaged. A refresh repairs them."""
     rows = [row for name in load_catalog().names(dataset) for row in verify_dataset(name, deep=deep, device=device)]
-    create_table_artifact(rows, key="verified-caches", description="Stores, and what is damaged in each")
+    create_table_artifact(rows, key="verified-caches", description="What is damaged in each store")
     damaged = [f"{row['data set']}/{row['store']}" for row in rows if row["damaged"]]
     if damaged:
         raise StoreError(
             f"{len(damaged)} of {len(rows)} stores are damaged ({', '.join(damaged)}); "
-            "run `fantrans refresh` with their settings: it mends just this"
+            "run `fantrans refresh` with their settings to repair them"
         )
 
 
-@fantrans_flow(name="collect")
-def collect(dataset: str | None = None, grace_hours: float = 24.0) -> None:
-    """Free dead rows, stale revisions and orphans of one data set or all."""
+@fantrans_flow(name="prune-cache")
+def prune_cache(dataset: str | None = None, grace_hours: float = 24.0) -> None:
+    """Free dead rows, old revisions and orphaned files of one data set, or of all."""
     rows = [row for name in load_catalog().names(dataset) for row in prune_dataset(name, grace_hours=grace_hours)]
-    create_table_artifact(rows, key="collected-caches", description="Stores, and what was freed in each")
+    create_table_artifact(rows, key="pruned-caches", description="What was freed in each store")

@@ -1,0 +1,1 @@
+"""The commands of `fantrans`, one module per group of verbs; each imports its stage when it runs."""

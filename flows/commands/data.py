@@ -1,0 +1,185 @@
+"""`fantrans catalog`, `render` and `refresh`: from the names of the catalog to a feature cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.commands.options import (
+    Base,
+    Config,
+    Dataset,
+    Device,
+    Layout,
+    OptionalDataset,
+    Profile,
+    console,
+    print_line,
+    refuse_ignored,
+)
+from flows.commands.server import is_server_named
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.refresh.plan import StagePlan
+
+catalog_app = typer.Typer(no_args_is_help=True, help="Show and check what the catalog names.")
+
+
+@catalog_app.command("show")
+def show_catalog() -> None:
+    """List data sets, weights and roots.
+
+    Prints one table of each: data sets with layout, protocol and whether their raw folders exist, weights with their
+    file, roots with their folder.
+    """
+    from pipeline.catalog import load_catalog
+
+    catalog = load_catalog()
+    table = Table("data set", "layout", "protocol", "root", "exists", title="Data sets", title_justify="left")
+    for name, dataset in catalog.datasets.items():
+        exists = "no" if dataset.missing_folders() else "yes"
+        table.add_row(name, dataset.layout, dataset.protocol, str(dataset.root), exists)
+    console.print(table)
+    table = Table("weights", "family", "width", "pooling", "file", title="Weights", title_justify="left")
+    for name, weights in catalog.weights.items():
+        table.add_row(name, weights.family, str(weights.width or ""), weights.pooling or "", str(weights.path))
+    console.print(table)
+    table = Table("root", "folder", title="Roots", title_justify="left")
+    for name, folder in catalog.roots:
+        table.add_row(name, str(folder))
+    console.print(table)
+
+
+@catalog_app.command("check")
+def check_catalog(dataset: OptionalDataset = None) -> None:
+    """List what the catalog names and the disk lacks.
+
+    Prints one line per fault with its fix. The exit status is 2 if there are any.
+    """
+    from pipeline.catalog import load_catalog
+
+    faults = load_catalog().faults(dataset)
+    for fault in faults:
+        print_line(fault)
+    if faults:
+        raise typer.Exit(2)
+    print_line(f"catalog: {dataset or 'all data sets'} and all weights exist")
+
+
+def render(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into.")] = None,
+    layout: Layout = "bp4d",
+    subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 12,
+    tasks: Annotated[int, typer.Option(min=1, max=8, help="Tasks per subject.")] = 8,
+    frames: Annotated[int, typer.Option(min=1, help="Frames per task.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed renders other subjects.")] = 0,
+    size: Annotated[int, typer.Option(min=64, help="Side of a frame in px.")] = 512,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = os.cpu_count() or 1,
+    dataset: Annotated[str | None, typer.Option(help="Render this entry of the catalog, with its settings.")] = None,
+) -> None:
+    """Render faces with known action units in the raw layout of a data set.
+
+    Writes frames and labels into a folder and prints its entry for the catalog. With --dataset, the folder and all
+    settings are those of an entry that the catalog already has.
+    """
+    if dataset is not None:
+        ignored = ("out", "layout", "subjects", "tasks", "frames", "seed", "size")
+        refuse_ignored(context, ignored, when=f"with --dataset {dataset}, whose settings are in the catalog")
+        from pipeline.catalog import load_catalog
+
+        entry = load_catalog().dataset(dataset)
+        if not entry.is_rendered:
+            raise ConfigError(
+                f"data set {dataset!r} has no `rendered:` in the catalog; render into a folder with --out"
+            )
+        entry.render(num_workers=workers)
+        return
+    if out is None:
+        raise ConfigError("there is no folder to render into; give --out FOLDER, or --dataset NAME of the catalog")
+    from pipeline.datasets import LAYOUTS
+    from pipeline.synthetic.dataset import write_dataset
+
+    write_dataset(
+        out,
+        layout=layout,
+        num_subjects=subjects,
+        num_tasks=tasks,
+        num_frames=frames,
+        seed=seed,
+        size_px=size,
+        num_workers=workers,
+    )
+    print_line(
+        f"for `datasets:` in data_catalog.yaml:\n  {out.name}: {{root: {out.resolve()}, layout: {layout}, "
+        f"protocol: {LAYOUTS[layout].rendered_protocol}}}"
+    )
+
+
+def refresh(
+    context: typer.Context,
+    dataset: Dataset,
+    config: Config = None,
+    base: Base = None,
+    profile: Profile = None,
+    views: Annotated[int | None, typer.Option(min=2, help="Views per frame.", show_default="the experiment's")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Process only this many frames, sampled from the whole data set.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that extract; any number gives the same bytes.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be kept, computed and dropped, and stop.")
+    ] = False,
+    device: Device = "cpu",
+) -> None:
+    """Bring a data set's index, boxes, crops and feature cache up to date.
+
+    Computes only what is missing. Logs one line per stage: how many frames are new, kept and dropped.
+    """
+    if dry_run:
+        refuse_ignored(context, ["workers"], when="with --dry-run, which computes nothing")
+        from pipeline.refresh.job import prepare_refresh
+        from pipeline.refresh.stages import plan_refresh
+
+        job = prepare_refresh(
+            dataset, config=config, base=base, profile=profile, num_views=views, limit=limit, device=device
+        )
+        _print_plan(plan_refresh(job))
+        return
+    _find_refresh()(
+        dataset,
+        config=config,
+        base=base,
+        profile=profile,
+        num_views=views,
+        limit=limit,
+        device=device,
+        num_workers=workers,
+    )
+
+
+def _find_refresh() -> Callable[..., Any]:
+    """The Prefect flow if a server is named to record it, else the same function without Prefect."""
+    if is_server_named():
+        from flows.refresh import refresh_cache as refresh_flow
+
+        return refresh_flow
+    from pipeline.refresh.stages import refresh_cache
+
+    return refresh_cache
+
+
+def _print_plan(plans: list[StagePlan]) -> None:
+    table = Table("stage", "keep", "compute", "drop", "MB to write", "time (as last time)")
+    for plan in plans:
+        megabytes = "" if plan.num_bytes is None else f"{plan.num_bytes / 1e6:,.1f}"
+        time = "" if plan.seconds is None else f"{plan.seconds / 60:,.1f} min"
+        counts = (f"{count:,}" for count in (plan.num_kept, plan.num_computed, plan.num_dropped))
+        table.add_row(plan.stage, *counts, megabytes, time)
+    console.print(table)

@@ -1,0 +1,45 @@
+"""Prefect's settings, and whether a server records what a command does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def is_server_named() -> bool:
+    """Whether PREFECT_API_URL names a server to record runs; if so, Prefect is set up.
+
+    Raises `ConfigError` if the server does not answer.
+    """
+    if "PREFECT_API_URL" not in os.environ:
+        return False
+    set_up_prefect()
+    from flows.ops import check_server
+
+    check_server()
+    return True
+
+
+def prefect_home() -> Path:
+    """Folder of Prefect's state, where PREFECT_HOME names no other."""
+    from pipeline.catalog import load_catalog
+
+    return load_catalog().roots.work / "prefect"
+
+
+def set_up_prefect(**overrides: str) -> None:
+    """Set Prefect's environment variables that the user has not set: patient start-up, no telemetry, few log lines.
+
+    Call it before Prefect is first imported, which reads them then. `overrides` replace what the user has set.
+    """
+    os.environ |= overrides
+    home = prefect_home()
+    home.mkdir(parents=True, exist_ok=True)  # Prefect creates only the last folder, and its server dies without it
+    for name, value in {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors end as one sentence, or as the traceback of a defect
+        "DO_NOT_TRACK": "1",
+    }.items():
+        os.environ.setdefault(name, value)

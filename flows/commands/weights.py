@@ -1,0 +1,171 @@
+"""`fantrans weights`: train, fit and score the networks that come with the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.options import Config, Device, console, print_line, print_weights_entry
+
+weights_app = typer.Typer(no_args_is_help=True, help="Train, fit and score the shipped networks.")
+
+File = Annotated[Path, typer.Option(help="File to write, .safetensors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the rendered faces or scenes, and of the training.")]
+Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
+MaxLr = Annotated[float, typer.Option(min=0, help="Highest learning rate.")]
+
+
+@weights_app.command("train-fan")
+def train_fan(
+    out: File,
+    width: Annotated[int, typer.Option(min=16, help="Channels of the FAN.")] = 64,
+    steps: Steps = 2600,
+    lr: MaxLr = 3e-3,
+    faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each of another identity.")] = 5000,
+    start: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Initial weights, of a FAN of equal or half the width."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train a FAN on rendered faces.
+
+    Writes the weights and prints their entry for the catalog. A killed training resumes at its last checkpoint.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.pretraining.fan import FanTraining, train_fan
+    from pipeline.synthetic.bank import default_bank_path
+
+    settings = FanTraining(width=width, num_steps=steps, max_lr=lr, num_faces=faces, seed=seed)
+    pool = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
+    train_fan(out, settings, pool_path=pool, bank_path=default_bank_path(), device=device, start=start)
+    shape = f"width: {width}, num_stacks: {settings.num_stacks}, pooling: {settings.pooling}"
+    print_weights_entry(out, f"family: fan, {shape}")
+
+
+@weights_app.command("train-retinaface")
+def train_retinaface(
+    out: File,
+    steps: Steps = 3600,
+    lr: MaxLr = 4e-3,
+    scenes: Annotated[int, typer.Option(min=50, help="Rendered scenes.")] = 4000,
+    start: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Initial weights.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train the MobileNet RetinaFace on rendered scenes.
+
+    Writes the weights and prints their entry for the catalog. A killed training resumes at its last checkpoint.
+    """
+    import torch
+
+    from pipeline.catalog import load_catalog
+    from pipeline.pretraining.retinaface import train_retinaface
+    from pipeline.synthetic.bank import default_bank_path
+
+    work = load_catalog().roots.work / "weights" / f"scenes-{scenes}-{seed}"
+    train_retinaface(
+        out,
+        bank_path=default_bank_path(),
+        work=work,
+        device=torch.device(device),
+        num_steps=steps,
+        num_scenes=scenes,
+        max_lr=lr,
+        seed=seed,
+        init_from=start,
+    )
+    print_weights_entry(out, "family: retinaface-mobilenet")
+
+
+@weights_app.command("train-resnet")
+def train_resnet(
+    out: File,
+    steps: Steps = 1500,
+    faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each a class.")] = 1000,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train the early layers of a ResNet-18 to tell rendered faces apart.
+
+    Writes the weights and prints their accuracy and their entry for the catalog. A killed training resumes at its last
+    checkpoint.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.pretraining.fan import FACE_SIZE_PX, render_pool
+    from pipeline.pretraining.resnet import ResNetTraining, train_resnet
+    from pipeline.synthetic.bank import default_bank_path
+
+    folder = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
+    pool = render_pool(folder, bank_path=default_bank_path(), num_faces=faces, seed=seed, size_px=FACE_SIZE_PX)
+    accuracy = train_resnet(out, ResNetTraining(num_steps=steps, seed=seed), pool, device=device)
+    print_line(f"accuracy: {100 * accuracy:.1f} % among {faces} faces")
+    print_weights_entry(out, "family: resnet18")
+
+
+@weights_app.command("fit-codec")
+def fit_codec(
+    dataset: Annotated[str, typer.Argument(help="A data set of the catalog that has crops.")],
+    out: File,
+    config: Config = None,
+    frames: Annotated[int, typer.Option(min=8, help="Frames to fit on.")] = 96,
+    device: Device = "cpu",
+) -> None:
+    """Fit the basis in which the profile compact keeps a FAN's maps.
+
+    Writes the basis and prints its entry for the catalog. No labels are used.
+    """
+    from pipeline.refresh.fit_codec import fit_codec
+    from pipeline.refresh.job import prepare_refresh
+    from pipeline.runtime.atomic import file_sha256
+
+    job = prepare_refresh(dataset, config=config, profile="exact", device=device)
+    fit_codec(job, out, num_frames=frames)
+    print_line(
+        f"for {job.config.features.weights} in data_catalog.yaml:\n"
+        f"    codec: {{path: {out}, sha256: {file_sha256(out)}}}"
+    )
+
+
+@weights_app.command("evaluate")
+def evaluate_weights(
+    name: Annotated[str, typer.Argument(help="Weights of the catalog.")],
+    num: Annotated[
+        int | None, typer.Option(min=1, help="Faces or scenes to score on.", show_default="500 faces or 1000 scenes")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered faces or scenes.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Score a FAN on rendered faces, or a RetinaFace on rendered scenes, that no training uses.
+
+    Prints one line per score.
+    """
+    import torch
+
+    from pipeline.catalog import load_catalog
+    from pipeline.synthetic.bank import default_bank_path
+
+    catalog = load_catalog()
+    entry = catalog.get_weights(name)
+    if entry.family == "fan":
+        from pipeline.faces.features import load_fan
+        from pipeline.pretraining.fan import evaluate_fan
+
+        num = num or 500
+        pool = catalog.roots.work / "weights" / f"unseen-faces-{num}-{seed}"
+        scores = evaluate_fan(
+            load_fan(entry, device), pool_path=pool, bank_path=default_bank_path(), num_faces=num, seed=seed
+        )
+    else:
+        from pipeline.faces.detect import load_detector
+        from pipeline.pretraining.retinaface import evaluate_detector
+
+        detector = load_detector(entry, torch.device(device))
+        scores = evaluate_detector(
+            detector, bank_path=default_bank_path(), device=torch.device(device), num_scenes=num or 1000, seed=seed
+        )._asdict()
+    for key, value in scores.items():
+        console.print(f"{key}: {value:.4g}", highlight=False)
