@@ -161,7 +161,8 @@ def test_the_printed_entry_of_rendered_faces_indexes_all_their_frames(tmp_path):
     entries = yaml.safe_load(rendered.stdout.split("\n", 1)[1])
     path = tmp_path / "catalog.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(CATALOG_FILE.read_text()) | {"datasets": entries}))
-    assert len(index_frames(load_catalog(path).dataset("faces"))) == num_subjects
+    entry = load_catalog(path).dataset("faces")
+    assert len(index_frames(entry.root, entry.raw_layout, entry.rules)) == num_subjects
 
 
 def test_a_training_that_cannot_start_renders_nothing(tmp_path):
