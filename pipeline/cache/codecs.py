@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.config import Profile
 from pipeline.errors import ConfigError, StoreError
+from pipeline.runtime.device import pad_batch
 from pipeline.store.shards import ArraySpec
 
 MAPS = ("lf", "h1", "h2")
@@ -201,16 +202,10 @@ def encode_rows(codec: Codec, rows: Mapping[str, np.ndarray]) -> dict[str, np.nd
     out = {spec.name: np.empty((num, *spec.row_shape), spec.dtype) for spec in codec.arrays}
     for start in range(0, num, _BATCH_FRAMES):
         here = slice(start, min(start + _BATCH_FRAMES, num))
-        maps = {name: torch.from_numpy(filled(values[here], _BATCH_FRAMES)) for name, values in rows.items()}
+        maps = {name: torch.from_numpy(pad_batch(values[here], _BATCH_FRAMES)) for name, values in rows.items()}
         for name, values in codec.encode(maps).items():
             out[name][here] = values[: here.stop - start].numpy()
     return out
-
-
-def filled(values: np.ndarray, size: int) -> np.ndarray:
-    """`values` (n, ...) with the last one repeated up to `size`: kernels, and last bits, go by a batch's shape."""
-    short = size - len(values)
-    return np.concatenate((values, np.repeat(values[-1:], short, 0))) if short > 0 else np.ascontiguousarray(values)
 
 
 def _map_spec(name: str, row_shape: tuple[int, ...], *, dtype: str, compressor: Literal["zstd"] | None) -> ArraySpec:

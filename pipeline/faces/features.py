@@ -22,7 +22,7 @@ from models.resnet import ResNet18Features
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError
 from pipeline.faces.weights import load_weights
-from pipeline.runtime.device import exact_convolutions, map_batches
+from pipeline.runtime.device import exact_convolutions, map_batches, pad_batch
 
 Encode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Maps fp16 (N, C, H, W) by name to what is kept of them, a row a crop; runs on the maps' device."""
@@ -161,9 +161,8 @@ def _arrived(batch: _Kept) -> _Kept:
 
 
 def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:
-    """Images float32 (size, 3, 256, 256) in [0, 1], channels last; the last crop fills up."""
-    filled = np.concatenate((crops, np.repeat(crops[-1:], size - len(crops), 0))) if len(crops) < size else crops
-    images = torch.from_numpy(np.ascontiguousarray(filled))
+    """Images float32 (size, 3, 256, 256) in [0, 1], channels last; the last crop is repeated up to `size`."""
+    images = torch.from_numpy(pad_batch(crops, size))
     if device.type == "cuda":
         images = images.pin_memory().to(device, non_blocking=True)
     images = images.permute(0, 3, 1, 2)

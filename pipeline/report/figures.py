@@ -140,7 +140,7 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
         if head.shape.attention_drop == "learned" and head.shape.variant != "baseline":
             trunk = head.trunks[head.shape.branches[-1].trunk]
             drops = [module for module in trunk.modules() if isinstance(module, AttentionDrop)]
-            masks.append(np.stack([drop.mask(torch.empty(0)).numpy() for drop in drops]))
+            masks.append(np.stack([drop.mask.numpy() for drop in drops]))
     labels_NA = np.concatenate(labels).astype(np.float32)
     labels_NA[labels_NA < 0] = np.nan
     return Probe(

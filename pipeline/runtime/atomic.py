@@ -1,13 +1,15 @@
-"""Files that are either whole or absent: write beside, fsync, rename, fsync the folder."""
+"""Atomic writes: a file is either complete or absent. Write to a temporary file, fsync, rename, fsync the folder."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import WriteError
 
@@ -30,10 +32,10 @@ def fsync_file(path: Path) -> None:
 
 
 def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write(temp_path)` fill a file beside `path` and make it last; returns the temp path for `put_in_place`.
+    """Let `write(temp_path)` fill a temporary file beside `path`, fsync it and return its path for `put_in_place`.
 
-    Parents are made. If writing fails, nothing is left; a kill leaves at most a `.tmp-*` file. Raises `WriteError` for
-    a disk that is full or cannot be written.
+    Missing folders are created. If writing fails, nothing remains; a kill leaves at most a `.tmp-*` file. Raises
+    `WriteError` if the disk is full or not writable.
     """
     temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(4)}-{path.name}"
     try:
@@ -44,7 +46,7 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
         discard(temp)
         reason = error.strerror or str(error)
         raise WriteError(
-            f"{path} cannot be written: {reason}; fix the place and run this again, what was finished is kept",
+            f"{path} cannot be written: {reason}; free space or fix permissions, then rerun (completed work is kept)",
             error.errno,
         ) from None
     except BaseException:
@@ -54,19 +56,22 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def discard(temp: Path) -> None:
-    """Remove a staged file that nobody wants any more, if it is there and that can be done."""
+    """Remove a staged file if it exists; errors are ignored."""
     with suppress(OSError):
         temp.unlink(missing_ok=True)
 
 
 def put_in_place(temp: Path, path: Path) -> None:
-    """Give a staged file its name, in one step that lasts."""
+    """Rename a staged file to `path` and fsync the folder."""
     temp.replace(path)
     fsync_folder(path.parent)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`stage_file`, then `put_in_place`: a kill at any line leaves `path` as it was."""
+    """Stage a file by `write(temp_path)` and put it in place; a kill at any moment leaves the old or the new file.
+
+    Raises `WriteError` as `stage_file` does.
+    """
     temp = stage_file(path, write)
     try:
         put_in_place(temp, path)
@@ -75,11 +80,31 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """`write_atomically` for bytes at hand."""
+    """Write bytes with `write_atomically`."""
     write_atomically(path, lambda temp: temp.write_bytes(data))
 
 
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as JSON, indented by two spaces, with `write_atomically`."""
+    write_bytes_atomically(path, json.dumps(document, indent=2).encode())
+
+
+def write_safetensors(
+    path: Path, state: Mapping[str, Any], *, half: bool = False, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a state dict (name to torch tensor, on any device) as safetensors with `write_atomically`.
+
+    half: whether floating-point tensors are stored in fp16. metadata: strings for the file's header.
+    """
+    from safetensors.torch import save  # noqa: PLC0415 - the store writes files, too, and needs no torch
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    write_bytes_atomically(path, save(tensors, metadata))
+
+
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the SHA-256 of the bytes of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

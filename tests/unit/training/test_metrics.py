@@ -180,5 +180,5 @@ def test_wrong_arrays_are_refused():
     with pytest.raises(DataError, match=r"probabilities of part P1 are \(5, 3\), expected \(6, 3\)"):
         confusion_counts(labels_NA, probabilities_NA[:5], **names)
     probabilities_NA[2, 1] = np.nan
-    with pytest.raises(DataError, match="1 frames of part P1 have no probability"):
+    with pytest.raises(DataError, match="1 frames of part P1 have NaN as probability"):
         confusion_counts(labels_NA, probabilities_NA, **names)
