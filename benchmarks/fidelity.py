@@ -5,7 +5,7 @@
 
 Heads are trained and scored on each profile, with the same seeds; and the heads that were trained on `exact` are scored
 on the others as well, which shows what the stored values cost without the chance in a training. Intervals are of
-differences, from resampling subjects, the same ones for both sides. Writes docs/fidelity.md, and
+paired differences, from a bootstrap over subjects and seeds. Writes docs/fidelity.md, and
 pipeline/cache/fidelity.json, from which manifests state a profile's F1. What is trained already is not trained again.
 """
 
@@ -25,13 +25,13 @@ from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import map_losses
 from pipeline.cache.writer import FIDELITY_FILE
 from pipeline.config import CONFIG_FOLDER, PROFILES
+from pipeline.report import comparison
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent
 from pipeline.training.predict import count, predict
 from pipeline.training.runs import DEPLOYED_NAME, TrainingRun, prepare_run
 from pipeline.training.trainer import train_heads
 
-NUM_RESAMPLES = 1000
 DOCUMENT = Path(__file__).parent.parent / "docs/fidelity.md"
 
 
@@ -111,13 +111,11 @@ def mean_f1(counts: pd.DataFrame) -> float:
 
 
 def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> dict[str, object]:
-    """Difference of mean F1, points, averaged over seeds, and its 95 % interval from resampling subjects."""
-    ours, theirs = (
-        np.mean([resampled_percent(table, num_resamples=NUM_RESAMPLES)[:, -1] for table in tables], 0)
-        for tables in (counts, reference)
+    """Paired difference of mean F1 in points, and its 95 % interval, see `comparison.difference`."""
+    gap = comparison.difference(
+        comparison.row_from_counts("profile", counts), comparison.row_from_counts("exact", reference)
     )
-    gaps = ours - theirs
-    return {"points": float(gaps[0]), "interval": np.percentile(gaps[1:], [2.5, 97.5]).tolist()}
+    return {"points": float(gap.points[-1]), "interval": [float(gap.low[-1]), float(gap.high[-1])]}
 
 
 def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, dict]) -> None:
@@ -131,11 +129,11 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
         f"features of {exact.experiment.cache.features.weights} on the data set {arguments.dataset} "
         f"({exact.cache.manifest['num_rows']:,} frames), seeds {seeds}, 3 folds.",
         "",
-        '"Of fp16" is the share of what LF, H1 and H2 take in fp16. Errors are relative L2, means over frames;',
+        '"Of fp16" is the share of what LF, H1 and H2 take in fp16. Errors are relative L2, averaged over frames;',
         "compact's H1 and H2 are the gated maps. F1 is in percent; differences are to `exact`, in points: of heads",
         "trained on the profile, and of heads trained on `exact` that read the profile. Their 95 % intervals come from",
-        "resampling subjects and leave out the chance in a training, which moves F1 by a point or more: with few",
-        'seeds, "trained on it" shows that chance rather than the profile, and "on exact" is the better witness.',
+        "a paired bootstrap over subjects and seeds. Seed-to-seed variation moves F1 by a point or more: with few",
+        'seeds, "trained on it" measures that variation rather than the profile, and "on exact" is more reliable.',
         "",
         "| profile | bytes a frame and view | of fp16 | error LF | H1 | H2 | F1 by seed | trained on it | on exact |",
         "|---|---|---|---|---|---|---|---|---|",

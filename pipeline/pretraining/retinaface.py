@@ -108,7 +108,7 @@ def _augmented(rendered: SceneFolder, side_px: int, rng: np.random.Generator) ->
     return scene._replace(image=recoloured(scene.image, rng))
 
 
-def targets_of(batch: Sequence[Scene], *, device: torch.device) -> Targets:
+def make_targets(batch: Sequence[Scene], *, device: torch.device) -> Targets:
     """Return the targets of scenes, all square and of one size."""
     side_px = batch[0].image.shape[0]
     anchors_A4 = anchors(side_px, side_px, device=device)
@@ -163,8 +163,8 @@ def multibox_loss(raw: RawOutput, targets: Targets) -> tuple[Tensor, Tensor, Ten
     num_faces = max(int(is_face_BA.sum()), 1)
     found_N4, true_N4 = raw.boxes[is_face_BA], targets.boxes[is_face_BA]
     log_p_BA2 = raw.logits.log_softmax(-1)
-    claim_N = ((_encoded_iou(found_N4.detach(), true_N4) - 0.3) / 0.3).clamp(0, 1)
-    of_faces = -(torch.stack([1 - claim_N, claim_N], -1) * log_p_BA2[is_face_BA]).sum()
+    target_N = ((_encoded_iou(found_N4.detach(), true_N4) - 0.3) / 0.3).clamp(0, 1)
+    of_faces = -(torch.stack([1 - target_N, target_N], -1) * log_p_BA2[is_face_BA]).sum()
     background = -log_p_BA2[is_none_BA][:, 0]
     hardest = background.topk(min(NEGATIVES_PER_POSITIVE * num_faces, len(background)), sorted=False).values
     of_box = F.smooth_l1_loss(found_N4, true_N4, reduction="sum", beta=0.3)
@@ -246,7 +246,7 @@ def _train_step(
     with torch.autocast(device.type, dtype=torch.bfloat16):
         raw = network.raw(images_BHW3.permute(0, 3, 1, 2).contiguous())
     raw = RawOutput(*(values.float() for values in raw))
-    of_class, of_box, of_points = multibox_loss(raw, targets_of(batch, device=device))
+    of_class, of_box, of_points = multibox_loss(raw, make_targets(batch, device=device))
     optimiser.zero_grad()
     (of_class + BOX_WEIGHT * of_box + POINTS_WEIGHT * of_points).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)

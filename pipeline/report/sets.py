@@ -1,22 +1,18 @@
-"""Many runs in one table: a set of experiments beside the published numbers, and two runs beside each other.
+"""Tables of many runs: a set of experiments beside the published numbers; and the comparison of two runs.
 
-A row is the mean over its seeds. Intervals come from resampling subjects, the same ones for every row, so differences
-are paired, and with them the runs of a row, for the chance in training. Of a single run's chance they say nothing.
+A row averages over its seeds; see pipeline/report/comparison.py for the intervals.
 """
 
-# R resamples, A action units
 from __future__ import annotations
 
 import itertools
 import json
 import logging
 import math
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from rich.box import SIMPLE
 from rich.table import Table
@@ -24,98 +20,19 @@ from rich.table import Table
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentSet, Variant
 from pipeline.errors import ConfigError, DataError, StoreError
-from pipeline.protocols import PARTS
+from pipeline.report.comparison import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
-from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
-from pipeline.training.metrics import interval_percent, mean_of_defined, resampled_percent
-from pipeline.training.runs import Runs, done_folds, read_counts, run_folder
+from pipeline.training.runs import Runs, done_folds, run_folder
 
 logger = logging.getLogger("fantrans")
 
 PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
-NUM_RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ by seed alone.
-
-    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over the runs and, in a resample, over
-    runs drawn with it; None where none is done. tested: part, subject, action unit, known and positive frames.
-    """
-
-    name: str
-    published: str | None
-    folders: tuple[Path, ...]
-    values: np.ndarray | None
-    aus: tuple[int, ...] = ()
-    tested: frozenset[tuple[str, str, int, int, int]] = frozenset()
-    percents: tuple[float, ...] = ()
-    """F1 of each run."""
-    num_undefined: int = 0
-    """Pairs of fold and action unit, over the runs, without F1 (0/0)."""
-
-    @property
-    def subjects(self) -> set[tuple[str, str]]:
-        """The tested ones, with their parts."""
-        return {(part, subject) for part, subject, *_ in self.tested}
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of a run's F1 over the seeds; NaN for a single run."""
-        return float(np.std(self.percents, ddof=1)) if len(self.percents) > 1 else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of the mean over action units."""
-        assert self.values is not None
-        low, high = interval_percent(self.values[1:])
-        return float(low[-1]), float(high[-1])
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Points of `ours` minus `theirs`: each AU's, last the mean's, with 95 % intervals (A + 1,)."""
-
-    ours: str
-    theirs: str
-    aus: tuple[int, ...]
-    num_subjects: int
-    num_runs: tuple[int, int]
-    points: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    def sentence(self) -> str:
-        """What may be said of the means."""
-        points, low, high = self.points[-1], self.low[-1], self.high[-1]
-        runs = (
-            "a run each, whose chance is not in it"
-            if self.num_runs == (1, 1)
-            else "{} and {} runs".format(*self.num_runs)
-        )
-        numbers = (
-            f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, {runs})"
-        )
-        if low <= 0 <= high:
-            return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}"
-        return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
-
-    def rich_table(self) -> Table:
-        """A row an action unit, for a terminal."""
-        table = Table(title=f"{self.ours} minus {self.theirs}, points of F1", title_justify="left")
-        for name in ("AU", "difference", "95 %"):
-            table.add_column(name, justify="left" if name == "AU" else "right")
-        for name, *numbers in zip(
-            [*(f"AU{au}" for au in self.aus), "mean"], self.points, self.low, self.high, strict=True
-        ):
-            table.add_row(name, f"{numbers[0]:+.1f}", f"{numbers[1]:+.1f} to {numbers[2]:+.1f}")
-        return table
 
 
 class Orderings(NamedTuple):
-    """Pairs of rows (better, worse) as published: those that ours bear out at 95 %, cannot tell apart, or reverse."""
+    """Pairs of rows (better, worse) as published, by our result at 95 %: the same order, unclear, or reversed."""
 
     alike: tuple[tuple[str, str], ...]
     unclear: tuple[tuple[str, str], ...]
@@ -124,7 +41,7 @@ class Orderings(NamedTuple):
 
 @dataclass(frozen=True)
 class SetTable:
-    """The rows of a set; the first one is what the others are compared with."""
+    """The rows of a set, of which the first is the reference of the others; `what_data` describes the data in words."""
 
     name: str
     dataset: str
@@ -132,10 +49,10 @@ class SetTable:
     rows: tuple[Row, ...]
     num_seeds: int
     published: pd.DataFrame
-    """Of the set's published table: method, au, f1_percent; empty without one."""
+    """Rows of the set's published table: method, au, f1_percent; empty if it has none."""
 
     def table(self) -> pd.DataFrame:
-        """A row a variant: seeds, F1 of each AU and their mean, interval, differences to the first row, published."""
+        """Return one row per member: seeds, F1 of each AU and mean, interval, difference to the first, published."""
         return pd.DataFrame([self._record(row) for row in self.rows])
 
     def _record(self, row: Row) -> dict[str, object]:
@@ -169,7 +86,7 @@ class SetTable:
         return None if found.empty else float(found["f1_percent"].iloc[0])
 
     def orderings(self) -> Orderings:
-        """Each two rows whose published means differ, and whether ours differ the same way."""
+        """Return the pairs of rows whose published means differ, by whether ours differ in the same direction."""
         known = [
             (row, value) for row in self.rows if row.values is not None and (value := self._published(row)) is not None
         ]
@@ -184,32 +101,33 @@ class SetTable:
         return Orderings(**{kind: tuple(pairs) for kind, pairs in found.items()})
 
     def legend(self) -> str:
-        """What the numbers are, where they come from, and which of the paper's orderings they bear out."""
-        sentences = self._what_it_is()
+        """Return sentences on what the numbers are and which of the published orderings they reproduce."""
+        sentences = self._description()
         orderings = self.orderings()
         if any(orderings):
             alike, unclear, reverse = map(len, orderings)
             sentences += (
-                f" Of the {alike + unclear + reverse} pairs of rows that the paper orders, ours orders {alike} the "
-                f"same way and {reverse} the other way at 95 %; {unclear} are not distinguishable."
+                f" Of the {alike + unclear + reverse} pairs of rows that the paper orders, {alike} have the same order "
+                f"here and {reverse} the reverse order at 95 %; {unclear} are not distinguishable."
             )
         if orderings.reverse:
             pairs = "; ".join(f"{worse} above {better}" for better, worse in orderings.reverse)
-            sentences += f" The other way: {pairs}."
+            sentences += f" Reversed: {pairs}."
         return sentences
 
-    def _what_it_is(self) -> str:
-        over_first = f" Over first: minus {self.rows[0].name}, paired." if len(self.rows) > 1 else ""
+    def _description(self) -> str:
+        over_first = f" Over first: paired difference to {self.rows[0].name}." if len(self.rows) > 1 else ""
         undefined = ", ".join(f"{row.name} {row.num_undefined}" for row in self.rows if row.num_undefined)
-        left_out = f" Undefined (0/0) and left out, pairs of fold and AU: {undefined}." if undefined else ""
+        left_out = f" Pairs of fold and AU that are undefined (0/0) and left out: {undefined}." if undefined else ""
         return (
-            f"F1 in percent, mean over parts and action units, threshold 0.5, last epoch. Ours: on {self.what_data}, "
-            f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. sd: of a "
-            f"run, over seeds. 95 %: from resampling subjects and runs.{over_first}{left_out}"
+            f"F1 in percent, averaged over parts and action units, threshold 0.5, last epoch. Ours: on "
+            f"{self.what_data}, averaged over up to {self.num_seeds} seeds. Published numbers are for the real data "
+            f"set. sd: standard deviation over seeds. 95 %: bootstrap over subjects and, with several seeds, runs; "
+            f"with one seed, seed-to-seed variation is not included.{over_first}{left_out}"
         )
 
     def rich_table(self) -> Table:
-        """For a terminal."""
+        """Return the table for the terminal, without the columns that do not fit 80 characters."""
         table = Table(
             title=f"{self.name} on {self.dataset}",
             caption=self.legend(),
@@ -223,12 +141,12 @@ class SetTable:
             table.add_column(_COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=_COLUMNS[i] != "over first")
         for row, cells in zip(self.rows, self._cells(), strict=True):
             missing = self.num_seeds - len(row.folders)
-            name = f"{row.name} ({missing} to come)" if missing else row.name
+            name = f"{row.name} ({missing} missing)" if missing else row.name
             table.add_row(name, *(cells[i] for i in shown[1:]))
         return table
 
     def markdown(self) -> str:
-        """The summary, then all action units in the paper's layout: ours, and under it the published row."""
+        """Return the summary and, in the layout of the paper, all action units: each row, then its published one."""
         lines = [f"# {self.name} on {self.dataset}", "", self.legend(), ""]
         lines += markdown_table(_COLUMNS, self._cells())
         aus = next((row.aus for row in self.rows if row.values is not None), ())
@@ -263,7 +181,7 @@ class SetTable:
 
 
 _NOT_ON_TERMINAL = ("seeds", "diff.")
-"""Columns that 80 characters have no room for."""
+"""Columns that do not fit 80 characters."""
 
 _COLUMNS = ["variant", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 
@@ -271,9 +189,10 @@ _COLUMNS = ["variant", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over firs
 def write_set_report(
     config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> tuple[SetTable, Path]:
-    """The table of a set's finished runs; writes .md, .html, .csv and .json under the runs root, returns the .md.
+    """Write the table of a set's finished runs as .md, .html, .csv and .json below the runs root.
 
-    The arguments are those of `train_folds`. A run counts when all its folds are done. Raises `DataError` if none is.
+    Returns the table and the path of the .md. The arguments are those of `train_folds`. A run counts if all its folds
+    are finished. Raises `DataError` if no run is, `ConfigError` for an unknown set or published table.
     """
     catalog = load_catalog()
     entry = catalog.dataset(dataset)
@@ -282,13 +201,13 @@ def write_set_report(
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
         command = f"fantrans train {config} --dataset {dataset}{more}"
-        raise DataError(f"no run of {config} on {dataset} is done; run `{command}`")
+        raise DataError(f"no run of {config} on {dataset} is finished; run `{command}`")
     published = pd.read_csv(PUBLISHED_FILE)
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
     what = "rendered faces" if entry.rendered is not None else f"{entry.layout.upper()}, protocol {entry.protocol}"
     if init_from:
-        what += f", heads started from {init_from}"
+        what += f", heads initialised from {init_from}"
     num_seeds = max(len(variant.experiments) for variant in chosen.variants)
     table = SetTable(chosen.name, dataset, what, rows, num_seeds, published)
     started = f"-from-{init_from}" if init_from else ""
@@ -304,7 +223,7 @@ def write_set_report(
         "rows": records,
         "orderings": table.orderings()._asdict(),
     }
-    write_bytes_atomically(as_json, json.dumps(document, indent=2).encode())
+    write_json(as_json, document)
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
     write_html(md.with_suffix(".html"), table.markdown())
@@ -317,7 +236,7 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
     known = set(published.loc[published["table"] == chosen.published_table, "method"])
     if not known:
         raise ConfigError(
-            f"{chosen.address}: there is no `published_table` {chosen.published_table!r}; known ones: "
+            f"{chosen.address}: `published_table` {chosen.published_table!r} does not exist; known ones: "
             f"{', '.join(sorted(set(published['table'])))}"
         )
     for variant in chosen.variants:
@@ -331,10 +250,11 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
 def compare_runs(
     ours: str, theirs: str, *, dataset: str | None = None, base: str | None = None, init_from: str | None = None
 ) -> Difference:
-    """Each a run (its folder, or its name under the runs root), or all finished seeds of an experiment or SET:VARIANT.
+    """Return the paired difference of two runs, or of two members with all their finished seeds.
 
-    The other arguments are those of `train_folds`, for the latter. Raises `DataError` where nothing is done, or where
-    the two were not tested on the same.
+    ours, theirs: a run (its folder, or its name below the runs root), an experiment or SET:MEMBER. The other arguments
+    are those of `train_folds`, for experiments and members. Raises `DataError` if nothing is finished, or if the two
+    were not tested on the same frames and labels.
     """
     catalog = load_catalog()
     return difference(*(_row_named(name, catalog, dataset, base, init_from) for name in (ours, theirs)))
@@ -346,87 +266,26 @@ def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | Non
         return read_row(name, [folder] if done_folds(folder) else [], published=None)
     if dataset is None:
         raise DataError(
-            f"{name} is not a run; for an experiment, or a set's variant as in table1:baseline, name its --dataset"
+            f"{name} is not a run; for an experiment, or a member of a set such as table1:baseline, pass its --dataset"
         )
     chosen = catalog.experiments_of(dataset, name, base=base)
     if len(chosen.variants) > 1:
         raise DataError(
-            f"{name} has {len(chosen.variants)} variants; name one, such as {name}:{chosen.variants[0].name}"
+            f"{name} has {len(chosen.variants)} members; pass one, such as {name}:{chosen.variants[0].name}"
         )
     return _read_member(chosen.variants[0], Runs(catalog, dataset, init_from=init_from))
 
 
 def _read_member(variant: Variant, runs: Runs) -> Row:
-    """Its runs that are whole."""
+    """The row of its finished runs."""
     try:
         made = [runs.resolve(experiment) for experiment in variant.experiments]
-    except (StoreError, ConfigError) as error:  # one row's cache may be gone, or never have been made
+    except (StoreError, ConfigError) as error:  # the cache of one row may be missing
         logger.warning("%s: %s", variant.name, error)
         made = []
     parts = variant.experiments[0].parts
     return read_row(
-        variant.name, [run.folder for run in made if run.is_whole], published=variant.published, parts=parts
-    )
-
-
-def read_row(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
-    """The mean of runs over their finished folds of `parts`; `DataError` if they were tested on different frames."""
-    tables = [
-        pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])
-        for folder in folders
-    ]
-    if not tables:
-        return Row(name, published, (), None)
-    tested = [_tested(table) for table in tables]
-    if len(set(tested)) > 1:
-        raise DataError(
-            f"the runs of {name} were tested on different frames or labels; compare runs of the same folds and labels"
-        )
-    values_SRV = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
-    aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values_SRV[:, 0, -1]))
-    num_undefined = sum(
-        int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum()) for table in tables
-    )
-    return Row(name, published, tuple(folders), _over_runs(values_SRV), aus, tested[0], percents, num_undefined)
-
-
-def _over_runs(values_SRV: np.ndarray) -> np.ndarray:
-    """Means over S runs (1 + R, V): of all of them, then, in each resample, of S - 1 drawn with replacement.
-
-    One fewer than there are, so that the spread of the drawn means is that of a mean of S. The draws depend on S alone:
-    rows with the same seeds are resampled together.
-    """
-    num_runs, num_resamples = len(values_SRV), values_SRV.shape[1] - 1
-    if num_runs == 1:
-        return values_SRV[0]
-    drawn_RS = np.random.default_rng(num_runs).integers(num_runs, size=(num_resamples, num_runs - 1))
-    resampled_RV = values_SRV[drawn_RS, np.arange(1, num_resamples + 1)[:, None]].mean(1)
-    return np.concatenate((values_SRV[:, 0].mean(0, keepdims=True), resampled_RV))
-
-
-def _tested(counts: pd.DataFrame) -> frozenset[tuple[str, str, int, int, int]]:
-    positive = counts["tp"] + counts["fn"]
-    known = positive + counts["fp"] + counts["tn"]
-    return frozenset(zip(counts["part"], counts["subject"], counts["au"], known, positive, strict=True))
-
-
-def difference(ours: Row, theirs: Row) -> Difference:
-    """Paired difference, its mean over the action units that both define; `DataError` where the tests were others."""
-    for row in (ours, theirs):
-        if row.values is None:
-            raise DataError(f"no run of {row.name} is done; train it first")
-    if ours.tested != theirs.tested:
-        raise DataError(
-            f"{ours.name} and {theirs.name} were not tested on the same frames and labels ({len(ours.subjects)} and "
-            f"{len(theirs.subjects)} subjects); compare runs of the same data and folds"
-        )
-    assert ours.values is not None
-    assert theirs.values is not None
-    gaps_RA = (ours.values - theirs.values)[:, :-1]
-    gaps = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
-    num_runs = (len(ours.folders), len(theirs.folders))
-    return Difference(
-        ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0], *interval_percent(gaps[1:])
+        variant.name, [run.folder for run in made if run.is_finished], published=variant.published, parts=parts
     )
 
 

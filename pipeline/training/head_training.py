@@ -183,7 +183,7 @@ class HeadTraining:
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
         self.optimiser.step()
-        self._lr = self._schedule.get_last_lr()[0]
+        self._lr = float(self._schedule.get_last_lr()[0])
         self._schedule.step()
         return torch.stack(terms).detach()
 

@@ -97,7 +97,7 @@ def confusion_counts(
     return table
 
 
-def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0) -> Scores:
+def compute_scores(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0) -> Scores:
     """Return the scores of the counts of one or more folds, each with its own `part`."""
     folds = counts.groupby(["part", "au"])[OUTCOMES].sum().reset_index()
     folds["f1_percent"] = f1_percent(folds["tp"], folds["fp"], folds["fn"])

@@ -71,7 +71,7 @@ class TrainingRun:
         return _is_done(self.fold_folder(test_part))
 
     @property
-    def is_whole(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether all folds of the experiment are finished."""
         return all(self.is_done(part) for part in self.experiment.parts)
 
@@ -183,7 +183,7 @@ def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
         run = prepare_run(config, dataset=dataset)
     except (StoreError, DataError):
         return None
-    return run if run.is_whole else None
+    return run if run.is_finished else None
 
 
 def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
