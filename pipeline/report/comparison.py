@@ -119,15 +119,13 @@ def row_from_counts(
     name: str,
     tables: Sequence[pd.DataFrame],
     *,
-    folders: tuple[Path, ...] | None = None,
+    folders: tuple[Path, ...] = (),
     published: str | None = None,
 ) -> Row:
     """Return the row of runs given by their counts (`metrics.COUNT_COLUMNS`), one table per run.
 
-    folders: of the runs; empty paths by default. Raises `DataError` if the runs were tested on different frames or
-    labels.
+    folders: of the runs, if they have any. Raises `DataError` if the runs were tested on different frames or labels.
     """
-    folders = (Path(),) * len(tables) if folders is None else folders
     if not tables:
         return Row(name, published, (), None)
     tested = [_tested(table) for table in tables]
@@ -180,7 +178,7 @@ def difference(ours: Row, theirs: Row) -> Difference:
     assert theirs.values is not None
     gaps_RA = (ours.values - theirs.values)[:, :-1]
     gaps = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
-    num_runs = (len(ours.folders), len(theirs.folders))
+    num_runs = (len(ours.percents), len(theirs.percents))
     return Difference(
         ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0], *interval_percent(gaps[1:])
     )
