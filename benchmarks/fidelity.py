@@ -25,7 +25,7 @@ from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import map_losses
 from pipeline.cache.writer import FIDELITY_FILE
 from pipeline.config import CONFIG_FOLDER, PROFILES
-from pipeline.report import comparison
+from pipeline.report import rows
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent
 from pipeline.training.predict import count, predict
@@ -111,10 +111,8 @@ def mean_f1(counts: pd.DataFrame) -> float:
 
 
 def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> dict[str, object]:
-    """Paired difference of mean F1 in points, and its 95 % interval, see `comparison.difference`."""
-    gap = comparison.difference(
-        comparison.row_from_counts("profile", counts), comparison.row_from_counts("exact", reference)
-    )
+    """Paired difference of mean F1 in points, and its 95 % interval, see `rows.difference`."""
+    gap = rows.difference(rows.row_from_counts("profile", counts), rows.row_from_counts("exact", reference))
     return {"points": float(gap.points[-1]), "interval": [float(gap.low[-1]), float(gap.high[-1])]}
 
 

@@ -1,6 +1,6 @@
 """Tables of many runs: a set of experiments beside the published numbers; and the comparison of two runs.
 
-A row averages over its seeds; see pipeline/report/comparison.py for the intervals.
+A row averages over its seeds; see pipeline/report/rows.py for the intervals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentSet, Variant
 from pipeline.errors import ConfigError, DataError, StoreError
-from pipeline.report.comparison import Difference, Row, difference, read_row
+from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html

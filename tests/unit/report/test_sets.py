@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import DataError
-from pipeline.report.comparison import average_over_runs, difference, read_row
+from pipeline.report.rows import average_over_runs, difference, read_row
 from pipeline.report.sets import SetTable, compare_runs
 from pipeline.training.metrics import compute_scores, interval_percent, resampled_percent
 from pipeline.training.runs import done_folds
