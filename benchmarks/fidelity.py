@@ -4,8 +4,9 @@
     python benchmarks/fidelity.py --dataset bp4d-synthetic --config demo --seeds 0 1 2
 
 Heads are trained and scored on each profile with the same seeds. Heads trained on `exact` are also scored on the other
-profiles, which excludes the variance of training. Intervals of differences come from a paired bootstrap over subjects.
-Writes docs/fidelity.md and pipeline/cache/fidelity.json, the F1 that manifests state. Finished runs are skipped.
+profiles, which excludes the variance of training. Intervals of differences come from a paired bootstrap over subjects
+and seeds. Writes docs/fidelity.md and pipeline/cache/fidelity.json, the F1 that manifests state. Finished runs are
+skipped.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import mean_relative_l2
 from pipeline.config import PROFILES
 from pipeline.experiments import CONFIG_FOLDER
+from pipeline.report import rows
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent
 from pipeline.training.predict import count, predict
 from pipeline.training.runs import COUNTS_NAME, DEPLOYED_NAME, TrainingRun, prepare_run
 from pipeline.training.trainer import train_heads
 
-NUM_RESAMPLES = 1000
 DOCUMENT = Path(__file__).parent.parent / "docs/fidelity.md"
 NOTE = "The shipped numbers are of heads with `head: {mask_start: 0.1}`, the default when they were measured."
 """Stands in the document; remove it when the numbers are measured again."""
@@ -113,13 +114,9 @@ def mean_f1(counts: pd.DataFrame) -> float:
 
 
 def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]) -> dict[str, object]:
-    """Return the difference of mean F1 in points, averaged over seeds, and its 95 % bootstrap interval."""
-    ours, theirs = (
-        np.mean([resampled_percent(table, num_resamples=NUM_RESAMPLES)[:, -1] for table in tables], 0)
-        for tables in (counts, reference)
-    )
-    gaps = ours - theirs
-    return {"points": float(gaps[0]), "interval": np.percentile(gaps[1:], [2.5, 97.5]).tolist()}
+    """Paired difference of mean F1 in points, and its 95 % interval, see `rows.difference`."""
+    gap = rows.difference(rows.row_from_counts("profile", counts), rows.row_from_counts("exact", reference))
+    return {"points": float(gap.points[-1]), "interval": [float(gap.low[-1]), float(gap.high[-1])]}
 
 
 def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, dict]) -> None:
@@ -134,11 +131,11 @@ def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, d
         f"({exact.cache.manifest['num_rows']:,} frames), seeds {seeds}, 3 folds.",
         NOTE,
         "",
-        '"Of fp16" is the share of the bytes of LF, H1 and H2 in fp16. Errors are relative L2, averaged over frames;',
-        "compact's H1 and H2 are the gated maps. F1 is in percent. Differences to `exact` are in points: of heads",
+        '"Of fp16" is the share of what LF, H1 and H2 take in fp16. Errors are relative L2, averaged over frames;',
+        "compact's H1 and H2 are the gated maps. F1 is in percent; differences are to `exact`, in points: of heads",
         "trained on the profile, and of heads trained on `exact` that read the profile. Their 95 % intervals come from",
-        "a bootstrap over subjects. They ignore the variation between trainings, which moves F1 by a point or more, so",
-        'with few seeds "on exact" is the better measure of a profile.',
+        "a paired bootstrap over subjects and seeds. Seed-to-seed variation moves F1 by a point or more: with few",
+        'seeds, "trained on it" measures that variation rather than the profile, and "on exact" is more reliable.',
         "",
         "| profile | bytes per frame and view | of fp16 | error LF | H1 | H2 | F1 by seed | trained on it | on exact |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -23,7 +23,7 @@ from pipeline.experiments import CONFIG_FOLDER, load_experiment
 from pipeline.protocols import PARTS
 from pipeline.report.run import read_report
 from pipeline.training.loader import CachedFrames, evaluation_batches
-from pipeline.training.metrics import confusion_counts, summarise
+from pipeline.training.metrics import compute_scores, confusion_counts
 from pipeline.training.runs import TrainingRun, prepare_run
 from pipeline.training.trainer import train_folds
 
@@ -94,7 +94,7 @@ def probe_percent(run: TrainingRun, pooled: np.ndarray, frames: pd.DataFrame, cl
                 part=part,
             )
         )
-    return summarise(pd.concat(counts)).f1_percent
+    return compute_scores(pd.concat(counts)).f1_percent
 
 
 def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:

@@ -1,46 +1,52 @@
-"""The transblock: a pre-norm transformer block over action-unit tokens whose attention map can lose connections.
+"""The transblock: a pre-norm transformer block over action-unit tokens whose attention maps can be sparsified.
 
-State-dict keys are those of timm's `Block`, and with drop "full" so is the result.
+State-dict keys are those of timm's `Block`; with the drop "full" its outputs are, too.
 """
 
-# B frames, A action units (one token each), D channels, H attention heads, Q querying and K answering action units
+# B frames, A action units (one token each), D channels, H attention heads, Q queries and K keys (both action units)
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from models.variants import ATTENTION_DROPS
 
 MLP_RATIO = 4
 HEAD_CHANNELS = 64
 
 
 def num_heads(dim: int) -> int:
-    """Attention heads of a trunk of `dim` channels: one a 64 channels, at least one (paper 4.1)."""
+    """Number of attention heads for `dim` channels: one per 64 channels, at least one (paper 4.1)."""
     return max(1, dim // HEAD_CHANNELS)
 
 
 def straight_through(logits: Tensor) -> Tensor:
-    """Exactly 1 where a logit is 0 or more, else exactly 0; backwards it is the sigmoid."""
+    """Return exactly 1 where a logit is 0 or more, else exactly 0; the gradient is that of the sigmoid."""
     soft = logits.sigmoid()
     return soft + ((logits >= 0).to(soft) - soft).detach()
 
 
 def keep_upper_half(attention: Tensor, dim: int) -> Tensor:
-    """Zero the lower half (rounded down) of the entries along `dim`, and leave the others as they are."""
+    """Set the lower half (rounded down) of the entries along `dim` to zero and keep the others unchanged."""
     size = attention.shape[dim]
     kept = attention.topk(size - size // 2, dim).indices
     return attention * torch.zeros_like(attention).scatter_(dim, kept, 1.0)
 
 
 class AttentionDrop(nn.Module):
-    """A_bar from A after the softmax, not renormalised (paper 3.2, Eq. 3; Fig. 3).
+    """A_bar from A, applied after the softmax without renormalising (paper 3.2, Eq. 3; Fig. 3).
 
-    "learned": A_bar[i, j] = M[j] A[i, j], M in {0, 1}^A shared by the heads, from one logit an action unit;
-    "learned_from_tokens": the same, with a linear reading of token j added to the logit, which starts at zero;
-    "full": A; "row", "column": without the lower half of each row or column of each head's map.
+    "learned": A_bar[i, j] = M[j] A[i, j], where M in {0, 1}^A is shared by the heads and has one logit per action unit;
+    "learned_from_tokens": the same, with a linear map of token j, initially zero, added to the logit; "full": A itself;
+    "row", "column": A without the lower half of each row or column of each head's map.
+
+    drop: one of `ATTENTION_DROPS`, else `ValueError`. mask_start: initial logit; 0 or more keeps all connections.
     """
 
     def __init__(self, dim: int, num_aus: int, drop: str, *, mask_start: float = 0.0) -> None:
         super().__init__()
+        if drop not in ATTENTION_DROPS:
+            raise ValueError(f"drop must be one of {', '.join(ATTENTION_DROPS)}, found {drop!r}")
         self.drop = drop
         if drop in ("learned", "learned_from_tokens"):
             self.logit = nn.Parameter(torch.full((num_aus,), mask_start))
@@ -48,26 +54,33 @@ class AttentionDrop(nn.Module):
             self.from_token = nn.Linear(dim, 1, bias=False)
             nn.init.zeros_(self.from_token.weight)
 
-    def mask(self, tokens_BAD: Tensor) -> Tensor:
-        """M of a learned drop: (A,), or (B, 1, 1, A) where it depends on the tokens; 0 or 1."""
-        if self.drop == "learned":
-            return straight_through(self.logit)
+    @property
+    def mask(self) -> Tensor:
+        """M (A,) of the drop "learned", each exactly 0 or 1; `ValueError` for the other drops, which have none."""
+        if self.drop != "learned":
+            raise ValueError(f"the drop {self.drop!r} has no mask of its own; only 'learned' has")
+        return straight_through(self.logit)
+
+    def mask_from_tokens(self, tokens_BAD: Tensor) -> Tensor:
+        """M (B, 1, 1, A) of the drop "learned_from_tokens", each exactly 0 or 1."""
         return straight_through(self.logit + self.from_token(tokens_BAD).squeeze(-1))[:, None, None]
 
     def forward(self, attention_BHQK: Tensor, tokens_BAD: Tensor) -> Tensor:
-        """A and the tokens that it came from -> A_bar (B, H, Q, K)."""
+        """A (B, H, Q, K) and the tokens that it was computed from -> A_bar (B, H, Q, K)."""
         match self.drop:
-            case "full":
-                return attention_BHQK
+            case "learned":
+                return attention_BHQK * self.mask
+            case "learned_from_tokens":
+                return attention_BHQK * self.mask_from_tokens(tokens_BAD)
             case "row":
                 return keep_upper_half(attention_BHQK, dim=3)
             case "column":
                 return keep_upper_half(attention_BHQK, dim=2)
-        return attention_BHQK * self.mask(tokens_BAD)
+        return attention_BHQK
 
 
 class DropAttention(nn.Module):
-    """Multi-head self-attention whose map passes through `AttentionDrop` before it weighs the values (Eq. 2, 3)."""
+    """Multi-head self-attention whose maps pass through `AttentionDrop` before they weigh the values (Eq. 2, 3)."""
 
     def __init__(self, dim: int, num_aus: int, drop: str, *, mask_start: float = 0.0) -> None:
         super().__init__()
@@ -87,7 +100,7 @@ class DropAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around a GELU."""
+    """Two linear layers with a GELU between them; the hidden width is `MLP_RATIO` D."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -101,7 +114,7 @@ class Mlp(nn.Module):
 
 
 class TransBlock(nn.Module):
-    """Attention and MLP, each after a LayerNorm and added to what came in (paper 3.2, Fig. 3)."""
+    """Attention and MLP, each after a LayerNorm and added to its input (paper 3.2, Fig. 3)."""
 
     def __init__(self, dim: int, num_aus: int, drop: str, *, mask_start: float = 0.0) -> None:
         super().__init__()

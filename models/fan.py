@@ -2,10 +2,9 @@
 
 State-dict keys are those of `face_alignment.models.FAN`, so that its weights, and ibug's, load strictly. Pooling is not
 in the weights: `avg` for face-alignment's 2DFAN-4 and ibug's 2dfan4, `max` for ibug's 2dfan2 and 2dfan2_alt.
-
-Shapes: B frames, P 68 landmarks, C channels, H W rows and columns of a map (a quarter of the image's).
 """
 
+# B frames, P 68 landmarks, C channels, H W rows and columns of a map (a quarter of the image's)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ Pooling = Literal["avg", "max"]
 
 @dataclass(frozen=True)
 class Tap:
-    """A feature map that leaves the trunk; `channels_per_width` None means one channel a landmark."""
+    """A map that the FAN outputs; `channels_per_width` None means one channel per landmark."""
 
     name: str
     channels_per_width: int | None
@@ -32,29 +31,29 @@ class Tap:
     description: str
 
     def channels(self, width: int) -> int:
-        """Channels of the map in a FAN of `width`."""
+        """Return the number of channels of the map in a FAN of `width`."""
         return NUM_LANDMARKS if self.channels_per_width is None else self.channels_per_width * width
 
     def size(self, image_size_px: int = INPUT_SIZE_PX) -> int:
-        """Rows, and columns, of the map of a square image."""
+        """Return the side of the map, in cells, for a square image of `image_size_px`."""
         return image_size_px // self.stride
 
 
 TAPS = (
     Tap("lf", 1, 4, "low-level features: output of conv4, signed"),
-    Tap("h1", 1, 4, "last but one stack: output of its 1x1 convolution bl, signed"),
-    Tap("h2", 1, 4, "last stack: ReLU(bn_end(conv_last)), not negative"),
-    Tap("hm", None, 4, "last stack: raw heatmaps, one a landmark"),
+    Tap("h1", 1, 4, "second last stack: output of its 1x1 convolution bl, signed"),
+    Tap("h2", 1, 4, "last stack: ReLU(bn_end(conv_last)), non-negative"),
+    Tap("hm", None, 4, "last stack: raw heatmaps, one per landmark"),
 )
 
 
 def map_shapes(width: int) -> dict[str, tuple[int, int, int]]:
-    """Shape (C, H, W) of a 256 px crop's maps by name."""
+    """Return the shape (C, H, W) of each map of a 256 px image by name."""
     return {tap.name: (tap.channels(width), tap.size(), tap.size()) for tap in TAPS}
 
 
 class ConvBlock(nn.Module):
-    """Three pre-activation 3x3 convolutions (1/2, 1/4, 1/4 of the channels) concatenated, plus a shortcut."""
+    """Three pre-activation 3x3 convolutions (1/2, 1/4, 1/4 of the channels), concatenated and added to a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -87,7 +86,7 @@ def _pool(x_BCHW: Tensor, pooling: Pooling) -> Tensor:
 
 
 class Hourglass(nn.Module):
-    """Halves the map `HOURGLASS_DEPTH` times and comes back up, with a ConvBlock on each level's shortcut."""
+    """Encoder and decoder over `HOURGLASS_DEPTH` halvings of the map, with a ConvBlock on each level's shortcut."""
 
     def __init__(self, width: int, pooling: Pooling) -> None:
         super().__init__()
@@ -98,7 +97,7 @@ class Hourglass(nn.Module):
         self.add_module("b2_plus_1", ConvBlock(width, width))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, width, H, W) -> the same; H and W are multiples of 16."""
+        """(B, width, H, W) -> the same shape; H and W are multiples of 16."""
         return self._level(HOURGLASS_DEPTH, x_BCHW)
 
     def _level(self, level: int, x_BCHW: Tensor) -> Tensor:
@@ -113,18 +112,21 @@ class Hourglass(nn.Module):
 class FAN(nn.Module):
     """Stem, then `num_stacks` hourglasses, each with its own heatmaps (Bulat and Tzimiropoulos, ICCV 2017).
 
-    `width` is a multiple of 16; the stem has a quarter, a half and a half of it before conv4 reaches it. Images are RGB
-    float (B, 3, 256, 256) in [0, 1] without mean or deviation; other sizes pass if they are multiples of 64.
+    width: channels of the trunk, a multiple of 16; the stem has a quarter, then half of it. num_stacks: 2 or more.
+    pooling: "avg" or "max". Raises `ValueError` for other values. Images are RGB float (B, 3, 256, 256) in [0, 1],
+    without normalisation by mean and standard deviation; other sizes must be multiples of 64.
     """
 
     def __init__(self, width: int = 256, num_stacks: int = 2, *, pooling: Pooling = "avg") -> None:
         super().__init__()
         if width % 16 or width <= 0:
-            raise ValueError(f"a FAN's width must be a positive multiple of 16, found {width}")
+            raise ValueError(f"width of a FAN must be a positive multiple of 16, found {width}")
         if num_stacks < 2:
-            raise ValueError(f"a FAN needs 2 stacks or more, since h1 and h2 leave the last two, found {num_stacks}")
+            raise ValueError(
+                f"a FAN needs 2 stacks or more, since h1 and h2 come from the last two, found {num_stacks}"
+            )
         if pooling not in ("avg", "max"):
-            raise ValueError(f"a FAN's pooling must be 'avg' or 'max', found {pooling!r}")
+            raise ValueError(f"pooling of a FAN must be 'avg' or 'max', found {pooling!r}")
         self.width, self.num_stacks, self.pooling = width, num_stacks, pooling
         self.map_shapes = map_shapes(width)
         self.conv1 = nn.Conv2d(3, width // 4, 7, stride=2, padding=3)
@@ -143,16 +145,16 @@ class FAN(nn.Module):
                 self.add_module(f"al{i}", nn.Conv2d(NUM_LANDMARKS, width, 1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Raw heatmaps (B, 68, H, W) of every stack; landmark p peaks where its map is highest."""
+        """Return the raw heatmaps (B, 68, H, W) of every stack; landmark p lies near the maximum of its map."""
         return self._run(images)[-1]
 
     def taps(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps of `TAPS` by name: lf, h1, h2 (B, width, H, W) and hm (B, 68, H, W) (paper 3.1)."""
+        """Return the maps of `TAPS` by name: lf, h1, h2 (B, width, H, W) and hm (B, 68, H, W) (paper 3.1)."""
         lf, links, ends, heatmaps = self._run(images)
         return {"lf": lf, "h1": links[-1], "h2": ends[-1], "hm": heatmaps[-1]}
 
     def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """Stem output; then, a stack each: bl outputs (none for the last), ReLU(bn_end) maps, heatmaps."""
+        """Return the stem's output and, per stack, bl outputs (none for the last), ReLU(bn_end) maps and heatmaps."""
         part = self.get_submodule
         x_BCHW = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x_BCHW = self.conv3(_pool(self.conv2(x_BCHW), self.pooling))
@@ -172,10 +174,10 @@ class FAN(nn.Module):
 
 @torch.no_grad()
 def widened(fan: FAN, *, seed: int) -> FAN:
-    """A FAN of twice the width with the same heatmaps, to be trained on (Chen et al., Net2Net, ICLR 2016).
+    """Return a FAN of twice the width with the same heatmaps, for further training (Net2Net: Chen et al., ICLR 2016).
 
-    Every channel becomes two, whose weights into the next layer are a random split of the old one's, so that training
-    takes the two apart. Landmark and colour channels stay single.
+    Every channel is duplicated. The weights of the two copies into the next layer are a random split of the original
+    weights, so that training can make the copies different. Landmark and colour channels are not duplicated.
     """
     wide = FAN(2 * fan.width, fan.num_stacks, pooling=fan.pooling)
     generator = torch.Generator().manual_seed(seed)
@@ -193,10 +195,11 @@ def widened(fan: FAN, *, seed: int) -> FAN:
 
 
 def decode_landmarks(heatmaps_BPHW: Tensor, *, stride: int = 4) -> Tensor:
-    """Landmarks (B, P, 2) as x, y in px of the FAN's input, pixel centres at whole numbers.
+    """Return landmarks (B, P, 2), x and y in px of the FAN's input, pixel centres at whole numbers.
 
-    Each is the centre of mass of its map's squared positive values within an eighth of the map around the highest cell:
-    finer than a cell, and steadier than the peak alone where a map is smeared along an edge, as the jaw's are.
+    A landmark is the centre of mass of the squared positive values of its map, within an eighth of the map's width
+    around the highest cell. This resolves less than a cell, and is more stable than the maximum for maps that are
+    spread along an edge, such as those of the jaw. stride: px of the input per cell.
     """
     *_, height, width = heatmaps_BPHW.shape
     values = heatmaps_BPHW.float().clamp_min(0).square()

@@ -1,4 +1,4 @@
-"""The trained part of FAN-Trans: frozen FAN maps in, a logit an action unit out, in every variant of Table 1."""
+"""The trained part of FAN-Trans: frozen FAN maps in, one logit per action unit out, in every variant of Table 1."""
 
 # B frames, A action units, C channels of a FAN map, D channels of the head, H rows and W columns of a map,
 # N cells of F_c, R branches
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,13 @@ NUM_POOLINGS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShape:
-    """Everything that decides the head's tensors; `dim` and `top_k` are filled in where they are None.
+    """Everything that decides the sizes and names of the head's tensors; `resolved` fills in the paper's D and k.
 
-    fan_width: channels of lf, h1 and h2, C. map_size: rows and columns of a map, a multiple of 16. variant: a key of
-    `VARIANTS`. attention_drop: one of `ATTENTION_DROPS`. input_features: a key of `INPUT_MAPS`. dim: D, a multiple of 4
-    and of its number of attention heads; None is a quarter of 3 C, whichever maps are read. num_blocks: transblocks a
-    trunk. top_k: how much evidence C_o2m adds up; None is half the action units. mask_start: where the logits of a
-    learned drop start, 0 or more. Raises `ValueError` for a shape that cannot be built.
+    fan_width: channels C of each of lf, h1 and h2. num_aus: A. map_size: rows and columns of a map, a multiple of 16.
+    variant: a key of `VARIANTS`. attention_drop: one of `ATTENTION_DROPS`. input_features: a key of `INPUT_MAPS`.
+    dim: D, a positive multiple of 4 and of the number of attention heads. num_blocks: transblocks per trunk. top_k: k,
+    the number of contributions that C_o2m adds up, 1 to A (Eq. 6). mask_start: initial logit of a learned drop; 0 or
+    more keeps all connections. Raises `ValueError` for a shape that cannot be built.
     """
 
     fan_width: int
@@ -36,9 +36,9 @@ class HeadShape:
     variant: str = "t1_o2o_t2_o2m"
     attention_drop: str = "learned"
     input_features: str = "bl"
-    dim: int | None = None
+    dim: int
     num_blocks: int = 5
-    top_k: int | None = None
+    top_k: int
     mask_start: float = 0.0
 
     def __post_init__(self) -> None:
@@ -46,32 +46,35 @@ class HeadShape:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}")
-        object.__setattr__(self, "dim", self.dim or 3 * self.fan_width // 4)
-        object.__setattr__(self, "top_k", self.top_k or max(1, self.num_aus // 2))
         if self.map_size % 2**NUM_POOLINGS:
             raise ValueError(f"map_size must be a multiple of {2**NUM_POOLINGS}, found {self.map_size}")
-        if self.width % 4 or self.width % num_heads(self.width):
+        if self.dim < 1 or self.dim % 4 or self.dim % num_heads(self.dim):
             raise ValueError(
-                f"dim must be a multiple of 4 and of its {num_heads(self.width)} attention heads, found {self.width}"
+                f"dim must be a positive multiple of 4 and of its {num_heads(self.dim)} attention heads, "
+                f"found {self.dim}"
             )
-        if not 1 <= self.num_evidence <= self.num_aus:
-            raise ValueError(f"top_k must lie in 1 to {self.num_aus} (the action units), found {self.top_k}")
+        if not 1 <= self.top_k <= self.num_aus:
+            raise ValueError(f"top_k must be 1 to {self.num_aus} (the number of action units), found {self.top_k}")
 
-    @property
-    def width(self) -> int:
-        """D."""
-        assert self.dim is not None
-        return self.dim
+    @classmethod
+    def resolved(
+        cls, *, fan_width: int, num_aus: int, dim: int | None = None, top_k: int | None = None, **others: Any
+    ) -> HeadShape:
+        """Return a shape with the paper's sizes where they are None: D is 3 C / 4, k is half the action units (4.1).
 
-    @property
-    def num_evidence(self) -> int:
-        """k of the top k."""
-        assert self.top_k is not None
-        return self.top_k
+        D is the same whichever maps are read. `others` are the remaining fields. Raises `ValueError` as the class does.
+        """
+        return cls(
+            fan_width=fan_width,
+            num_aus=num_aus,
+            dim=3 * fan_width // 4 if dim is None else dim,
+            top_k=max(1, num_aus // 2) if top_k is None else top_k,
+            **others,
+        )
 
     @property
     def input_channels(self) -> int:
-        """Channels of F_a."""
+        """Channels of F_a, the concatenated input maps."""
         return self.fan_width * sum(len(maps) for maps in INPUT_MAPS[self.input_features])
 
     @property
@@ -86,13 +89,13 @@ class HeadShape:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Maps that the head reads, out of lf, h1, h2 and hm."""
+        """Maps that the head reads, among lf, h1, h2 and hm."""
         plain, gated = INPUT_MAPS[self.input_features]
         return (*plain, *gated, *(("hm",) if gated else ()))
 
 
 class HeadOutput(NamedTuple):
-    """Logits (B, A) of each branch, the deployed one last, and of their ensemble P_t, None for a single branch."""
+    """Logits (B, A) of each branch, the deployed one last, and of their ensemble P_t (Eq. 7); None for one branch."""
 
     branches: tuple[Tensor, ...]
     ensemble: Tensor | None
@@ -104,20 +107,20 @@ class HeadOutput(NamedTuple):
 
 
 class ConvModule(nn.Module):
-    """F_a -> F_c: a 1x1 convolution to D channels, then four times a ConvBlock and a halving (paper 3.2)."""
+    """F_a -> F_c: a 1x1 convolution to D channels, then four ConvBlocks, each with 2x2 max pooling (paper 3.2)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         self.plain, self.gated = INPUT_MAPS[shape.input_features]
-        self.reduce = nn.Conv2d(shape.input_channels, shape.width, 1)
-        self.blocks = nn.ModuleList(ConvBlock(shape.width, shape.width) for _ in range(NUM_POOLINGS))
+        self.reduce = nn.Conv2d(shape.input_channels, shape.dim, 1)
+        self.blocks = nn.ModuleList(ConvBlock(shape.dim, shape.dim) for _ in range(NUM_POOLINGS))
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Maps lf, h1, h2 (B, C, H, W) and hm (B, 1, H, W) of any float type -> F_c (B, D, H/16, W/16).
 
-        `hm_h1` and `hm_h2`, where they are given, are HM * H1 and HM * H2. A map may come as K components with a
-        basis, `lf` (B, K, H, W) and `lf_basis` (C, K) so that their product is the map: the basis folds into the 1x1
-        convolution, which then has K channels to read.
+        `hm_h1` and `hm_h2`, if present, are the products HM * H1 and HM * H2, and hm is not read. A map may also come
+        as K components `lf` (B, K, H, W) with a basis `lf_basis` (C, K), whose product is the map: the basis is folded
+        into the 1x1 convolution, which then reads K channels.
         """
         x_BDHW = self.reduced(features)
         for block in self.blocks:
@@ -125,10 +128,10 @@ class ConvModule(nn.Module):
         return x_BDHW
 
     def reduced(self, features: Mapping[str, Tensor]) -> Tensor:
-        """The 1x1 convolution of F_a = concat(LF, HM * H1, HM * H2), its channels last in memory.
+        """Return the 1x1 convolution of F_a = concat(LF, HM * H1, HM * H2), (B, D, H, W), channels last in memory.
 
-        A matrix product for each frame: it reads the maps as they lie in a cache and writes the order in which the
-        convolutions after it are fastest on a CPU; `nn.Conv2d` and a copy into that order take half as long again.
+        Computed as one matrix product per frame, which reads the maps in the cache's order and writes the order that
+        the following convolutions need on a CPU; `nn.Conv2d` and a copy into that order take 1.5 times as long.
         """
         num_plain, has_gated = len(self.plain), bool(self.gated) and f"hm_{self.gated[0]}" in features
         names = [*self.plain, *(f"hm_{name}" if has_gated else name for name in self.gated)]
@@ -152,11 +155,11 @@ class ConvModule(nn.Module):
 
 
 class AuEmbedding(nn.Module):
-    """F_c -> F_au: each action unit's token is its own weighted sum of the cells, which know their place (Eq. 1)."""
+    """F_c -> F_au: the token of each action unit is a learned weighted sum of cells with position embedding (Eq. 1)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
-        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape.width, shape.num_cells), std=0.02))
+        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape.dim, shape.num_cells), std=0.02))
         self.from_cells = nn.Linear(shape.num_cells, shape.num_aus, bias=False)
 
     def forward(self, f_c_BDHW: Tensor) -> Tensor:
@@ -165,11 +168,11 @@ class AuEmbedding(nn.Module):
 
 
 class OneToOne(nn.Module):
-    """C_o2o: the logit of action unit i is its own token times one vector shared by all (Eq. 4)."""
+    """C_o2o: the logit of action unit i is its token times one vector that all action units share (Eq. 4)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
-        self.linear = nn.Linear(shape.width, 1, bias=False)
+        self.linear = nn.Linear(shape.dim, 1, bias=False)
 
     def forward(self, tokens_BAD: Tensor) -> Tensor:
         """(B, A, D) -> logits (B, A)."""
@@ -177,25 +180,25 @@ class OneToOne(nn.Module):
 
 
 class OneToMany(nn.Module):
-    """C_o2m: each token gives evidence for all action units; a logit is the sum of its k highest (Eq. 5, 6)."""
+    """C_o2m: each token gives evidence for every action unit; a logit adds up the k largest (Eq. 5, 6)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
-        self.top_k = shape.num_evidence
-        self.linear = nn.Linear(shape.width, shape.num_aus, bias=False)
+        self.top_k = shape.top_k
+        self.linear = nn.Linear(shape.dim, shape.num_aus, bias=False)
 
     def forward(self, tokens_BAD: Tensor) -> Tensor:
         """(B, A, D) -> logits (B, A)."""
-        evidence_BAA = self.linear(tokens_BAD)  # row: whose token it is; column: whom it speaks for
+        evidence_BAA = self.linear(tokens_BAD)  # [b, i, j]: from the token of AU i, for AU j
         return evidence_BAA.topk(self.top_k, dim=1).values.sum(1)
 
 
 class Pooled(nn.Module):
-    """The baseline's classifier: the mean of F_c's cells, fully connected (paper 4.2)."""
+    """The baseline's classifier: F_c averaged over its cells, then a linear layer (paper 4.2)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
-        self.linear = nn.Linear(shape.width, shape.num_aus)
+        self.linear = nn.Linear(shape.dim, shape.num_aus)
 
     def forward(self, f_c_BDHW: Tensor) -> Tensor:
         """(B, D, H, W) -> logits (B, A)."""
@@ -206,23 +209,23 @@ CLASSIFIERS: dict[str, type[nn.Module]] = {"o2o": OneToOne, "o2m": OneToMany, "p
 
 
 class Gate(nn.Module):
-    """Ensemble weights W_e from F_c: 1x1 and 3x3 convolutions side by side, pooled, fully connected (Fig. 2)."""
+    """Ensemble weights W_e from F_c: parallel 1x1 and 3x3 convolutions, average pooling, a linear layer (Fig. 2)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         self.splits = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(shape.width, shape.width, size, padding=size // 2, bias=False),
-                nn.BatchNorm2d(shape.width),
+                nn.Conv2d(shape.dim, shape.dim, size, padding=size // 2, bias=False),
+                nn.BatchNorm2d(shape.dim),
                 nn.ReLU(),
             )
             for size in (1, 3)
         )
         self.size = (len(shape.branches), shape.num_aus)
-        self.linear = nn.Linear(2 * shape.width, len(shape.branches) * shape.num_aus)
+        self.linear = nn.Linear(2 * shape.dim, len(shape.branches) * shape.num_aus)
 
     def forward(self, f_c_BDHW: Tensor) -> Tensor:
-        """(B, D, H, W) -> weights (B, R, A) that add up to 1 over the branches."""
+        """(B, D, H, W) -> weights (B, R, A) that sum to 1 over the branches."""
         pooled = torch.cat([split(f_c_BDHW).mean((2, 3)) for split in self.splits], 1)
         return self.linear(pooled).unflatten(1, self.size).softmax(1)
 
@@ -235,14 +238,14 @@ def _trunk(shape: HeadShape) -> nn.Sequential:
     num_blocks = 0 if shape.variant == "baseline" else shape.num_blocks
     return nn.Sequential(
         *(
-            TransBlock(shape.width, shape.num_aus, shape.attention_drop, mask_start=shape.mask_start)
+            TransBlock(shape.dim, shape.num_aus, shape.attention_drop, mask_start=shape.mask_start)
             for _ in range(num_blocks)
         )
     )
 
 
 class DeployedHead(nn.Module):
-    """The one path that inference needs: FAN maps to logits through a single branch."""
+    """The part of the head that inference needs: FAN maps to logits through the last branch."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
@@ -257,12 +260,12 @@ class DeployedHead(nn.Module):
         return self.classifier(self.tokens(features))
 
     def tokens(self, features: Mapping[str, Tensor]) -> Tensor:
-        """What the classifier reads: tokens (B, A, D), or F_c for the baseline."""
+        """Return the input of the classifier: tokens (B, A, D), or F_c (B, D, H/16, W/16) for the baseline."""
         return self.trunk(self.embedding(self.conv(features)))
 
 
 class FanTransHead(nn.Module):
-    """The head as it is trained: shared conv module and embedding, trunks, one classifier a branch, gate (Fig. 2)."""
+    """The head as trained: shared conv module and embedding, trunks, one classifier per branch, gate (Fig. 2)."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
@@ -293,15 +296,15 @@ class FanTransHead(nn.Module):
             return HeadOutput(logits, None)
         return HeadOutput(logits, (self.gate(f_c_BDHW) * torch.stack(logits, 1)).sum(1))
 
-    @torch.inference_mode(False)  # parameters born in inference mode take kernels that round otherwise
+    @torch.inference_mode(False)  # parameters created in inference mode take kernels that round differently
     def deployed(self) -> DeployedHead:
-        """A copy of the last branch's path in eval mode, bit for bit equal to `HeadOutput.deployed` there."""
+        """Return a copy of the last branch in eval mode; its logits equal `HeadOutput.deployed` bit for bit."""
         head = DeployedHead(self.shape)
         head.load_state_dict(self.deployed_state())
         return head.to(next(self.parameters()).device).eval()
 
     def deployed_state(self) -> dict[str, Tensor]:
-        """State dict of `DeployedHead`: no other trunk, no other classifier, no gate."""
+        """Return the state dict of `DeployedHead`: without the other trunks, the other classifiers and the gate."""
         renamed = {
             "conv.": "conv.",
             "embedding.": "embedding.",
@@ -319,18 +322,20 @@ class FanTransHead(nn.Module):
 def carry_over(
     head: FanTransHead, source: Mapping[str, Tensor], *, source_aus: Sequence[int], aus: Sequence[int]
 ) -> None:
-    """Start `head` (of `aus`) from the state dict of a head of the same kind for `source_aus` (paper 4.1).
+    """Initialise `head` (of `aus`) from the state dict of a head of the same shape for `source_aus` (paper 4.1).
 
-    Tensors without an action-unit axis are copied whole. Of the others (W_au, W_m, mask logits, gate, the baseline's
-    layer) the rows of shared action units are copied and the rest stay fresh. Raises `ValueError` where a tensor is
-    missing or has another size.
+    Tensors without an action-unit axis are copied completely. Of the others (W_au, W_m, mask logits, gate, the
+    baseline's linear layer) the rows of shared action units are copied; the other rows keep their initialisation.
+    Raises `ValueError` if a tensor is missing in the source or has another size there.
     """
     shared = [(aus.index(au), source_aus.index(au)) for au in aus if au in source_aus]
     to_rows, from_rows = (list(rows) for rows in zip(*shared, strict=True)) if shared else ([], [])
     updated = head.state_dict()
     for name, tensor in updated.items():
         if name not in source:
-            raise ValueError(f"the source head has no tensor {name}; it must be of the same variant and depth")
+            raise ValueError(
+                f"the source head has no tensor {name}; it must have the same variant and number of blocks"
+            )
         theirs = source[name]
         if not _has_au_rows(name, head.shape):
             if theirs.shape != tensor.shape:
@@ -342,7 +347,7 @@ def carry_over(
 
 
 def _has_au_rows(name: str, shape: HeadShape) -> bool:
-    """Whether the first axis of this tensor of a `FanTransHead` counts action units."""
+    """Whether the first axis of this tensor of a `FanTransHead` runs over action units."""
     if name.startswith("classifiers."):
         return shape.branches[int(name.split(".")[1])].classifier != "o2o"
     return name.startswith("gate.linear.") or name.endswith(("from_cells.weight", "attn.drop.logit"))

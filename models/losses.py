@@ -1,4 +1,4 @@
-"""What the head is trained to minimise: pure functions of logits and labels."""
+"""Training losses of the head: pure functions of logits and labels."""
 
 # B frames, A action units, N training frames; labels are 1 present, 0 absent, -1 unknown
 from __future__ import annotations
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.head import HeadOutput
+from models.variants import KD_FORMS
 
 
 class Losses(NamedTuple):
-    """Scalars: `total` is `classification` plus the weight times `distillation` (Eq. 10)."""
+    """Scalar losses: `total` is `classification` plus lambda times `distillation` (Eq. 10)."""
 
     total: Tensor
     classification: Tensor
@@ -22,10 +23,10 @@ class Losses(NamedTuple):
 
 
 def class_weights(labels_NA: Tensor, *, aus: Sequence[int] | None = None) -> Tensor:
-    """w_i = A (1 / r_i) / sum_j (1 / r_j), float32 (A,); r_i is the positive rate among AU i's known labels.
+    """Return w_i = A (1 / r_i) / sum_j (1 / r_j), float32 (A,); r_i is the positive rate of AU i's known labels.
 
-    `labels_NA` is of the fold's training frames. Raises `ValueError`, with the numbers of `aus`, where an action unit
-    has no positive label, since its weight would have no bound.
+    `labels_NA` (N, A) are the labels of the fold's training frames. Raises `ValueError`, naming the action units by
+    their numbers in `aus`, if one has no positive label: its weight would be infinite.
     """
     num_positive_A = (labels_NA == 1).sum(0).double()
     num_known_A = (labels_NA >= 0).sum(0).double()
@@ -33,15 +34,18 @@ def class_weights(labels_NA: Tensor, *, aus: Sequence[int] | None = None) -> Ten
     if without:
         names = ", ".join(f"AU{aus[i]}" if aus else f"column {i}" for i in without)
         raise ValueError(
-            f"no training frame is positive for {names} (of {len(labels_NA)} frames), so there is no class weight; "
-            "add frames or subjects to the training parts"
+            f"no training frame is positive for {names} (of {len(labels_NA)} frames), so its class weight is "
+            "undefined; add frames or subjects to the training parts"
         )
     inverse_rate_A = num_known_A / num_positive_A
     return (len(inverse_rate_A) * inverse_rate_A / inverse_rate_A.sum()).float()
 
 
 def weighted_bce(logits_BA: Tensor, labels_BA: Tensor, weights_A: Tensor) -> Tensor:
-    """Binary cross-entropy times each AU's weight, meant over the known labels; 0 if there is none (Eq. 9)."""
+    """Return the AU-weighted binary cross-entropy, averaged over the known labels; 0 if none is known (Eq. 9).
+
+    `logits_BA`, `labels_BA` (B, A) in {0, 1, -1 unknown}, `weights_A` (A,); the result is a scalar.
+    """
     is_known_BA = labels_BA >= 0
     targets_BA = labels_BA.clamp_min(0).to(logits_BA.dtype)
     loss_BA = F.binary_cross_entropy_with_logits(logits_BA, targets_BA, weight=weights_A, reduction="none")
@@ -49,9 +53,9 @@ def weighted_bce(logits_BA: Tensor, labels_BA: Tensor, weights_A: Tensor) -> Ten
 
 
 def bernoulli_kl(student_BA: Tensor, teacher_BA: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of each AU's Bernoulli, meant over frames and AUs, times temperature^2 (Eq. 8).
+    """Return KL(teacher || student) of one Bernoulli per AU, averaged over frames and AUs, times temperature^2 (Eq. 8).
 
-    Both are logits; no gradient reaches the teacher.
+    Both are logits (B, A); no gradient flows into the teacher.
     """
     student_BA, teacher_BA = student_BA / temperature, teacher_BA.detach() / temperature
     present_BA = teacher_BA.sigmoid() * (F.logsigmoid(teacher_BA) - F.logsigmoid(student_BA))
@@ -60,9 +64,9 @@ def bernoulli_kl(student_BA: Tensor, teacher_BA: Tensor, *, temperature: float =
 
 
 def softmax_kl(student_BA: Tensor, teacher_BA: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """KL(teacher || student) of the softmax over AUs, meant over frames, times temperature^2 (Eq. 8).
+    """Return KL(teacher || student) of the softmax over AUs, averaged over frames, times temperature^2 (Eq. 8).
 
-    Both are logits; no gradient reaches the teacher.
+    Both are logits (B, A); no gradient flows into the teacher.
     """
     student_BA = (student_BA / temperature).log_softmax(1)
     teacher_BA = (teacher_BA.detach() / temperature).log_softmax(1)
@@ -78,11 +82,14 @@ def total_loss(
     kd_form: str = "bernoulli",
     kd_temperature: float | None = None,
 ) -> Losses:
-    """L_cls of every branch and of the ensemble, plus `kd_weight` times L_kd of every branch (Eq. 8 to 10).
+    """Return L_cls of all branches and the ensemble, plus `kd_weight` times L_kd of all branches (Eq. 8 to 10).
 
-    kd_form: one of `models.variants.KD_FORMS`. Without `kd_temperature` the form's own counts. A head with a single
-    branch has no ensemble and learns from the labels alone.
+    labels_BA: (B, A) in {0, 1, -1 unknown}. weights_A: (A,), see `class_weights`. kd_form: one of `KD_FORMS`, else
+    `ValueError`. kd_temperature: None takes the default of the form, 1 or 4. A head with a single branch has no
+    ensemble and learns from the labels only.
     """
+    if kd_form not in KD_FORMS:
+        raise ValueError(f"kd_form must be one of {', '.join(KD_FORMS)}, found {kd_form!r}")
     sources = output.branches if output.ensemble is None else (*output.branches, output.ensemble)
     classification = torch.stack([weighted_bce(logits, labels_BA, weights_A) for logits in sources]).sum()
     if output.ensemble is None:

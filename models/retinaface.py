@@ -1,7 +1,7 @@
-"""RetinaFace (Deng et al., 2020): images in, face boxes, scores and five points out; two backbones, one set of anchors.
+"""RetinaFace (Deng et al., CVPR 2020): face boxes, scores and five points of images, with one of two backbones.
 
-State dicts load strictly from the two published networks: "mobilenet0.25" has the keys of face-alignment's RetinaFace,
-"resnet50" those of retinaface-pytorch's.
+State-dict keys are those of the published networks, whose weights load strictly: face-alignment's RetinaFace for
+"mobilenet0.25", retinaface-pytorch's for "resnet50".
 """
 
 # B images, A anchors, N faces, C channels, H height, W width
@@ -20,9 +20,9 @@ from torchvision.ops import batched_nms
 
 STRIDES = (8, 16, 32)
 ANCHOR_SIDES_PX = ((16, 32), (64, 128), (256, 512))
-"""Sides of the square anchors at each cell of each stride."""
+"""Sides of the two square anchors per cell, for each stride."""
 VARIANCES = (0.1, 0.2)
-"""Units of a centre's offset (in anchor sides) and of a side's logarithm."""
+"""Scales of the encoded values: of a centre's offset in anchor sides, and of the logarithm of a side ratio."""
 
 
 class Faces(NamedTuple):
@@ -34,7 +34,7 @@ class Faces(NamedTuple):
 
 
 class RawOutput(NamedTuple):
-    """What the heads say of each anchor: logits (B, A, 2: none, face), encoded boxes (B, A, 4), points (B, A, 10)."""
+    """Outputs per anchor: logits (B, A, 2: background, face), encoded boxes (B, A, 4) and points (B, A, 10)."""
 
     logits: Tensor
     boxes: Tensor
@@ -42,9 +42,10 @@ class RawOutput(NamedTuple):
 
 
 class RetinaFace(nn.Module):
-    """Single-shot face detector. Input: RGB, uint8 or float 0..255, (B, 3, H, W); normalisation happens inside.
+    """Single-shot face detector for RGB images (B, 3, H, W), uint8 or float 0..255, which it normalises itself.
 
-    backbone: "mobilenet0.25" (0.43 M parameters; reads BGR minus its mean) or "resnet50" (27.3 M; ImageNet RGB).
+    backbone: "mobilenet0.25" (0.43 M parameters; reads BGR minus its mean) or "resnet50" (27.3 M; ImageNet RGB); else
+    `ValueError`.
     """
 
     mean_31: Tensor
@@ -71,7 +72,7 @@ class RetinaFace(nn.Module):
         self.LandmarkHead = nn.ModuleList(_Head(width, values_per_anchor=10) for _ in STRIDES)
 
     def forward(self, images_B3HW: Tensor, *, score_threshold: float = 0.5, nms_iou: float = 0.4) -> list[Faces]:
-        """Faces of each image that score above `score_threshold`, after non-maximum suppression."""
+        """Return the faces of each image that score above `score_threshold` (0..1), after non-maximum suppression."""
         raw = self.raw(images_B3HW)
         height, width = images_B3HW.shape[-2:]
         scores_BA = raw.logits.softmax(-1)[..., 1]
@@ -89,7 +90,7 @@ class RetinaFace(nn.Module):
         return [Faces(*faces) for faces in zip(*parts, strict=True)]
 
     def raw(self, images_B3HW: Tensor) -> RawOutput:
-        """What training needs: the heads' output for every anchor, in the order of `anchors`."""
+        """Return the outputs for every anchor, in the order of `anchors`, as the training loss needs them."""
         x = (images_B3HW.float() - self.mean_31) * self.scale_31
         if self.is_bgr:
             x = x.flip(1)
@@ -104,12 +105,12 @@ class RetinaFace(nn.Module):
 
 @lru_cache(maxsize=16)
 def anchors(height: int, width: int, *, device: torch.device) -> Tensor:
-    """Anchors (A, 4) of an image: centre x, centre y, width, height, as fractions of the image's width and height.
+    """Return anchors (A, 4) float32: centre x, y, width, height, as fractions of the image's width and height.
 
-    By stride, then row, column and side; 10,752 at 512 x 512 px.
+    Ordered by stride, row, column and side; 10,752 for 512 x 512 px.
     """
     levels = []
-    with torch.inference_mode(False):  # so that a table first made in inference also serves training
+    with torch.inference_mode(False):  # a tensor created in inference mode could not be used in training later
         for stride, sides in zip(STRIDES, ANCHOR_SIDES_PX, strict=True):
             y = (torch.arange(ceil(height / stride), dtype=torch.float64) + 0.5) * stride / height
             x = (torch.arange(ceil(width / stride), dtype=torch.float64) + 0.5) * stride / width
@@ -120,7 +121,7 @@ def anchors(height: int, width: int, *, device: torch.device) -> Tensor:
 
 
 def decode_boxes(encoded_N4: Tensor, anchors_N4: Tensor) -> Tensor:
-    """Boxes xyxy (N, 4), in the units of the anchors."""
+    """Return boxes xyxy (N, 4), in the units of the anchors (N, 4)."""
     centres_N2 = anchors_N4[:, :2] + encoded_N4[:, :2] * VARIANCES[0] * anchors_N4[:, 2:]
     sides_N2 = anchors_N4[:, 2:] * torch.exp(encoded_N4[:, 2:] * VARIANCES[1])
     low_N2 = centres_N2 - sides_N2 / 2
@@ -128,13 +129,13 @@ def decode_boxes(encoded_N4: Tensor, anchors_N4: Tensor) -> Tensor:
 
 
 def decode_points(encoded_N10: Tensor, anchors_N4: Tensor) -> Tensor:
-    """Points x, y (N, 5, 2), in the units of the anchors."""
+    """Return points x, y (N, 5, 2), in the units of the anchors (N, 4)."""
     encoded_N52 = encoded_N10.view(-1, 5, 2)
     return anchors_N4[:, None, :2] + encoded_N52 * VARIANCES[0] * anchors_N4[:, None, 2:]
 
 
 def encode_boxes(boxes_N4: Tensor, anchors_N4: Tensor) -> Tensor:
-    """Inverse of `decode_boxes` for boxes xyxy in the units of the anchors."""
+    """Return encoded boxes (N, 4) for boxes xyxy in the units of the anchors: the inverse of `decode_boxes`."""
     centres_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
     sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
     offsets_N2 = (centres_N2 - anchors_N4[:, :2]) / (VARIANCES[0] * anchors_N4[:, 2:])
@@ -142,12 +143,12 @@ def encode_boxes(boxes_N4: Tensor, anchors_N4: Tensor) -> Tensor:
 
 
 def encode_points(points_N52: Tensor, anchors_N4: Tensor) -> Tensor:
-    """Inverse of `decode_points`."""
+    """Return encoded points (N, 10) for points (N, 5, 2): the inverse of `decode_points`."""
     return ((points_N52 - anchors_N4[:, None, :2]) / (VARIANCES[0] * anchors_N4[:, None, 2:])).flatten(1)
 
 
 class _Body(nn.ModuleDict):
-    """Layers in a row; returns the outputs of the tapped ones, at strides 8, 16 and 32."""
+    """A sequence of layers; returns the outputs of the three layers in `taps`, at strides 8, 16 and 32."""
 
     def __init__(self, layers: Mapping[str, nn.Module], taps: tuple[str, str, str]) -> None:
         super().__init__(layers)
@@ -163,7 +164,7 @@ class _Body(nn.ModuleDict):
 
 
 def _mobilenet_body() -> _Body:
-    """MobileNet V1 at a quarter of its width, without its classifier."""
+    """MobileNet V1 of a quarter of the width, without the classifier."""
 
     def separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
         depthwise = _conv_layers(inputs, inputs, stride=stride, groups=inputs, slope=0.1)
@@ -190,7 +191,7 @@ def _resnet_body() -> _Body:
 
 
 class _FeaturePyramid(nn.Module):
-    """Three levels brought to one width; each coarser one is added to the next finer one."""
+    """Brings three levels to one width and adds each coarser level to the next finer one."""
 
     def __init__(self, channels: tuple[int, int, int], width: int) -> None:
         super().__init__()
@@ -206,7 +207,7 @@ class _FeaturePyramid(nn.Module):
 
 
 class _ContextModule(nn.Module):
-    """SSH: branches that see 3, 5 and 7 px, side by side."""
+    """SSH (Najibi et al., ICCV 2017): concatenated convolutions with receptive fields of 3, 5 and 7 cells."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -223,7 +224,7 @@ class _ContextModule(nn.Module):
 
 
 class _Head(nn.Module):
-    """A value or more for each of a cell's two anchors: (B, C, H, W) to (B, H * W * 2, values)."""
+    """1x1 convolution for two anchors per cell: (B, C, H, W) -> (B, H * W * 2, `values_per_anchor`)."""
 
     def __init__(self, channels: int, *, values_per_anchor: int) -> None:
         super().__init__()
@@ -235,7 +236,7 @@ class _Head(nn.Module):
 
 
 def _slope(width: int) -> float:
-    """The published networks leak below zero only where they are narrow."""
+    """Slope of the leaky ReLUs: the published networks use 0.1 up to 64 channels, and a plain ReLU above."""
     return 0.1 if width <= 64 else 0.0
 
 
@@ -246,7 +247,7 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, slope:
 def _conv_layers(
     inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, groups: int = 1, slope: float | None = None
 ) -> list[nn.Module]:
-    """Convolution, batch norm, and a leaky ReLU if it has a slope."""
+    """Convolution, batch norm and, unless `slope` is None, a leaky ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     layers: list[nn.Module] = [conv, nn.BatchNorm2d(outputs)]
     return layers if slope is None else [*layers, nn.LeakyReLU(slope, inplace=True)]

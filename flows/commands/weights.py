@@ -95,7 +95,7 @@ def train_resnet(
     checkpoint.
     """
     from pipeline.catalog import load_catalog
-    from pipeline.pretraining.fan import FACE_SIZE_PX, render_pool
+    from pipeline.pretraining.face_pool import FACE_SIZE_PX, render_pool
     from pipeline.pretraining.resnet import ResNetTraining, train_resnet
     from pipeline.synthetic.bank import default_bank_path
 
@@ -152,7 +152,7 @@ def evaluate_weights(
     entry = catalog.get_weights(name)
     if entry.family == "fan":
         from pipeline.faces.features import load_fan
-        from pipeline.pretraining.fan import evaluate_fan
+        from pipeline.pretraining.fan_scores import evaluate_fan
 
         num = num or 500
         pool = catalog.roots.work / "weights" / f"unseen-faces-{num}-{seed}"

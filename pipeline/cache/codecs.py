@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.config import Profile
 from pipeline.errors import ConfigError, StoreError
+from pipeline.runtime.device import pad_batch
 from pipeline.store.shards import ArraySpec
 
 MAPS = ("lf", "h1", "h2")
@@ -209,12 +210,6 @@ def encode_rows(codec: Codec, rows: Mapping[str, np.ndarray]) -> dict[str, np.nd
         for name, values in codec.encode(maps).items():
             out[name][here] = values[: here.stop - start].numpy()
     return out
-
-
-def pad_batch(values: np.ndarray, size: int) -> np.ndarray:
-    """Repeat the last of `values` (n, ...) up to `size`: a kernel's last bits depend on the batch's shape."""
-    short = size - len(values)
-    return np.concatenate((values, np.repeat(values[-1:], short, 0))) if short > 0 else np.ascontiguousarray(values)
 
 
 def _map_spec(name: str, row_shape: tuple[int, ...], *, dtype: str, compressor: Literal["zstd"] | None) -> ArraySpec:

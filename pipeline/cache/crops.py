@@ -21,7 +21,7 @@ from pipeline.config import CropConfig
 from pipeline.datasets.images import read_frames
 from pipeline.datasets.sources import SOURCE_COLUMNS, source_hashes
 from pipeline.errors import DataError
-from pipeline.faces.geometry import crop_affine, cut_crop
+from pipeline.faces.geometry import cut_crop, frame_from_crop
 from pipeline.faces.views import crop_side_px
 from pipeline.fingerprint import versions
 from pipeline.runtime.progress import ProgressCallback, no_progress
@@ -136,7 +136,7 @@ _Cut = dict[str, np.ndarray]
 
 
 def _cut(image: np.ndarray, box_xyxy: np.ndarray, settings: CropConfig) -> _Cut:
-    affine = crop_affine(box_xyxy, settings)
+    affine = frame_from_crop(box_xyxy, settings)
     return {"crops": cut_crop(image, affine, settings), "affines": affine}
 
 

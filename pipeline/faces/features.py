@@ -22,7 +22,7 @@ from models.resnet import ResNet18Features
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError
 from pipeline.faces.weights import load_weights
-from pipeline.runtime.device import exact_convolutions, map_batches
+from pipeline.runtime.device import exact_convolutions, map_batches, pad_batch
 
 Encode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Encodes maps fp16 (N, C, H, W) by name to arrays with one row per crop, on the maps' device."""
@@ -162,8 +162,7 @@ def _wait_for_copy(batch: _EncodedBatch) -> _EncodedBatch:
 
 def _to_device(crops: np.ndarray, size: int, device: torch.device) -> Tensor:
     """Return images float32 (size, 3, 256, 256) in [0, 1], channels last, padded with the last crop."""
-    padded = np.concatenate((crops, np.repeat(crops[-1:], size - len(crops), 0))) if len(crops) < size else crops
-    images = torch.from_numpy(np.ascontiguousarray(padded))
+    images = torch.from_numpy(pad_batch(crops, size))
     if device.type == "cuda":
         images = images.pin_memory().to(device, non_blocking=True)
     images = images.permute(0, 3, 1, 2)

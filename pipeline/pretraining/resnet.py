@@ -1,8 +1,8 @@
-"""Trains ResNet-18's early features to tell rendered faces apart, for where a classifier of ImageNet is not at hand.
+"""Train the early features of ResNet-18 to classify rendered faces, where ImageNet weights are not available.
 
-Each face of a pool is a class of its own, seen turned, scaled, flipped, covered and spoilt anew at each step (exemplar
-training: Dosovitskiy et al., NeurIPS 2014). No landmark, no expression and no action unit is a target. Everything after
-the second stage serves the training alone and is not kept.
+Each face of a pool is a class, seen in a new random augmentation at each step (exemplar training: Dosovitskiy et al.,
+NeurIPS 2014). Landmarks, expressions and action units are not used as targets. The layers after `layer1` are needed in
+training only and are not written.
 """
 
 # B images, H W rows and columns
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import safetensors.torch
 import timm
 import torch
 from pydantic import Field
@@ -20,43 +19,44 @@ from torch import Tensor, nn
 
 from models.resnet import MEAN, STD
 from pipeline.config import PositiveFloat, PositiveInt, Settings
-from pipeline.pretraining.fan import AUGMENTATION, FacePool, augmented
-from pipeline.runtime.atomic import write_bytes_atomically
-from pipeline.runtime.checkpoint import Checkpoint
+from pipeline.pretraining.augmentation import augmented
+from pipeline.pretraining.face_pool import AUGMENTATION, FacePool
+from pipeline.runtime.atomic import write_safetensors
+from pipeline.runtime.checkpoint import Checkpoint, checkpoint_beside
 from pipeline.runtime.progress import track
 
 KEPT = ("conv1.", "bn1.", "layer1.")
-"""What is written of timm's resnet18."""
+"""Prefixes of the tensors of timm's resnet18 that are written."""
 
 _NEW_DRAWS = 2**31
-"""Steps from which `exemplar_accuracy` counts: no training comes so far."""
+"""First step of `exemplar_accuracy`, beyond the steps of any training."""
 
 
 class ResNetTraining(Settings):
-    """Everything that decides the weights that come out, given the pool."""
+    """Everything that decides the trained weights, given the pool."""
 
     num_steps: PositiveInt = 1500
     batch_size: PositiveInt = 32
     size_px: PositiveInt = 128
-    """Side of the crops: half of what features are taken from, at a quarter of the cost."""
+    """Side of the crops: half of that in feature extraction, at a quarter of the cost."""
     max_lr: PositiveFloat = 2e-3
     seed: Annotated[int, Field(ge=0)] = 0
 
 
 def exemplar_batch(pool: FacePool, settings: ResNetTraining, step: int) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W), normalised, of a step, and which face of the pool each is (B,)."""
+    """Return normalised images (B, 3, H, W) of a step, and the number (B,) of each one's face in the pool."""
     rng = np.random.default_rng([AUGMENTATION, settings.seed, step])
     faces = rng.integers(len(pool), size=settings.batch_size)
     crops = np.stack([augmented(pool, int(face), rng, size_px=settings.size_px)[0] for face in faces])
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last), torch.from_numpy(faces)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last), torch.from_numpy(faces)
 
 
 def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device: torch.device | str = "cpu") -> float:
-    """Write the trained stem and second stage to `out` as fp16 safetensors; returns `exemplar_accuracy`.
+    """Train on a pool, write the layers `KEPT` to `out` as fp16 safetensors and return `exemplar_accuracy`.
 
-    A killed training goes on from its `Checkpoint`.
+    A killed training resumes from its `Checkpoint`.
     """
     device = torch.device(device)
     torch.manual_seed(settings.seed)
@@ -64,7 +64,11 @@ def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device:
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.max_lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.max_lr, total_steps=settings.num_steps + 1)
     checkpoint = Checkpoint(
-        out, settings.model_dump() | {"num_faces": len(pool)}, net=net, optimiser=optimiser, schedule=schedule
+        checkpoint_beside(out),
+        settings.model_dump() | {"num_faces": len(pool)},
+        net=net,
+        optimiser=optimiser,
+        schedule=schedule,
     )
     first = checkpoint.resume(device)
     net.train()
@@ -79,20 +83,16 @@ def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device:
             optimiser.step()
             schedule.step()
             step(1)
-            checkpoint.save_at_times(i + 1)
-    kept = {
-        name: values.half() if values.is_floating_point() else values
-        for name, values in net.state_dict().items()
-        if name.startswith(KEPT)
-    }
-    write_bytes_atomically(out, safetensors.torch.save({name: v.contiguous().cpu() for name, v in kept.items()}))
+            checkpoint.save_if_due(i + 1)
+    kept = {name: values for name, values in net.state_dict().items() if name.startswith(KEPT)}
+    write_safetensors(out, kept, half=True)
     checkpoint.remove()
     return exemplar_accuracy(net, pool, settings)
 
 
 @torch.inference_mode()
 def exemplar_accuracy(net: nn.Module, pool: FacePool, settings: ResNetTraining, *, num_batches: int = 32) -> float:
-    """Share of the pool's faces that are told apart in draws that no training saw, 0..1."""
+    """Return the accuracy (0..1) of classifying the pool's faces in augmentations that no training has seen."""
     net.eval()
     device = next(net.parameters()).device
     right = []

@@ -1,6 +1,6 @@
-"""RetinaFace from nothing but rendered scenes: augmented batches, MultiBox loss, training, scores.
+"""Train the MobileNet RetinaFace on rendered scenes only: augmented batches, MultiBox loss, scores.
 
-Batch k is a function of (seed, k), so a killed run that resumes sees what a whole one sees.
+Batch k is a function of (seed, k), so a training that was killed and resumed sees the batches of an undisturbed one.
 """
 
 # B images, A anchors, N faces of an image, H height, W width
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_convert, box_iou
 
 from models.retinaface import Faces, RawOutput, RetinaFace, anchors, decode_boxes, encode_boxes, encode_points
-from pipeline.runtime.atomic import file_sha256, write_atomically
-from pipeline.runtime.checkpoint import Checkpoint
+from pipeline.runtime.atomic import file_sha256, write_safetensors
+from pipeline.runtime.checkpoint import Checkpoint, checkpoint_beside
 from pipeline.runtime.progress import track
+from pipeline.runtime.schedules import schedule, warm_up_cosine
 from pipeline.synthetic.render import SceneTruth
 from pipeline.synthetic.scenes import (
     MIN_SEEN_FRAC,
@@ -40,20 +42,22 @@ from pipeline.synthetic.scenes import (
 )
 
 INPUT_SIDES_PX = (256, 320, 384, 512)
-"""Sides of training images; each step takes one of them, with as many images as make `BATCH_PX`."""
+"""Sides of training images; each step draws one of them, and as many images as have about `BATCH_PX` together."""
 BATCH_PX = 8 * 320 * 320
 POSITIVE_IOU, NEGATIVE_IOU = 0.4, 0.3
 NEGATIVES_PER_POSITIVE = 3
 BOX_WEIGHT, POINTS_WEIGHT = 2.0, 0.25
-"""Weights of the losses beside that of the class."""
+"""Weights of the box and point losses; that of the class loss is 1."""
 AS_RENDERED_FRAC = 0.4
-"""Part of the training images that keep the renderer's own size, colours and blur."""
+"""Share of the training images that keep the size, colours and blur of the renderer."""
+WARM_UP_FRAC = 0.06
+"""Share of the steps in which the learning rate rises."""
 EVALUATION_SEED_OFFSET = 1_000_003
 LOWEST_SCORE = 0.02
 
 
 class Targets(NamedTuple):
-    """Labels (B, A): 1 face, 0 none, -1 neither; where they are 1, encoded boxes (B, A, 4) and points (B, A, 10)."""
+    """Labels (B, A): 1 face, 0 background, -1 ignored; for label 1, encoded boxes (B, A, 4) and points (B, A, 10)."""
 
     labels: Tensor
     boxes: Tensor
@@ -61,11 +65,11 @@ class Targets(NamedTuple):
 
 
 class DetectorScores(NamedTuple):
-    """How a detector does on scenes; recalls are at the lowest score threshold with the allowed false positives."""
+    """Scores of a detector on scenes; `recall` is at the lowest threshold with the allowed false positives."""
 
     num_scenes: int
     num_faces: int
-    """Those that count: over the least size, seen by `MIN_SEEN_FRAC`. To find another is neither right nor wrong."""
+    """Faces that count: over the least size and visible by `MIN_SEEN_FRAC`. Detections of other faces are ignored."""
     recall: float
     threshold: float
     recall_at_half: float
@@ -73,13 +77,13 @@ class DetectorScores(NamedTuple):
     false_positives_at_half: int
     mean_iou: float
     mean_point_error_frac: float
-    """Mean distance of the five points over the square root of the box's area."""
+    """Mean distance of the five points, in square roots of the box's area."""
 
 
 def augmented_batch(rendered: SceneFolder, *, seed: int, step: int) -> list[Scene]:
-    """Batch `step`, a function of (seed, step): scenes zoomed, mosaicked, mirrored, covered and recoloured.
+    """Return batch `step`, a function of (seed, step): scenes zoomed, mosaicked, mirrored, occluded and recoloured.
 
-    Some are left as they are but for a window: what is only ever seen distorted is judged badly at low false alarms.
+    A share of `AS_RENDERED_FRAC` is only cropped: a detector that sees distorted images only has more false positives.
     """
     rng = np.random.default_rng([seed, step])
     side_px = int(rng.choice(INPUT_SIDES_PX))
@@ -104,8 +108,8 @@ def _augmented(rendered: SceneFolder, side_px: int, rng: np.random.Generator) ->
     return scene._replace(image=recoloured(scene.image, rng))
 
 
-def targets_of(batch: Sequence[Scene], *, device: torch.device) -> Targets:
-    """Targets of scenes of one size."""
+def make_targets(batch: Sequence[Scene], *, device: torch.device) -> Targets:
+    """Return the targets of scenes, all square and of one size."""
     side_px = batch[0].image.shape[0]
     anchors_A4 = anchors(side_px, side_px, device=device)
     rows = []
@@ -123,24 +127,20 @@ def targets_of(batch: Sequence[Scene], *, device: torch.device) -> Targets:
 
 
 def assigned(boxes_N4: Tensor, is_learned_N: Tensor, anchors_A4: Tensor) -> tuple[Tensor, Tensor]:
-    """Label of each anchor (1 face, 0 none, -1 neither) and the index of its face.
+    """Return the label of each anchor (A,): 1 face, 0 background, -1 ignored; and the index (A,) of its face.
 
-    A face gets the anchors that overlap it by `POSITIVE_IOU` and the one that overlaps it best. Below `NEGATIVE_IOU`
-    an anchor is background, unless half of it lies on a face that is not to be learned.
+    boxes_N4: xyxy, in the units of the anchors (centre, width, height). is_learned_N: faces that can be targets. A face
+    gets the anchors with an IoU of at least `POSITIVE_IOU` and the one with the highest. Anchors with an IoU below
+    `NEGATIVE_IOU` are background, unless half of their area is on a face that is not learned.
     """
     labels_A = torch.zeros(len(anchors_A4), dtype=torch.long, device=anchors_A4.device)
     if not len(boxes_N4):
         return labels_A, labels_A
-    corners_A4 = torch.cat([anchors_A4[:, :2] - anchors_A4[:, 2:] / 2, anchors_A4[:, :2] + anchors_A4[:, 2:] / 2], 1)
-    low_AN2 = torch.maximum(corners_A4[:, None, :2], boxes_N4[None, :, :2])
-    high_AN2 = torch.minimum(corners_A4[:, None, 2:], boxes_N4[None, :, 2:])
-    shared_AN = (high_AN2 - low_AN2).clamp(min=0).prod(2)
-    area_A = anchors_A4[:, 2:].prod(1)
-    area_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
-    iou_AN = shared_AN / (area_A[:, None] + area_N - shared_AN)
+    corners_A4 = box_convert(anchors_A4, "cxcywh", "xyxy")
+    iou_AN = box_iou(corners_A4, boxes_N4)
 
     near_A = (iou_AN >= NEGATIVE_IOU).any(1)
-    on_unlearned_A = ((shared_AN >= 0.5 * area_A[:, None]) & ~is_learned_N).any(1)
+    on_unlearned_A = ((covered_fracs(corners_A4, boxes_N4) >= 0.5) & ~is_learned_N).any(1)
     labels_A[near_A | on_unlearned_A] = -1
     iou_AN = iou_AN.masked_fill(~is_learned_N, 0)
     best_iou_A, face_A = iou_AN.max(1)
@@ -153,18 +153,18 @@ def assigned(boxes_N4: Tensor, is_learned_N: Tensor, anchors_A4: Tensor) -> tupl
 
 
 def multibox_loss(raw: RawOutput, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of class, box and points, per face anchor (RetinaFace, Eq. 1).
+    """Return the class, box and point losses, scalars averaged over the face anchors (RetinaFace, Eq. 1).
 
-    Class: cross-entropy of all face anchors and, over the batch, of the three times as many worst background anchors.
-    How much of a face an anchor is to claim rises from 0 to 1 with the IoU of its present box from 0.3 to 0.6, so that
-    a score tells whether the box hits. Box and points: smooth L1 of the encoded values of face anchors.
+    Class: cross-entropy of all face anchors and of the hardest background anchors of the batch, three times as many.
+    The target of a face anchor rises from 0 to 1 as the IoU of its predicted box rises from 0.3 to 0.6, so that scores
+    reflect the accuracy of boxes. Box and points: smooth L1 of the encoded values of face anchors.
     """
     is_face_BA, is_none_BA = targets.labels == 1, targets.labels == 0
     num_faces = max(int(is_face_BA.sum()), 1)
     found_N4, true_N4 = raw.boxes[is_face_BA], targets.boxes[is_face_BA]
     log_p_BA2 = raw.logits.log_softmax(-1)
-    claim_N = ((_encoded_iou(found_N4.detach(), true_N4) - 0.3) / 0.3).clamp(0, 1)
-    of_faces = -(torch.stack([1 - claim_N, claim_N], -1) * log_p_BA2[is_face_BA]).sum()
+    target_N = ((_encoded_iou(found_N4.detach(), true_N4) - 0.3) / 0.3).clamp(0, 1)
+    of_faces = -(torch.stack([1 - target_N, target_N], -1) * log_p_BA2[is_face_BA]).sum()
     background = -log_p_BA2[is_none_BA][:, 0]
     hardest = background.topk(min(NEGATIVES_PER_POSITIVE * num_faces, len(background)), sorted=False).values
     of_box = F.smooth_l1_loss(found_N4, true_N4, reduction="sum", beta=0.3)
@@ -173,13 +173,10 @@ def multibox_loss(raw: RawOutput, targets: Targets) -> tuple[Tensor, Tensor, Ten
 
 
 def _encoded_iou(a_N4: Tensor, b_N4: Tensor) -> Tensor:
-    """IoU (N,) of encoded boxes of the same square anchors, whatever those are."""
+    """IoU (N,) of pairs of encoded boxes; it is the same for any square anchor that the pair shares."""
     anchor_4 = a_N4.new_tensor([0.0, 0.0, 1.0, 1.0])
     a_N4, b_N4 = decode_boxes(a_N4, anchor_4.expand(len(a_N4), 4)), decode_boxes(b_N4, anchor_4.expand(len(b_N4), 4))
-    low_N2, high_N2 = torch.maximum(a_N4[:, :2], b_N4[:, :2]), torch.minimum(a_N4[:, 2:], b_N4[:, 2:])
-    shared_N = (high_N2 - low_N2).clamp(min=0).prod(1)
-    areas_N = (a_N4[:, 2:] - a_N4[:, :2]).prod(1) + (b_N4[:, 2:] - b_N4[:, :2]).prod(1)
-    return shared_N / (areas_N - shared_N)
+    return box_iou(a_N4, b_N4).diagonal()
 
 
 def train_retinaface(
@@ -196,9 +193,10 @@ def train_retinaface(
     num_workers: int = 2,
     init_from: Path | None = None,
 ) -> None:
-    """Train the MobileNet RetinaFace, from scratch or from weights, and write its weights (safetensors, fp32) to `out`.
+    """Train the MobileNet RetinaFace, from scratch or from `init_from`, and write fp32 safetensors to `out`.
 
-    `work` holds the rendered scenes. A killed training goes on from its `Checkpoint`.
+    work: folder of the rendered scenes. A killed training resumes from its `Checkpoint`; `WeightsError` if that has
+    other settings.
     """
     rendered = render_scenes(
         work / f"scenes_{scene_px}_{seed}",
@@ -210,7 +208,8 @@ def train_retinaface(
     )
     torch.manual_seed(seed)
     network = RetinaFace("mobilenet0.25").to(device).train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=max_lr, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.01)
+    rates = schedule(optimiser, partial(learning_rate, num_steps=num_steps, max_lr=max_lr))
     settings: dict[str, float | str] = {
         "num_steps": num_steps,
         "num_scenes": num_scenes,
@@ -221,27 +220,23 @@ def train_retinaface(
     }
     if init_from:
         network.load_state_dict(load_file(init_from))
-    first_batch = 1_000_000 if init_from else 0  # going on from weights, see other batches than those that made them
-    checkpoint = Checkpoint(out, settings, network=network, optimiser=optimiser)
+    first_batch = 1_000_000 if init_from else 0  # other batches than those that the initial weights were trained on
+    checkpoint = Checkpoint(checkpoint_beside(out), settings, network=network, optimiser=optimiser, schedule=rates)
     num_before = checkpoint.resume(device)
     with track("train RetinaFace", total=num_steps, unit="steps", num_before=num_before) as progress:
         for step in range(num_before, num_steps):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, num_steps=num_steps, max_lr=max_lr)
             _train_step(network, optimiser, augmented_batch(rendered, seed=seed, step=first_batch + step), device)
+            rates.step()
             progress(1)
-            checkpoint.save_at_times(step + 1)
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_atomically(out, lambda temp: save_file(weights, temp))
+            checkpoint.save_if_due(step + 1)
+    write_safetensors(out, network.state_dict())
     checkpoint.remove()
 
 
-def learning_rate(step: int, *, num_steps: int, max_lr: float, warm_up_frac: float = 0.06) -> float:
-    """Linear rise to `max_lr`, then half a cosine to zero."""
-    warm_up = max(1, round(num_steps * warm_up_frac))
-    if step < warm_up:
-        return max_lr * (step + 1) / warm_up
-    return max_lr * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up)))
+def learning_rate(step: int, *, num_steps: int, max_lr: float, warm_up_frac: float = WARM_UP_FRAC) -> float:
+    """Return the learning rate of a step: a linear rise to `max_lr`, then half a cosine to zero."""
+    num_warm_up_steps = max(1, round(num_steps * warm_up_frac))
+    return warm_up_cosine(step, max_lr=max_lr, num_warm_up_steps=num_warm_up_steps, num_steps=num_steps)
 
 
 def _train_step(
@@ -251,7 +246,7 @@ def _train_step(
     with torch.autocast(device.type, dtype=torch.bfloat16):
         raw = network.raw(images_BHW3.permute(0, 3, 1, 2).contiguous())
     raw = RawOutput(*(values.float() for values in raw))
-    of_class, of_box, of_points = multibox_loss(raw, targets_of(batch, device=device))
+    of_class, of_box, of_points = multibox_loss(raw, make_targets(batch, device=device))
     optimiser.zero_grad()
     (of_class + BOX_WEIGHT * of_box + POINTS_WEIGHT * of_points).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
@@ -269,7 +264,7 @@ def evaluate_detector(
     seed: int = 0,
     min_side_px: float = 32.0,
 ) -> DetectorScores:
-    """Scores on scenes that no training of any seed below a million has seen; faces over `min_side_px` count."""
+    """Return `detection_scores` on scenes that no training with a seed below a million has seen."""
     unseen = scenes(bank_path, seed=EVALUATION_SEED_OFFSET + seed, indices=range(num_scenes), size_px=size_px)
     found, truths = [], []
     with track("evaluate RetinaFace", total=num_scenes, unit="scenes") as step:
@@ -289,11 +284,11 @@ def detection_scores(
     min_iou: float = 0.5,
     false_positives_per_image: float = 0.01,
 ) -> DetectorScores:
-    """Scores of the faces found in each image against its true ones.
+    """Return the scores of the detected faces `found`, best first, of each image against its true faces.
 
-    Best first, a found face takes the true one it overlaps most, if that is by `min_iou` and not taken; else it is a
-    false positive, unless half of it lies on a true face that does not count (`DetectorScores`; a face's size is its
-    longer side).
+    A detection is matched with the true face of the highest IoU, if that is at least `min_iou` and the face is not
+    matched yet; else it is a false positive, unless half of its area is on a true face that does not count
+    (`DetectorScores`). Faces count whose longer side exceeds `min_side_px`.
     """
     is_counted = [
         ((truth.boxes[:, 2:] - truth.boxes[:, :2]).max(1, initial=0) > min_side_px) & (truth.seen >= MIN_SEEN_FRAC)
@@ -304,7 +299,8 @@ def detection_scores(
     for faces, truth, counted in zip(found, truths, is_counted, strict=True):
         boxes = truth.boxes
         iou = box_iou(faces.boxes, torch.from_numpy(boxes)).numpy()
-        on_uncounted = _shared_fracs(faces.boxes.numpy(), boxes[~counted]).max(1, initial=0) >= 0.5
+        uncounted = torch.from_numpy(boxes[~counted])
+        on_uncounted = (covered_fracs(faces.boxes, uncounted) >= 0.5).any(1).tolist()
         is_taken = np.zeros(len(boxes), bool)
         for row, score in enumerate(faces.scores.tolist()):
             face = int(iou[row].argmax()) if len(boxes) else -1
@@ -332,8 +328,8 @@ def detection_scores(
     )
 
 
-def _shared_fracs(boxes_n4: np.ndarray, others_m4: np.ndarray) -> np.ndarray:
-    """How much of each box lies on each of the others, (n, m)."""
-    low = np.maximum(boxes_n4[:, None, :2], others_m4[None, :, :2])
-    high = np.minimum(boxes_n4[:, None, 2:], others_m4[None, :, 2:])
-    return (high - low).clip(0).prod(2) / (boxes_n4[:, 2:] - boxes_n4[:, :2]).prod(1)[:, None]
+def covered_fracs(boxes_N4: Tensor, others_M4: Tensor) -> Tensor:
+    """Return the share (N, M) of the area of each box that lies on each of the others; boxes are xyxy."""
+    low_NM2 = torch.maximum(boxes_N4[:, None, :2], others_M4[None, :, :2])
+    high_NM2 = torch.minimum(boxes_N4[:, None, 2:], others_M4[None, :, 2:])
+    return (high_NM2 - low_NM2).clamp(min=0).prod(2) / box_area(boxes_N4)[:, None]

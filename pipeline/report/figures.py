@@ -1,6 +1,6 @@
-"""Figures of trained heads: what they attend to, which connections they keep, how alike their tokens are.
+"""Figures of trained heads: attention, kept connections, similarity of tokens, loss curves.
 
-Each is drawn for paper: PNG and SVG, legible in grey (lines differ in dash, maps carry their numbers).
+Written as PNG and SVG; legible in greyscale (lines differ in dashes, matrices show their numbers).
 """
 
 # N frames, A action units, R branches, L transblocks, D channels
@@ -40,7 +40,7 @@ from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, done_folds, read_hi
 logger = logging.getLogger("fantrans")
 
 MAX_FRAMES = 2000
-"""Tested frames of a part that are looked at."""
+"""Greatest number of tested frames per fold that the heads are run on."""
 
 NUM_CAM_FACES = 5
 _DPI = 200
@@ -50,12 +50,12 @@ _BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Probe:
-    """What a run's heads do on the frames that they are tested on, all parts together.
+    """Outputs of a run's heads on their tested frames, concatenated over the folds.
 
-    labels_NA: 1, 0 or NaN for unknown. probabilities: (N, A) of each branch, the deployed one last, by its name.
-    gates_RA: mean ensemble weights, None for a single branch. masks_LA: share of the folds that keep an action unit in
-    a block of the deployed trunk, None without a learned drop. similarities: cosines of all pairs of different tokens
-    before the deployed classifier, None for the baseline. histories: of each fold.
+    labels_NA: 1, 0 or NaN for unknown. probabilities: (N, A) of each branch by name, the deployed one last. gates_RA:
+    ensemble weights averaged over frames, None for a single branch. masks_LA: share of the folds that keep an action
+    unit in a block of the deployed trunk, None without a learned drop. similarities: cosine similarities of all pairs
+    of different tokens before the deployed classifier, None for the baseline. histories: one row per epoch, by fold.
     """
 
     name: str
@@ -69,10 +69,10 @@ class Probe:
 
 
 def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Path) -> list[Path]:
-    """Draw finished runs, by the names that they go by: each into its own `figures/`, and all together into one.
+    """Draw runs, given by name and folder, each into its `figures/`, and all into one figure; return the files.
 
-    together: where token similarities of all go, without suffix. Raises `DataError` for a run without a finished fold,
-    or whose cache is gone.
+    together: path, without suffix, of the token similarities of all runs. Raises `DataNotFoundError` for a run without
+    a finished fold, `StoreError` if its cache does not exist.
     """
     probes, paths = [], []
     for name, folder in folders.items():
@@ -89,7 +89,7 @@ def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Pa
         if faces:
             drawn["score_cam"] = draw_score_cam(catalog, fold, record, cache, faces)
         else:
-            logger.warning("%s finds all active units in no frame: no Score-CAM is drawn", folder)
+            logger.warning("%s: no frame has all its active units detected, so Score-CAM is not drawn", folder)
         for title, figure in drawn.items():
             paths += _saved(figure, folder / "figures" / title)
     if any(probe.similarities is not None for probe in probes):
@@ -105,13 +105,16 @@ def _opened(catalog: Catalog, folder: Path) -> tuple[dict, CacheReader]:
 def _folds(folder: Path) -> dict[str, Path]:
     folds = done_folds(folder)
     if not folds:
-        raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
+        raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings")
     return folds
 
 
 @torch.inference_mode()
 def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> Probe:
-    """Run each fold's whole head on up to `MAX_FRAMES` of its tested frames, with the labels that it was scored by."""
+    """Run each fold's head, with all branches, on up to `MAX_FRAMES` of its tested frames, and collect the outputs.
+
+    record: content of `run.json`. cache: the cache of the run. Labels are those that the fold was scored with.
+    """
     aus = tuple(record["aus"])
     labels, probabilities, gates, masks, similarities = [], [], [], [], []
     histories, names = {}, []
@@ -123,7 +126,7 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
         tested = read_predictions(fold)
         found = CachedFrames(cache, tested.sample(min(len(tested), MAX_FRAMES), random_state=0), aus=aus)
         labels.append(found.labels_NA)
-        with track(f"look at fold {part}", total=len(found.rows), unit="frames") as step:
+        with track(f"probe fold {part}", total=len(found.rows), unit="frames") as step:
             for batch in evaluation_batches(cache, found, batch_size=_BATCH_SIZE):
                 f_c_BDHW = head.forward_features(batch.features)
                 tokens = [trunk(head.embedding(f_c_BDHW)) for trunk in head.trunks]
@@ -141,7 +144,7 @@ def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> P
         if head.shape.attention_drop == "learned" and head.shape.variant != "baseline":
             trunk = head.trunks[head.shape.branches[-1].trunk]
             drops = [module for module in trunk.modules() if isinstance(module, AttentionDrop)]
-            masks.append(np.stack([drop.mask(torch.empty(0)).numpy() for drop in drops]))
+            masks.append(np.stack([drop.mask.numpy() for drop in drops]))
     labels_NA = np.concatenate(labels).astype(np.float32)
     labels_NA[labels_NA < 0] = np.nan
     return Probe(
@@ -172,25 +175,25 @@ def _pair_cosines(tokens_BAD: Tensor) -> np.ndarray:
 
 
 def correlations(values_NA: np.ndarray) -> np.ndarray:
-    """Pearson's r (A, A) of columns, over the frames where both are known; NaN for a column that never changes."""
+    """Return Pearson's r (A, A) of the columns (N, A), over frames where both are known; NaN for a constant column."""
     return pd.DataFrame(values_NA).corr().to_numpy()
 
 
 def correlation_distance(ours_AA: np.ndarray, theirs_AA: np.ndarray) -> float:
-    """Euclidean distance of two correlation matrices a matrix element (Fig. 5): the norm over A^2, NaN left out."""
+    """Return the norm of the difference of two correlation matrices over their A^2 elements, without NaN (Fig. 5)."""
     gaps = (ours_AA - theirs_AA)[~np.isnan(ours_AA - theirs_AA)]
     return float(np.linalg.norm(gaps) / len(gaps)) if len(gaps) else float("nan")
 
 
 def draw_curves(probe: Probe) -> Figure:
-    """Losses by epoch, a line a fold."""
+    """Draw the losses over epochs, one line per fold."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, column, title in zip(
         axes, ("loss_cls", "loss_kd"), ("classification loss", "distillation loss"), strict=True
     ):
         for (part, history), dash in zip(probe.histories.items(), _DASHES, strict=False):
-            axis.plot(history["epoch"] + 1, history[column], dash, color="black", lw=1.4, label=f"tests {part}")
+            axis.plot(history["epoch"] + 1, history[column], dash, color="black", lw=1.4, label=f"tested on {part}")
         axis.set(xlabel="epoch", title=title, ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
@@ -199,7 +202,7 @@ def draw_curves(probe: Probe) -> Figure:
 
 
 def draw_correlations(probe: Probe) -> Figure:
-    """Correlation of the labels, and of each branch's probabilities with their distance to it (Fig. 5)."""
+    """Draw the correlations of the labels and of each branch's probabilities, with the distance of the two (Fig. 5)."""
     matrices = {"labels": correlations(probe.labels_NA)}
     matrices |= {name: correlations(values) for name, values in probe.probabilities.items()}
     figure = Figure(figsize=(4.3 * len(matrices), 4.4), layout="constrained")
@@ -228,7 +231,7 @@ def draw_correlations(probe: Probe) -> Figure:
 
 
 def draw_gates(probe: Probe) -> Figure:
-    """Mean weight of each branch in the ensemble, by action unit (Eq. 7)."""
+    """Draw the average weight of each branch in the ensemble, by action unit (Eq. 7)."""
     assert probe.gates_RA is not None
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axis = figure.subplots()
@@ -256,7 +259,7 @@ def draw_gates(probe: Probe) -> Figure:
 
 
 def draw_masks(probe: Probe) -> Figure:
-    """Which action units each block of the deployed trunk still listens to, as a share of the folds (Fig. 3)."""
+    """Draw which action units each block of the deployed trunk attends to, as a share of the folds (Fig. 3)."""
     assert probe.masks_LA is not None
     figure = Figure(figsize=(7, 0.45 * len(probe.masks_LA) + 1.2), layout="constrained")
     axis = figure.subplots()
@@ -270,7 +273,7 @@ def draw_masks(probe: Probe) -> Figure:
 
 
 def draw_similarities(probes: Sequence[Probe]) -> Figure:
-    """Distribution of the cosine similarity of different action units' tokens, a ridge a run (Fig. 6)."""
+    """Draw the distribution of the cosine similarity of different action units' tokens, one ridge per run (Fig. 6)."""
     shown = [(probe.name, probe.similarities) for probe in probes if probe.similarities is not None]
     figure = Figure(figsize=(6, 0.5 * len(shown) + 1), layout="constrained")
     axis = figure.subplots()
@@ -292,7 +295,7 @@ def draw_similarities(probes: Sequence[Probe]) -> Figure:
 
 
 class _ImageToLogits(nn.Module):
-    """Features and head as one network, since Score-CAM masks the image."""
+    """Feature network and head in one module, since Score-CAM masks the image."""
 
     def __init__(self, features: Network, head: DeployedHead) -> None:
         super().__init__()
@@ -308,12 +311,13 @@ class _ImageToLogits(nn.Module):
 def draw_score_cam(
     catalog: Catalog, fold: Path, record: Mapping, cache: CacheReader, chosen: Sequence[tuple[str, list[int]]]
 ) -> Figure:
-    """Frames of a fold's tested part, and what the F_c (4 x 4) of its deployed branch attends to (Fig. 1).
+    """Draw frames of a fold's tested part, and the Score-CAM of F_c (4 x 4) in its deployed head (Fig. 1).
 
-    A face's map is the mean of the Score-CAMs of its active units, those of the label that are also found.
+    chosen: frame_id and active units of each face, see `representative_faces`. The map of a face is the average over
+    its active units. Raises `DataError` if the catalog lacks the weights of the cache.
     """
     model = load_deployed(fold / DEPLOYED_NAME)
-    network = _ImageToLogits(_network_of(catalog, cache), model.head).eval()
+    network = _ImageToLogits(_load_features(catalog, cache), model.head).eval()
     faces = _faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
     figure = Figure(figsize=(2 * len(chosen), 4.6), layout="constrained")
     axes = np.atleast_2d(figure.subplots(2, len(chosen)).T)
@@ -337,18 +341,21 @@ def draw_score_cam(
 
 
 def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, list[int]]]:
-    """Frames with one to four active units that are all found, and these; of different subjects, most certain first."""
+    """Return up to `NUM_CAM_FACES` pairs of frame_id and active units, highest probability first.
+
+    Frames have one to four active units, all of them detected; subjects and sets of active units are all different.
+    """
     predictions = read_predictions(fold)
     labels = predictions[[au_column(au) for au in aus]].to_numpy(np.float32)
     found = predictions[[probability_column(au) for au in aus]].to_numpy()
     is_active = (labels == 1) & (found >= THRESHOLD)
     num_active = is_active.sum(1)
-    is_telling = (num_active == (labels == 1).sum(1)) & (num_active >= 1) & (num_active <= 4)
+    is_representative = (num_active == (labels == 1).sum(1)) & (num_active >= 1) & (num_active <= 4)
     certainty = np.where(is_active, found, 1).min(1)
-    order = np.argsort(-np.where(is_telling, certainty, -1))
+    order = np.argsort(-np.where(is_representative, certainty, -1))
     subjects: set[str] = set()
     chosen: dict[tuple[int, ...], str] = {}
-    for i in order[: int(is_telling.sum())]:
+    for i in order[: int(is_representative.sum())]:
         active = tuple(au for au, is_on in zip(aus, is_active[i], strict=True) if is_on)
         subject = predictions["subject"].iloc[i]
         if subject not in subjects and active not in chosen and len(chosen) < NUM_CAM_FACES:
@@ -358,20 +365,20 @@ def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, li
 
 
 def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequence[str]) -> list[np.ndarray]:
-    """Clean views, RGB uint8 (S, S, 3)."""
+    """Clean views of frames, RGB uint8 (S, S, 3)."""
     crops = CropReader(catalog.crops_dir(dataset) / cache.manifest["provenance"]["crops"]["folder"])
     rows = crops.index.set_index("frame_id")["row"].loc[list(frame_ids)].to_numpy()
     side = cache.document["crop"]["size_px"]
     return [render_view(crop, ViewParams(), view_px=side) for crop in crops.read_crops(rows)]
 
 
-def _network_of(catalog: Catalog, cache: CacheReader) -> Network:
+def _load_features(catalog: Catalog, cache: CacheReader) -> Network:
     features = cache.document["features"]
     entry = weights_in(features, catalog)
     if entry is None:
         raise DataError(
-            f"{cache.folder} was made with weights that the catalog lacks (sha256 "
-            f"{features['sha256'][:12]}...); add them to it"
+            f"{cache.folder} was computed with weights that are not in the catalog (sha256 "
+            f"{features['sha256'][:12]}...); add them"
         )
     return load_network(entry, "cpu")
 

@@ -1,10 +1,10 @@
-"""Rows of tables: runs that differ by seed alone, averaged over the seeds, and the difference of two rows.
+"""Rows of runs that differ by seed only, and the paired difference of two rows with its confidence interval.
 
-Intervals come from resampling subjects, the same ones for every row, so differences are paired, and with them the runs
-of a row, for the chance in training. Of a single run's chance they say nothing.
+Intervals come from a paired bootstrap over subjects and, where a row has several seeds, over its runs. With one seed,
+seed-to-seed variation is not included.
 """
 
-# R resamples, A action units
+# R resamples, A action units, S runs (one per seed), V values
 from __future__ import annotations
 
 import math
@@ -26,10 +26,12 @@ NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ by seed alone.
+    """Runs that differ by seed only.
 
-    values: F1 in percent (1 + R, A + 1), see `metrics.resampled_percent`, meant over the runs and, in a resample, over
-    runs drawn with it; None where none is done. tested: part, subject, action unit, known and positive frames.
+    name: as shown. published: the method's name in the published table, if any. folders: of the runs. values: F1 in
+    percent (1 + R, A + 1), see `metrics.resampled_percent`, averaged over the runs and, in each resample, over runs
+    drawn for it; None without runs. aus: action units, in order. tested: part, subject, action unit, number of known
+    and of positive frames.
     """
 
     name: str
@@ -39,23 +41,23 @@ class Row:
     aus: tuple[int, ...] = ()
     tested: frozenset[tuple[str, str, int, int, int]] = frozenset()
     percents: tuple[float, ...] = ()
-    """F1 of each run."""
+    """F1 of each run, averaged over folds and action units."""
     num_undefined: int = 0
-    """Pairs of fold and action unit, over the runs, without F1 (0/0)."""
+    """Number of pairs of fold and action unit, in all runs, whose F1 is undefined (0/0)."""
 
     @property
     def subjects(self) -> set[tuple[str, str]]:
-        """The tested ones, with their parts."""
+        """Tested subjects, as (part, subject)."""
         return {(part, subject) for part, subject, *_ in self.tested}
 
     @property
     def std(self) -> float:
-        """Standard deviation of a run's F1 over the seeds; NaN for a single run."""
+        """Standard deviation of F1 over the seeds, in points; NaN for a single run."""
         return float(np.std(self.percents, ddof=1)) if len(self.percents) > 1 else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the mean over action units."""
+        """95 % interval of the mean over action units, in percent; the row must have runs."""
         assert self.values is not None
         low, high = interval_percent(self.values[1:])
         return float(low[-1]), float(high[-1])
@@ -63,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Points of `ours` minus `theirs`: each AU's, last the mean's, with 95 % intervals (A + 1,)."""
+    """`ours` minus `theirs` in points of F1, (A + 1,) with the mean last, and the ends of the 95 % intervals."""
 
     ours: str
     theirs: str
@@ -75,10 +77,10 @@ class Difference:
     high: np.ndarray
 
     def sentence(self) -> str:
-        """What may be said of the means."""
+        """Return the conclusion on the mean F1, as one sentence."""
         points, low, high = self.points[-1], self.low[-1], self.high[-1]
         runs = (
-            "a run each, whose chance is not in it"
+            "one run each; seed-to-seed variation is not included"
             if self.num_runs == (1, 1)
             else "{} and {} runs".format(*self.num_runs)
         )
@@ -90,7 +92,7 @@ class Difference:
         return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
 
     def rich_table(self) -> Table:
-        """A row an action unit, for a terminal."""
+        """Return a table for the terminal, one row per action unit."""
         table = Table(title=f"{self.ours} minus {self.theirs}, points of F1", title_justify="left")
         for name in ("AU", "difference", "95 %"):
             table.add_column(name, justify="left" if name == "AU" else "right")
@@ -102,11 +104,28 @@ class Difference:
 
 
 def read_row(name: str, folders: Sequence[Path], *, published: str | None, parts: Collection[str] = PARTS) -> Row:
-    """The mean of runs over their finished folds of `parts`; `DataError` if they were tested on different frames."""
+    """Return the row of finished runs, given by their folders, over the finished folds of `parts`.
+
+    Raises `DataError` if the runs were tested on different frames or labels.
+    """
     tables = [
         pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])
         for folder in folders
     ]
+    return row_from_counts(name, tables, folders=tuple(folders), published=published)
+
+
+def row_from_counts(
+    name: str,
+    tables: Sequence[pd.DataFrame],
+    *,
+    folders: tuple[Path, ...] = (),
+    published: str | None = None,
+) -> Row:
+    """Return the row of runs given by their counts (`metrics.COUNT_COLUMNS`), one table per run.
+
+    folders: of the runs, if they have any. Raises `DataError` if the runs were tested on different frames or labels.
+    """
     if not tables:
         return Row(name, published, (), None)
     tested = [_tested(table) for table in tables]
@@ -119,14 +138,14 @@ def read_row(name: str, folders: Sequence[Path], *, published: str | None, parts
     num_undefined = sum(
         int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum()) for table in tables
     )
-    return Row(name, published, tuple(folders), _over_runs(values_SRV), aus, tested[0], percents, num_undefined)
+    return Row(name, published, folders, average_over_runs(values_SRV), aus, tested[0], percents, num_undefined)
 
 
-def _over_runs(values_SRV: np.ndarray) -> np.ndarray:
-    """Means over S runs (1 + R, V): of all of them, then, in each resample, of S - 1 drawn with replacement.
+def average_over_runs(values_SRV: np.ndarray) -> np.ndarray:
+    """Return values (S, 1 + R, V) averaged over runs, (1 + R, V): over all S in row 0, over drawn ones in the others.
 
-    One fewer than there are, so that the spread of the drawn means is that of a mean of S. The draws depend on S alone:
-    rows with the same seeds are resampled together.
+    Each resample draws S - 1 runs with replacement: the spread of such means is that of the mean of S runs. The draws
+    depend on S only, so that rows with the same seeds are resampled together.
     """
     num_runs, num_resamples = len(values_SRV), values_SRV.shape[1] - 1
     if num_runs == 1:
@@ -143,10 +162,13 @@ def _tested(counts: pd.DataFrame) -> frozenset[tuple[str, str, int, int, int]]:
 
 
 def difference(ours: Row, theirs: Row) -> Difference:
-    """Paired difference, its mean over the action units that both define; `DataError` where the tests were others."""
+    """Return the paired difference of two rows; its mean is over the action units that are defined in both.
+
+    Raises `DataError` if a row has no runs, or if the two were not tested on the same frames and labels.
+    """
     for row in (ours, theirs):
         if row.values is None:
-            raise DataError(f"no run of {row.name} is done; train it first")
+            raise DataError(f"no run of {row.name} is finished; train it first")
     if ours.tested != theirs.tested:
         raise DataError(
             f"{ours.name} and {theirs.name} were not tested on the same frames and labels ({len(ours.subjects)} and "
@@ -156,7 +178,7 @@ def difference(ours: Row, theirs: Row) -> Difference:
     assert theirs.values is not None
     gaps_RA = (ours.values - theirs.values)[:, :-1]
     gaps = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
-    num_runs = (len(ours.folders), len(theirs.folders))
+    num_runs = (len(ours.percents), len(theirs.percents))
     return Difference(
         ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0], *interval_percent(gaps[1:])
     )

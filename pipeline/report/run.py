@@ -1,4 +1,4 @@
-"""Aggregate the folds of a run into one F1 report: terminal, JSON, CSV and Markdown."""
+"""The F1 report of a run over its finished folds: terminal, JSON, CSV, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pandas as pd
 from rich.table import Table
 
 from pipeline.errors import DataNotFoundError
-from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
-from pipeline.training.metrics import THRESHOLD, Scores, summarise
+from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
 from pipeline.training.runs import done_folds, read_counts, read_run
 
 AVERAGES = "mean over folds of each part's F1, then mean over action units"
@@ -32,7 +32,10 @@ class Report:
     scores: Scores
 
     def table(self) -> pd.DataFrame:
-        """A row an action unit and one for their mean: F1 of each part, mean, interval, pooled, floor, counts."""
+        """Return one row per action unit and one for their mean, in percent and counts.
+
+        F1 of each part, averaged F1 with interval, pooled F1, F1 of always predicting "present", and label counts.
+        """
         scores = self.scores
         by_part = scores.folds.pivot_table("f1_percent", "au", "part", dropna=False)[list(self.parts)]
         aus = scores.aus.set_index("au")
@@ -46,7 +49,7 @@ class Report:
         return rows.astype({"num_positive": int, "num_known": int, "num_undefined": int}).reset_index()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, with undefined scores as null."""
+        """Return all scores and settings, with undefined scores as None."""
         return {
             "run": self.folder.name,
             "experiment": self.experiment,
@@ -64,13 +67,13 @@ class Report:
         }
 
     def markdown(self) -> str:
-        """The table with its legend."""
+        """Return the table with its legend."""
         lines = [f"# F1 of {self.folder.name}", "", _legend(self), ""]
         lines += markdown_table(_display_columns(self.parts), _display_rows(self))
         return "\n".join(lines) + "\n"
 
     def rich_table(self) -> Table:
-        """The table for a terminal."""
+        """Return the table for the terminal, without the columns that do not fit 80 characters."""
         table = Table(
             title=f"F1 in percent: {self.experiment} on {self.dataset}",
             caption=_legend(self),
@@ -94,19 +97,19 @@ class Report:
 
 
 def read_report(folder: Path) -> Report:
-    """Scores of the folds in a run's folder that are done; `DataError` if there is none."""
+    """Return the report of the finished folds in a run's folder; `DataNotFoundError` if there is none."""
     record = read_run(folder)
     done = done_folds(folder)
     if not done:
-        raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings to go on")
+        raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings")
     counts = [read_counts(fold) for fold in done.values()]
-    return Report(folder, record["experiment"], record["dataset"], tuple(done), summarise(pd.concat(counts)))
+    return Report(folder, record["experiment"], record["dataset"], tuple(done), compute_scores(pd.concat(counts)))
 
 
 def write_report(folder: Path) -> Report:
-    """Aggregate a run and write report.json, .csv, .md and .html into its folder."""
+    """Write report.json, .csv, .md and .html into a run's folder and return the report; raises as `read_report`."""
     report = read_report(folder)
-    write_bytes_atomically(folder / "report.json", json.dumps(report.as_json(), indent=2).encode())
+    write_json(folder / "report.json", report.as_json())
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     write_html(folder / "report.html", report.markdown())
@@ -114,26 +117,27 @@ def write_report(folder: Path) -> Report:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 _NOT_ON_TERMINAL = ("pooled", "of")
-"""Columns that 80 characters have no room for."""
+"""Columns that do not fit 80 characters."""
 
 
 def _legend(report: Report) -> str:
     undefined = report.scores.num_undefined
-    note = f" {undefined} fold and AU pairs are undefined (0/0) and left out." if undefined else ""
+    note = f" {undefined} pairs of fold and AU are undefined (0/0) and left out." if undefined else ""
     return (
-        "P1..P3: F1 on that part, trained on the others. F1: mean over folds. 95 %: interval from resampling "
-        f"subjects. Pooled: F1 of summed counts. Floor: always positive. Threshold {THRESHOLD}, last epoch.{note}"
+        "P1..P3: F1 on that part, trained on the others. F1: averaged over folds. 95 %: bootstrap over subjects; "
+        "seed-to-seed variation is not included. Pooled: F1 of summed counts. Always: F1 of always predicting "
+        f'"present". Threshold {THRESHOLD}, last epoch.{note}'
     )
 
 
 def _display_columns(parts: tuple[str, ...]) -> list[str]:
-    return ["AU", *parts, "F1", "95 %", "pooled", "floor", "positive", "of"]
+    return ["AU", *parts, "F1", "95 %", "pooled", "always", "positive", "of"]
 
 
 def _display_rows(report: Report) -> list[list[str]]:

@@ -1,4 +1,7 @@
-"""Many runs in one table: a set of experiments beside the published numbers, and two runs beside each other."""
+"""Tables of many runs: a set of experiments beside the published numbers; and the comparison of two runs.
+
+A row averages over its seeds; see pipeline/report/rows.py for the intervals.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.experiments import ExperimentSet, Member, resolve
 from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
-from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.training.runs import Runs, done_folds, run_folder
 
@@ -29,7 +32,7 @@ PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
 
 
 class Orderings(NamedTuple):
-    """Pairs of rows (better, worse) as published: those that ours bear out at 95 %, cannot tell apart, or reverse."""
+    """Pairs of rows (better, worse) as published, by our result at 95 %: the same order, unclear, or reversed."""
 
     alike: tuple[tuple[str, str], ...]
     unclear: tuple[tuple[str, str], ...]
@@ -38,7 +41,7 @@ class Orderings(NamedTuple):
 
 @dataclass(frozen=True)
 class SetTable:
-    """The rows of a set; the first one is what the others are compared with."""
+    """The rows of a set, of which the first is the reference of the others; `what_data` describes the data in words."""
 
     name: str
     dataset: str
@@ -46,10 +49,10 @@ class SetTable:
     rows: tuple[Row, ...]
     num_seeds: int
     published: pd.DataFrame
-    """Of the set's published table: method, au, f1_percent; empty without one."""
+    """Rows of the set's published table: method, au, f1_percent; empty if it has none."""
 
     def table(self) -> pd.DataFrame:
-        """One row per member: seeds, F1 of each AU and their mean, interval, gaps to the first row, published."""
+        """Return one row per member: seeds, F1 of each AU and mean, interval, difference to the first, published."""
         return pd.DataFrame([self._record(row) for row in self.rows])
 
     def _record(self, row: Row) -> dict[str, object]:
@@ -83,7 +86,7 @@ class SetTable:
         return None if found.empty else float(found["f1_percent"].iloc[0])
 
     def orderings(self) -> Orderings:
-        """Each two rows whose published means differ, and whether ours differ the same way."""
+        """Return the pairs of rows whose published means differ, by whether ours differ in the same direction."""
         known = [
             (row, value) for row in self.rows if row.values is not None and (value := self._published(row)) is not None
         ]
@@ -98,32 +101,33 @@ class SetTable:
         return Orderings(**{kind: tuple(pairs) for kind, pairs in found.items()})
 
     def legend(self) -> str:
-        """What the numbers are, where they come from, and which of the paper's orderings they bear out."""
-        sentences = self._what_it_is()
+        """Return sentences on what the numbers are and which of the published orderings they reproduce."""
+        sentences = self._description()
         orderings = self.orderings()
         if any(orderings):
             alike, unclear, reverse = map(len, orderings)
             sentences += (
-                f" Of the {alike + unclear + reverse} pairs of rows that the paper orders, ours orders {alike} the "
-                f"same way and {reverse} the other way at 95 %; {unclear} are not distinguishable."
+                f" Of the {alike + unclear + reverse} pairs of rows that the paper orders, {alike} have the same order "
+                f"here and {reverse} the reverse order at 95 %; {unclear} are not distinguishable."
             )
         if orderings.reverse:
             pairs = "; ".join(f"{worse} above {better}" for better, worse in orderings.reverse)
-            sentences += f" The other way: {pairs}."
+            sentences += f" Reversed: {pairs}."
         return sentences
 
-    def _what_it_is(self) -> str:
-        over_first = f" Over first: minus {self.rows[0].name}, paired." if len(self.rows) > 1 else ""
+    def _description(self) -> str:
+        over_first = f" Over first: paired difference to {self.rows[0].name}." if len(self.rows) > 1 else ""
         undefined = ", ".join(f"{row.name} {row.num_undefined}" for row in self.rows if row.num_undefined)
-        left_out = f" Undefined (0/0) and left out, pairs of fold and AU: {undefined}." if undefined else ""
+        left_out = f" Pairs of fold and AU that are undefined (0/0) and left out: {undefined}." if undefined else ""
         return (
-            f"F1 in percent, mean over parts and action units, threshold 0.5, last epoch. Ours: on {self.what_data}, "
-            f"means over up to {self.num_seeds} seeds. Published numbers are on the real data set. sd: of a "
-            f"run, over seeds. 95 %: from resampling subjects and runs.{over_first}{left_out}"
+            f"F1 in percent, averaged over parts and action units, threshold 0.5, last epoch. Ours: on "
+            f"{self.what_data}, averaged over up to {self.num_seeds} seeds. Published numbers are for the real data "
+            f"set. sd: standard deviation over seeds. 95 %: bootstrap over subjects and, with several seeds, runs; "
+            f"with one seed, seed-to-seed variation is not included.{over_first}{left_out}"
         )
 
     def rich_table(self) -> Table:
-        """For a terminal."""
+        """Return the table for the terminal, without the columns that do not fit 80 characters."""
         table = Table(
             title=f"{self.name} on {self.dataset}",
             caption=self.legend(),
@@ -137,12 +141,12 @@ class SetTable:
             table.add_column(_COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=_COLUMNS[i] != "over first")
         for row, cells in zip(self.rows, self._cells(), strict=True):
             missing = self.num_seeds - len(row.folders)
-            name = f"{row.name} ({missing} to come)" if missing else row.name
+            name = f"{row.name} ({missing} missing)" if missing else row.name
             table.add_row(name, *(cells[i] for i in shown[1:]))
         return table
 
     def markdown(self) -> str:
-        """The summary, then all action units in the paper's layout: ours, and under it the published row."""
+        """Return the summary and, in the layout of the paper, all action units: each row, then its published one."""
         lines = [f"# {self.name} on {self.dataset}", "", self.legend(), ""]
         lines += markdown_table(_COLUMNS, self._cells())
         aus = next((row.aus for row in self.rows if row.values is not None), ())
@@ -177,7 +181,7 @@ class SetTable:
 
 
 _NOT_ON_TERMINAL = ("seeds", "diff.")
-"""Columns that 80 characters have no room for."""
+"""Columns that do not fit 80 characters."""
 
 _COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 
@@ -185,9 +189,10 @@ _COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first
 def write_set_report(
     config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> tuple[SetTable, Path]:
-    """The table of a set's finished runs; writes .md, .html, .csv and .json under the runs root, returns the .md.
+    """Write the table of a set's finished runs as .md, .html, .csv and .json below the runs root.
 
-    The arguments are those of `train_folds`. A run counts when all its folds are done. Raises `DataError` if none is.
+    Returns the table and the path of the .md. The arguments are those of `train_folds`. A run counts if all its folds
+    are finished. Raises `DataError` if no run is, `ConfigError` for an unknown set or published table.
     """
     catalog = load_catalog()
     entry = catalog.dataset(dataset)
@@ -196,13 +201,13 @@ def write_set_report(
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
         command = f"fantrans train {config} --dataset {dataset}{more}"
-        raise DataError(f"no run of {config} on {dataset} is done; run `{command}`")
+        raise DataError(f"no run of {config} on {dataset} is finished; run `{command}`")
     published = pd.read_csv(PUBLISHED_FILE)
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
     what = "rendered faces" if entry.is_rendered else f"{entry.layout.upper()}, protocol {entry.protocol}"
     if init_from:
-        what += f", heads started from {init_from}"
+        what += f", heads initialised from {init_from}"
     num_seeds = max(len(member.experiments) for member in chosen.members)
     table = SetTable(chosen.name, dataset, what, rows, num_seeds, published)
     started = f"-from-{init_from}" if init_from else ""
@@ -218,7 +223,7 @@ def write_set_report(
         "rows": records,
         "orderings": table.orderings()._asdict(),
     }
-    write_bytes_atomically(as_json, json.dumps(document, indent=2).encode())
+    write_json(as_json, document)
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
     write_html(md.with_suffix(".html"), table.markdown())
@@ -231,7 +236,7 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
     known = set(published.loc[published["table"] == chosen.published_table, "method"])
     if not known:
         raise ConfigError(
-            f"{chosen.spec}: there is no `published_table` {chosen.published_table!r}; known ones: "
+            f"{chosen.spec}: `published_table` {chosen.published_table!r} does not exist; known ones: "
             f"{', '.join(sorted(set(published['table'])))}"
         )
     for member in chosen.members:
@@ -245,10 +250,11 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
 def compare_runs(
     ours: str, theirs: str, *, dataset: str | None = None, base: str | None = None, init_from: str | None = None
 ) -> Difference:
-    """Each a run (its folder, or its name under the runs root), or all finished seeds of an experiment or SET:MEMBER.
+    """Return the paired difference of two runs, or of two members with all their finished seeds.
 
-    The other arguments are those of `train_folds`, for the latter. Raises `DataError` where nothing is done, or where
-    the two were not tested on the same.
+    ours, theirs: a run (its folder, or its name below the runs root), an experiment or SET:MEMBER. The other arguments
+    are those of `train_folds`, for experiments and members. Raises `DataError` if nothing is finished, or if the two
+    were not tested on the same frames and labels.
     """
     catalog = load_catalog()
     return difference(*(_row_named(name, catalog, dataset, base, init_from) for name in (ours, theirs)))
@@ -260,23 +266,25 @@ def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | Non
         return read_row(name, [folder] if done_folds(folder) else [], published=None)
     if dataset is None:
         raise DataError(
-            f"{name} is not a run; for an experiment, or a member of a set as in table1:baseline, name its --dataset"
+            f"{name} is not a run; for an experiment, or a member of a set such as table1:baseline, pass its --dataset"
         )
     chosen = resolve(catalog, dataset, name, base=base)
     if len(chosen.members) > 1:
-        raise DataError(f"{name} has {len(chosen.members)} members; name one, such as {name}:{chosen.members[0].name}")
+        raise DataError(f"{name} has {len(chosen.members)} members; pass one, such as {name}:{chosen.members[0].name}")
     return _read_member(chosen.members[0], Runs(catalog, dataset, init_from=init_from))
 
 
 def _read_member(member: Member, runs: Runs) -> Row:
-    """Its runs that are whole."""
+    """The row of its finished runs."""
     try:
         made = [runs.resolve(experiment) for experiment in member.experiments]
-    except (StoreError, ConfigError) as error:  # one row's cache may be gone, or never have been made
+    except (StoreError, ConfigError) as error:  # the cache of one row may be missing
         logger.warning("%s: %s", member.name, error)
         made = []
     parts = member.experiments[0].parts
-    return read_row(member.name, [run.folder for run in made if run.is_whole], published=member.published, parts=parts)
+    return read_row(
+        member.name, [run.folder for run in made if run.is_finished], published=member.published, parts=parts
+    )
 
 
 def _number(record: dict, name: str, form: str = ".1f") -> str:

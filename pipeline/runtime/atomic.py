@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import WriteError
 
@@ -44,8 +46,7 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
         discard(temp)
         reason = error.strerror or str(error)
         raise WriteError(
-            f"{path} cannot be written: {reason}; free space or fix permissions, then run this again: finished work is "
-            "kept",
+            f"{path} cannot be written: {reason}; free space or fix permissions, then rerun: finished work is kept",
             error.errno,
         ) from None
     except BaseException:
@@ -78,6 +79,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_bytes_atomically(path: Path, data: bytes) -> None:
     """Write bytes to `path` atomically."""
     write_atomically(path, lambda temp: temp.write_bytes(data))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as JSON, indented by two spaces, with `write_atomically`."""
+    write_bytes_atomically(path, json.dumps(document, indent=2).encode())
+
+
+def write_safetensors(
+    path: Path, state: Mapping[str, Any], *, half: bool = False, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a state dict (name to torch tensor, on any device) as safetensors with `write_atomically`.
+
+    half: whether floating-point tensors are stored in fp16. metadata: strings for the file's header.
+    """
+    from safetensors.torch import save  # noqa: PLC0415 - the store writes files, too, and needs no torch
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    write_bytes_atomically(path, save(tensors, metadata))
 
 
 def file_sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from pipeline.errors import ConfigError
@@ -31,6 +32,18 @@ def map_batches(forward: Callable[[_In], _Out], batches: Iterable[_In], device: 
             yield future.result()
     finally:
         torch.set_num_threads(num_threads)
+
+
+def pad_batch(values: np.ndarray, size: int) -> np.ndarray:
+    """Return `values` (n, ...) contiguous in memory, with the last one repeated up to (size, ...).
+
+    Kernels, and with them the last bits of a result, are chosen by the shape of a batch: batches of one size give the
+    same bytes for an item whatever the number of items.
+    """
+    num_missing = size - len(values)
+    if num_missing <= 0:
+        return np.ascontiguousarray(values)
+    return np.concatenate((values, np.repeat(values[-1:], num_missing, 0)))
 
 
 def exact_convolutions() -> AbstractContextManager[None]:

@@ -1,10 +1,10 @@
-"""The model that is used after training: one branch in one safetensors file, with what it needs to be read.
+"""The deployed head: one branch in one safetensors file, with a description of how to use it.
 
-    head.safetensors     tensors of `models.head.DeployedHead`, nothing of what training drops
-    head.json            its shape, action units, threshold, and the features that it reads
-    head.onnx            the same for other runtimes: maps in, logits out
+    head.safetensors     tensors of `models.head.DeployedHead`, without the parts that only training needs
+    head.json            shape, action units, threshold, and the features that the head reads
+    head.onnx            the same head for other runtimes: maps in, logits out
 
-Loads no Prefect, no detector and no FAN weights.
+Imports no Prefect, no detector and no FAN weights.
 """
 
 # B frames, A action units, C channels, H W rows and columns of a map
@@ -20,23 +20,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.head import DeployedHead, HeadShape
 from pipeline.errors import ConfigError, DataNotFoundError
-from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
 from pipeline.training.metrics import THRESHOLD
 
 WEIGHTS_NAME = "head.safetensors"
 DESCRIPTION_NAME = "head.json"
 ONNX_NAME = "head.onnx"
 ONNX_TOLERANCE = 1e-5
+"""Greatest allowed difference between the logits of onnxruntime and torch, relative where a logit exceeds 1."""
 
 
 @dataclass(frozen=True)
 class DeployedModel:
-    """A head in eval mode and the action units that its logits are of, in order."""
+    """A head in eval mode, the action units of its logits in order, and the content of head.json."""
 
     head: DeployedHead
     aus: tuple[int, ...]
@@ -44,19 +45,18 @@ class DeployedModel:
 
     @torch.inference_mode()
     def probabilities(self, features: Mapping[str, Tensor]) -> np.ndarray:
-        """Maps as `Codec.decode` gives them -> fp32 (B, A) in 0..1; present where at least `threshold`."""
+        """Maps as `Codec.decode` returns them -> fp32 (B, A) in 0..1; at least the `threshold` means present."""
         return self.head(features).sigmoid().numpy()
 
 
 def write_deployed(
     folder: Path, head: DeployedHead, *, aus: tuple[int, ...], features: Mapping[str, Any], averages_flip: bool
 ) -> None:
-    """Write weights and description.
+    """Write weights and description into `folder`; raises `WriteError` if that fails.
 
-    features: the part of the cache's fingerprint that says what it reads. averages_flip: whether its scores are of
-    logits averaged with those of the flipped view.
+    aus: action units of the logits, in order. features: the part of the cache's fingerprint that describes the maps.
+    averages_flip: whether the head was scored on logits averaged with those of the flipped view.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     description = {
         "shape": asdict(head.shape),
         "aus": list(aus),
@@ -64,24 +64,24 @@ def write_deployed(
         "features": dict(features),
         "averages_flip": averages_flip,
     }
-    write_atomically(folder / WEIGHTS_NAME, lambda temp: save_file(tensors, temp))
-    write_bytes_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=2).encode())
+    write_safetensors(folder / WEIGHTS_NAME, head.state_dict())
+    write_json(folder / DESCRIPTION_NAME, description)
 
 
 def load_deployed(folder: Path | str) -> DeployedModel:
-    """Read what `write_deployed` wrote; `DataError` if it does not exist."""
+    """Read what `write_deployed` wrote, of this or an older version; `DataNotFoundError` if it does not exist."""
     folder = Path(folder)
     for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
         if not (folder / name).is_file():
-            raise DataNotFoundError(f"{folder / name} does not exist; train that fold first, or name another folder")
+            raise DataNotFoundError(f"{folder / name} does not exist; train that fold first, or pass another folder")
     description = json.loads((folder / DESCRIPTION_NAME).read_bytes())
-    head = DeployedHead(HeadShape(**description["shape"]))
+    head = DeployedHead(HeadShape.resolved(**description["shape"]))
     head.load_state_dict(load_file(folder / WEIGHTS_NAME))
     return DeployedModel(head.eval(), tuple(description["aus"]), description)
 
 
 def export_deployed(source: Path, out: Path) -> float:
-    """Copy the model of a fold to a folder of its own, add ONNX; returns how far the two differ at most."""
+    """Copy a fold's deployed head to the folder `out` and add ONNX; return the greatest difference (`write_onnx`)."""
     model = load_deployed(source)
     write_deployed(
         out,
@@ -94,7 +94,7 @@ def export_deployed(source: Path, out: Path) -> float:
 
 
 class _ByPosition(nn.Module):
-    """A head whose maps come one after the other, as ONNX wants them."""
+    """A head that takes its maps as positional arguments, as torch's ONNX exporter needs them."""
 
     def __init__(self, head: DeployedHead) -> None:
         super().__init__()
@@ -105,17 +105,16 @@ class _ByPosition(nn.Module):
 
 
 def write_onnx(folder: Path) -> float:
-    """Write the model of `folder` as ONNX too, run it with onnxruntime beside torch, return the greatest difference.
+    """Write the head of `folder` as ONNX, compare onnxruntime with torch and return the greatest difference of logits.
 
-    A difference counts relative to the logit where that is beyond 1.
-
-    Inputs are the maps of `HeadShape.feature_names`, fp32 (B, C, H, W) and hm (B, 1, H, W), any B; output `logits`
-    (B, A). Raises `ConfigError` without the packages, or where the two differ by more than 1e-5.
+    Differences are relative where a logit exceeds 1. Inputs are the maps of `HeadShape.feature_names`, fp32
+    (B, C, H, W) and hm (B, 1, H, W), for any B; the output is `logits` (B, A). Raises `ConfigError` if a package is
+    missing, or if the difference exceeds `ONNX_TOLERANCE`; then nothing is written.
     """
     try:
         onnxruntime, _ = (import_module(name) for name in ("onnxruntime", "onnxscript"))  # torch's exporter needs both
     except ImportError as error:
-        raise ConfigError(f"ONNX needs {error.name}; run `pip install 'fantrans[onnx]'`") from None
+        raise ConfigError(f"ONNX export needs the package {error.name}; run `pip install 'fantrans[onnx]'`") from None
     model = load_deployed(folder)
     shape = model.head.shape
     generator = torch.Generator().manual_seed(0)
@@ -151,8 +150,8 @@ def write_onnx(folder: Path) -> float:
             gaps.append(float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
         if max(gaps) > ONNX_TOLERANCE:
             raise ConfigError(
-                f"{folder / ONNX_NAME} would differ from the model by {max(gaps):.1e}, more than "
-                f"{ONNX_TOLERANCE}, and is not written"
+                f"{folder / ONNX_NAME} is not written: its logits differ from torch by {max(gaps):.1e}, more than "
+                f"{ONNX_TOLERANCE}"
             )
 
     write_atomically(folder / ONNX_NAME, export)

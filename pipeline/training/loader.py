@@ -1,11 +1,11 @@
 """Batches of cached features for heads: shuffled and augmented for training, in order and clean for evaluation.
 
-Training reads an epoch in pages, in an order that is the same for all heads: one reading feeds any number of them, and
-each takes from a page the frames of its own parts, in batches of its own. Threads read ahead, straight from the shards.
-The labels come from the frame index, so relabelling touches no feature.
+Training reads an epoch in pages (shuffle buffers), whose order is the same for all heads: one pass over the cache
+serves any number of heads, each of which takes the frames of its own parts from a page, in its own batches. Threads
+prefetch pages from the shards. Labels come from the frame index, so that relabelling changes no features.
 """
 
-# B frames of a batch, N frames in all, A action units, C channels, H W rows and columns of a map
+# B frames of a batch, N frames in total, A action units, C channels, H W rows and columns of a map
 from __future__ import annotations
 
 from collections import deque
@@ -26,26 +26,29 @@ from pipeline.tables import au_column
 
 MAX_PAGE_ROWS = 512
 MAX_PAGE_BYTES = 2**30
-"""A page is read, and shuffled, together; stored rows are shuffled already, so they need not be many."""
+"""Greatest size of a page, whose rows are shuffled together; stored rows are shuffled already, so it can be small."""
 
 RUN_ROWS = 32
-"""Neighbouring rows that go into the same page."""
+"""Number of neighbouring rows that are read into the same page."""
 
 _NUM_THREADS = 2
 _ROWS_AHEAD = 256
 
 
 def page_sizes(cache: CacheReader) -> dict[str, int]:
-    """Rows of a page and of a run of neighbours: with the rows' number, all that decides an epoch's order."""
+    """Return the number of rows in a page ("rows") and in a run of neighbours ("run").
+
+    With the number of rows, they decide the order of an epoch.
+    """
     row_bytes = sum(spec.row_bytes for spec in cache.input_specs)
     num_runs = max(1, min(MAX_PAGE_ROWS, MAX_PAGE_BYTES // row_bytes) // RUN_ROWS)
     return {"rows": num_runs * RUN_ROWS, "run": RUN_ROWS}
 
 
 class Batch(NamedTuple):
-    """Part of an epoch, on the device.
+    """Frames of one step, on the device.
 
-    features: what the cache's codec decodes, see `Codec.decode`. labels_BA: int8 in {0, 1, -1 unknown}.
+    features: by map, as `Codec.decode` returns them. labels_BA: int8 in {0, 1, -1 unknown}.
     """
 
     features: dict[str, Tensor]
@@ -54,10 +57,10 @@ class Batch(NamedTuple):
 
 
 class CachedFrames:
-    """The frames of an index that a cache holds.
+    """The frames of an index that are in a cache.
 
-    Attributes: `rows` (N,) of the cache, ascending, and in their order `labels_NA` int8 and `frame_ids`; `num_missing`
-    frames of the index that the cache does not hold (no face, unreadable).
+    Attributes: `rows` (N,) of the cache, ascending; in the same order `labels_NA` (int8) and `frame_ids`; and
+    `num_missing`, the number of frames of the index that are not in the cache (no face, or unreadable).
     """
 
     def __init__(
@@ -69,17 +72,17 @@ class CachedFrames:
         parts: Collection[str] | None = None,
         at_least: int = 1,
     ) -> None:
-        """frames: `FRAME_COLUMNS` and labels of `aus`; only those in `parts` (default: all) count.
+        """frames: `FRAME_COLUMNS` and labels of `aus`, of which those in `parts` (default: all) are used.
 
-        Raises `StoreError` where the cache has fewer than `at_least` of them.
+        Raises `StoreError` if the cache has fewer than `at_least` of them.
         """
         if parts is not None:
             frames = frames[frames["part"].isin(list(parts))]
         found = cache.index[["frame_id", "row"]].merge(frames, on="frame_id").sort_values("row")
         if len(found) < at_least:
             raise StoreError(
-                f"{cache.folder} holds {len(found)} of the {len(frames)} frames asked for, too few for one batch of "
-                f"{at_least}; run `fantrans refresh`, or take smaller batches"
+                f"{cache.folder} holds {len(found)} of the {len(frames)} frames needed, too few for one batch of "
+                f"{at_least}; run `fantrans refresh`, or lower `train.batch_size`"
             )
         self.num_missing = len(frames) - len(found)
         self.rows = found["row"].to_numpy()
@@ -95,9 +98,11 @@ def evaluation_batches(
     view: int = CLEAN_VIEW,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """All frames in the cache's order, of the clean or the flipped view; raises `DataError` for another view."""
+    """Yield all frames in the order of the cache, of the clean or the flipped view; `DataError` for another view."""
     if view not in (CLEAN_VIEW, FLIPPED_VIEW):
-        raise DataError(f"view {view} is an augmented one, and evaluation reads {CLEAN_VIEW} or {FLIPPED_VIEW}")
+        raise DataError(
+            f"view {view} is augmented; evaluation reads view {CLEAN_VIEW} (clean) or {FLIPPED_VIEW} (flipped)"
+        )
     starts = range(0, len(frames.rows), batch_size)
     places = [np.arange(start, min(start + batch_size, len(frames.rows))) for start in starts]
     for at, stored in zip(places, _read_ahead(cache, [(frames.rows[at], view) for at in places]), strict=True):
@@ -108,7 +113,7 @@ def evaluation_batches(
 
 @dataclass(frozen=True)
 class Page:
-    """Rows (n,) of the cache that an epoch reads together, and their arrays as they are stored, on the device."""
+    """A shuffle buffer: rows (n,) of the cache, with their stored (encoded) arrays on the device."""
 
     epoch: int
     number: int
@@ -118,7 +123,7 @@ class Page:
 
 
 class TrainingPages:
-    """The pages of training epochs: the cache's rows in an order that the epoch's number alone decides."""
+    """The pages of training epochs: the cache's rows in an order that depends on the epoch's number only."""
 
     def __init__(
         self,
@@ -129,10 +134,10 @@ class TrainingPages:
         num_views: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """frames: frame_id and part; rows in `parts` are read, and take the places that they have among all rows.
+        """frames: frame_id and part. Rows of `parts` are read, in the order that they have among all rows.
 
-        Augmented views below `num_views` (default: all that the cache has) are read in turn, an epoch each, or the
-        clean one if there are none.
+        Epochs alternate between the augmented views below `num_views` (default: all in the cache); without any, they
+        read the clean view.
         """
         known = cache.index[["frame_id", "row"]].merge(frames[["frame_id", "part"]], on="frame_id").sort_values("row")
         self._rows, self._is_read = known["row"].to_numpy(), known["part"].isin(list(parts)).to_numpy()
@@ -141,31 +146,39 @@ class TrainingPages:
         self._page_rows = page_sizes(cache)["rows"]
 
     def view_in(self, epoch: int) -> int:
-        """The view that an epoch reads."""
+        """Return the number of the view that an epoch reads."""
         num_augmented = self._num_views - FIRST_AUGMENTED_VIEW
         return FIRST_AUGMENTED_VIEW + epoch % num_augmented if num_augmented > 0 else CLEAN_VIEW
 
     def epochs(self, first: int, end: int) -> Generator[Page, None, None]:
-        """The pages of epochs `first` to `end` - 1."""
-        plan = [(epoch, *page) for epoch in range(first, end) for page in self._pages_of(epoch)]
+        """Yield the pages of epochs `first` to `end` - 1."""
+        plan = [(epoch, *page) for epoch in range(first, end) for page in self._pages(epoch)]
         wanted = [(rows, self.view_in(epoch)) for epoch, _, _, rows in plan]
         for (epoch, number, is_last, rows), stored in zip(plan, _read_ahead(self._cache, wanted), strict=True):
             yield Page(epoch, number, is_last, rows, _on_device(stored, self._device))
 
-    def _pages_of(self, epoch: int) -> list[tuple[int, bool, np.ndarray]]:
-        """Number, whether it is the last, and rows of each page: runs of neighbours from all over the cache."""
-        runs = np.array_split(np.arange(len(self._rows)), max(1, len(self._rows) // RUN_ROWS))
-        order = np.concatenate([runs[i] for i in np.random.default_rng(epoch).permutation(len(runs))])
-        pages = [order[start : start + self._page_rows] for start in range(0, len(order), self._page_rows)]
+    def _pages(self, epoch: int) -> list[tuple[int, bool, np.ndarray]]:
+        """Number of each page, whether it is the last, and its rows in ascending order."""
+        pages = page_order(len(self._rows), epoch=epoch, page_rows=self._page_rows, run_rows=RUN_ROWS)
         rows = [np.sort(self._rows[page[self._is_read[page]]]) for page in pages]
         return [(i, i == len(pages) - 1, rows[i]) for i in range(len(pages))]
 
 
-class HeadBatches:
-    """What one head sees of the pages: shuffled batches of its own parts' frames, whole ones only.
+def page_order(num_rows: int, *, epoch: int, page_rows: int, run_rows: int) -> list[np.ndarray]:
+    """Return the positions 0 to `num_rows` - 1 in pages of `page_rows`: runs of about `run_rows` neighbours, shuffled.
 
-    An epoch's batches depend on the cache's rows, the parts, the seed, the batch size and the epoch's number, and on
-    nothing else: not on who reads along.
+    The order depends on the arguments only.
+    """
+    runs = np.array_split(np.arange(num_rows), max(1, num_rows // run_rows))
+    order = np.concatenate([runs[i] for i in np.random.default_rng(epoch).permutation(len(runs))])
+    return [order[start : start + page_rows] for start in range(0, num_rows, page_rows)]
+
+
+class HeadBatches:
+    """The batches of one head: frames of its parts, taken from the pages and shuffled, in batches of full size only.
+
+    The batches of an epoch depend on the cache's rows, the parts, the seed, the batch size and the number of the epoch
+    only, and not on the other heads.
     """
 
     def __init__(self, cache: CacheReader, frames: CachedFrames, *, batch_size: int, seed: int) -> None:
@@ -176,11 +189,11 @@ class HeadBatches:
 
     @property
     def num_batches(self) -> int:
-        """Batches of an epoch; the few frames that are left over at its end are not seen."""
+        """Number of batches per epoch; frames that do not fill the last batch are not used in that epoch."""
         return len(self.frames.rows) // self._batch_size
 
     def from_page(self, page: Page) -> Iterator[Batch]:
-        """The batches that a page completes, to be taken to the last; pages come in an epoch's order."""
+        """Yield the batches that a page completes; take them all, and pass the pages in the order of the epoch."""
         if page.number == 0:
             self._left_rows = np.empty(0, np.int64)
         mine = np.flatnonzero(np.isin(page.rows, self.frames.rows, assume_unique=True))
@@ -201,7 +214,7 @@ class HeadBatches:
         self._left_rows = rows[rest]
 
     def _gathered(self, name: str, stored: Tensor, mine: np.ndarray, chosen: np.ndarray) -> Tensor:
-        """Values of the places `chosen` among the frames left over, then the page's own."""
+        """Values at the positions `chosen` in the frames left over from earlier pages, followed by this page's own."""
         num_left = len(self._left_rows)
         is_left = chosen < num_left
         from_page = mine[np.maximum(chosen - num_left, 0)] if len(mine) else np.zeros(len(chosen), np.int64)
@@ -218,7 +231,7 @@ def _index(places: np.ndarray, tensor: Tensor) -> Tensor:
 
 
 def _read_ahead(cache: CacheReader, wanted: list[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
-    """The codec's arrays of rows in a view, item by item; threads read the next one, or several small ones."""
+    """Yield the codec's arrays for each (rows, view), while threads read the next one, or several small ones."""
     todo = deque(wanted)
     coming: deque[tuple[list[Future[None]], dict[str, np.ndarray]]] = deque()
     num_coming = 0

@@ -1,7 +1,7 @@
-"""Counts of right and wrong answers, and the scores that follow from these counts alone.
+"""Counts of correct and wrong predictions, and the scores that follow from these counts.
 
-A table of counts has one row a subject and action unit; F1 is in percent, and NaN ("undefined") where there is neither
-a positive label nor a positive answer, never 0. See docs/protocols.md.
+A table of counts has one row per subject and action unit. F1 is in percent; it is NaN ("undefined"), not 0, if there is
+neither a positive label nor a positive prediction. See docs/protocols.md.
 """
 
 # N frames, A action units, R resamples, S subjects
@@ -24,9 +24,9 @@ CONFIDENCE_PERCENT = 95
 
 @dataclass(frozen=True)
 class Scores:
-    """What the counts of a run amount to; every F1 in percent.
+    """Scores of the folds of a run; every F1 in percent.
 
-    folds: one row per part and AU with its counts, `f1_percent` and `always_positive_percent`, the F1 of answering
+    folds: one row per part and AU with its counts, `f1_percent` and `always_positive_percent`, the F1 of predicting
     "present" for every frame.
     aus: one row per AU. `f1_percent` and `always_positive_percent` are averaged over the folds where they are defined,
     `pooled_percent` is the F1 of the folds' summed counts, `low_percent` and `high_percent` are the 95 % interval of
@@ -46,7 +46,7 @@ class Scores:
 
 
 def f1_percent(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> np.ndarray:
-    """F1 of counts of any one shape, in percent; NaN where tp, fp and fn are all 0."""
+    """Return the F1 in percent for counts of any common shape; NaN where tp, fp and fn are all 0."""
     twice_tp = 2.0 * np.asarray(tp)
     with np.errstate(invalid="ignore"):
         return 100 * twice_tp / (twice_tp + np.asarray(fp) + np.asarray(fn))
@@ -61,11 +61,11 @@ def confusion_counts(
     part: str,
     threshold: float = THRESHOLD,
 ) -> pd.DataFrame:
-    """Counts (`COUNT_COLUMNS`) of one fold, from labels in {0, 1, -1 unknown} and probabilities in 0..1.
+    """Return the counts (`COUNT_COLUMNS`) of one fold from labels (N, A) and probabilities (N, A).
 
-    `subjects` names each of the N frames' person; `part` is the tested part. A probability of at least `threshold` is
-    the answer "present"; frames whose label is unknown count as `unknown` alone. Raises `DataError` where shapes differ
-    or a probability is NaN.
+    Labels are in {0, 1, -1 unknown}, probabilities in 0..1. subjects: subject of each of the N frames. part: the tested
+    part. A probability of at least `threshold` predicts "present"; frames with an unknown label are counted as
+    `unknown` only. Raises `DataError` if shapes differ or a probability is NaN.
     """
     labels_NA, probabilities_NA = np.asarray(labels_NA), np.asarray(probabilities_NA)
     expected = (len(subjects), len(aus))
@@ -74,7 +74,9 @@ def confusion_counts(
             raise DataError(f"{name} of part {part} are {array.shape}, expected {expected} (frames, action units)")
     if np.isnan(probabilities_NA).any():
         num_frames = int(np.isnan(probabilities_NA).any(1).sum())
-        raise DataError(f"{num_frames} frames of part {part} have no probability; leave out frames without features")
+        raise DataError(
+            f"{num_frames} frames of part {part} have NaN as probability; leave out frames without features"
+        )
     answers_NA = probabilities_NA >= threshold
     is_present_NA, is_absent_NA = labels_NA == 1, labels_NA == 0
     names_S, subject_N = np.unique(np.asarray(subjects), return_inverse=True)
@@ -95,8 +97,8 @@ def confusion_counts(
     return table
 
 
-def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0) -> Scores:
-    """Scores of the counts of one or more folds, each under its own `part`."""
+def compute_scores(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0) -> Scores:
+    """Return the scores of the counts of one or more folds, each with its own `part`."""
     folds = counts.groupby(["part", "au"])[OUTCOMES].sum().reset_index()
     folds["f1_percent"] = f1_percent(folds["tp"], folds["fp"], folds["fn"])
     folds["always_positive_percent"] = _always_positive_percent(folds)
@@ -128,17 +130,18 @@ def summarise(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0)
 
 
 def _always_positive_percent(counts: pd.DataFrame) -> np.ndarray:
-    """F1 of always answering "present"; NaN where F1 is undefined, so that both are means over the same folds."""
+    """F1 of always predicting "present"; NaN where F1 is undefined, so that both are averaged over the same folds."""
     num_positive = counts["tp"] + counts["fn"]
     floor = f1_percent(num_positive, counts["fp"] + counts["tn"], np.zeros(len(counts)))
     return np.where(counts["f1_percent"].isna(), np.nan, floor)
 
 
 def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0) -> np.ndarray:
-    """F1 (1 + R, A + 1) of each AU, meant over folds, and, last, of their mean: of all subjects, then of resamples.
+    """Return F1 in percent averaged over folds, float64 (1 + R, A + 1).
 
-    Subjects are drawn with replacement inside their own part, since each fold's model answers for its own part. Counts
-    of the same subjects see the same draws, so that resamples of two runs can be subtracted row by row.
+    Row 0 uses all subjects, each other row a bootstrap sample; the last column is the mean over AUs. Subjects are drawn
+    with replacement within their part, since each fold's head predicts its own part. Counts of the same subjects get
+    the same draws, so that the resamples of two runs can be subtracted row by row.
     """
     rng = np.random.default_rng(seed)
     f1_FRA = []
@@ -154,7 +157,7 @@ def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0
 
 
 def interval_percent(values_RV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends (V,) of the 95 % interval of each column of resamples; NaN where a column is."""
+    """Return the ends (V,) of the 95 % interval of each column of resamples (R, V); NaN for a column of NaN."""
     tail = (100 - CONFIDENCE_PERCENT) / 2
     is_defined_V = ~np.isnan(values_RV).all(0)
     ends = np.full((2, values_RV.shape[1]), np.nan)
@@ -163,7 +166,7 @@ def interval_percent(values_RV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_of_defined(values: np.ndarray, *, axis: int) -> np.ndarray:
-    """Mean over `axis` of what is not NaN; NaN where nothing is."""
+    """Return the mean over `axis` of the values that are not NaN; NaN if all are."""
     num_defined = (~np.isnan(values)).sum(axis)
     with np.errstate(invalid="ignore"):
         return np.nansum(values, axis) / num_defined

@@ -1,4 +1,4 @@
-"""Predict a part with a deployed head, and count its right and wrong answers."""
+"""Predict the frames of a part with a deployed head, and count correct and wrong predictions."""
 
 # N frames, A action units
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BATCH_SIZE = 64
 
 
 def probability_column(au: int) -> str:
-    """Column of a predicted probability: `probability_column(1) == "p_01"`."""
+    """Return the column name of an action unit's probability: `probability_column(1) == "p_01"`."""
     return f"p_{au:02d}"
 
 
@@ -34,9 +34,10 @@ def predict(
     device: str,
     averages_flip: bool = False,
 ) -> pd.DataFrame:
-    """Probabilities of a part's frames that the cache holds: frame_id, subject, part, `p_01`..., labels `au_01`...
+    """Return one row per frame of `test_part` in the cache: frame_id, subject, part, `p_01`..., labels `au_01`...
 
-    Of the clean view; with `averages_flip`, logits are meant with those of the flipped view before the sigmoid.
+    Probabilities (0..1) are of the clean view; with `averages_flip`, logits are averaged with those of the flipped view
+    before the sigmoid. frames: the index with labels of `aus`. Raises `StoreError` if the cache has none of the frames.
     """
     views = (CLEAN_VIEW, FLIPPED_VIEW) if averages_flip else (CLEAN_VIEW,)
     found = CachedFrames(cache, frames, aus=aus, parts=[test_part])
@@ -53,7 +54,10 @@ def predict(
 
 
 def count(predictions: pd.DataFrame, *, aus: tuple[int, ...], test_part: str) -> pd.DataFrame:
-    """Counts of a predicted part at threshold 0.5, a row a subject and action unit (`metrics.COUNT_COLUMNS`)."""
+    """Return the counts (`metrics.COUNT_COLUMNS`) of `predict`'s table, one row per subject and action unit.
+
+    The threshold is 0.5. Raises `DataError` if a probability is NaN.
+    """
     return confusion_counts(
         predictions[[au_column(au) for au in aus]].to_numpy(np.int8),
         predictions[[probability_column(au) for au in aus]].to_numpy(),
@@ -65,6 +69,6 @@ def count(predictions: pd.DataFrame, *, aus: tuple[int, ...], test_part: str) ->
 
 @torch.inference_mode()
 def _logits(head: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
-    """Logits (N, A) on the CPU, batch after batch."""
+    """Logits fp32 (N, A) on the CPU."""
     head.eval()
     return torch.cat([head(batch.features).float().cpu() for batch in batches])

@@ -1,17 +1,16 @@
-"""A run: one experiment on one revision of one cache, in a folder that is named by all that decides its result.
+"""A run: one experiment on one revision of one cache, in a folder named by everything that decides its result.
 
 runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
-    fold-P1/checkpoint.pt    state after the last whole epoch, gone once the fold is done
-    fold-P1/head.safetensors         the head as it was trained
-    fold-P1/deployed/                the branch that is used afterwards, see pipeline/training/export.py
+    fold-P1/checkpoint.pt    state after the last complete epoch; removed when the fold is done
+    fold-P1/head.safetensors         the head as trained, with all branches
+    fold-P1/deployed/                the deployed head, see pipeline/training/export.py
     fold-P1/predictions.parquet, counts.parquet
-    fold-P1/result.json      history and sizes; written last, so a fold that has it is done
+    fold-P1/result.json      history and sizes; written last, so it marks the fold as done
 """
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from pipeline.datasets.index import read_index
 from pipeline.errors import ConfigError, DataError, DataNotFoundError, StoreError, StoreNotFoundError
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
-from pipeline.runtime.atomic import file_sha256, write_bytes_atomically
+from pipeline.runtime.atomic import file_sha256, write_json
 from pipeline.store.fingerprint import fingerprint
 from pipeline.tables import read_record, read_table
 from pipeline.training.loader import page_sizes
@@ -45,12 +44,12 @@ _FOLD_PREFIX = "fold-"
 _MADE_BY = "fantrans train"
 
 RUN_VERSION = 1
-"""Raised when the same settings on the same cache train another head."""
+"""Increased when the same settings on the same cache train another head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """One experiment on one revision of one cache, and where its results go."""
+    """One experiment on one revision of one cache, and the folder of its results."""
 
     experiment: ExperimentConfig
     dataset: str
@@ -59,28 +58,29 @@ class TrainingRun:
     cache: CacheReader
     folder: Path
     init_from: Path | None
-    """Folder of a run whose heads, part by part, are the start."""
+    """Folder of a run whose heads initialise those of the same test parts; None without one."""
     record: Mapping[str, Any]
-    """All that decides the result, as `run.json` says it."""
+    """Everything that decides the result, as stored in `run.json`."""
 
     def fold_folder(self, test_part: str) -> Path:
-        """Where the fold that tests `test_part` goes."""
+        """Return the folder of the fold that tests `test_part`."""
         return fold_folder(self.folder, test_part)
 
     def is_done(self, test_part: str) -> bool:
-        """Whether a fold's result stands."""
+        """Return whether the fold that tests `test_part` is finished."""
         return _is_done(self.fold_folder(test_part))
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all folds of the experiment are done."""
+    def is_finished(self) -> bool:
+        """Whether all folds of the experiment are finished."""
         return all(self.is_done(part) for part in self.experiment.parts)
 
 
 class Runs:
-    """The runs of experiments on a data set: its index and each of its caches are opened once, at their newest.
+    """Runs of experiments on a data set; its index and each of its caches are opened once, at the newest revision.
 
-    `init_from` is a run, or a data set: then its run of the same experiment.
+    init_from: a run that initialises the heads, or a data set: then its run of the same experiment. Raises
+    `DataNotFoundError` if it is neither.
     """
 
     def __init__(self, catalog: Catalog, dataset: str, *, init_from: str | None = None) -> None:
@@ -90,16 +90,17 @@ class Runs:
             self._source = run_folder(catalog, init_from)
             if self._source is None:
                 raise DataNotFoundError(
-                    f"{init_from} is not a run or a data set; pass one that `fantrans train` printed"
+                    f"{init_from} is neither a run nor a data set; pass a folder printed by `fantrans train`"
                 )
         self._frames: pd.DataFrame | None = None
         self._caches: dict[Path, CacheReader] = {}
 
     def resolve(self, experiment: ExperimentConfig) -> TrainingRun:
-        """Pin the cache's newest revision and name the run by everything that decides its result.
+        """Return the run of an experiment on the newest revision of its cache.
 
-        Raises `StoreError` when the data set has no cache of the experiment's settings, `DataError` when subjects cross
-        parts, `ConfigError` for an experiment that the cache cannot serve.
+        Its folder is named by everything that decides the result. Raises `StoreError` if the data set has no cache of
+        the experiment's settings, `DataError` if a subject is in two parts, `ConfigError` for an experiment that reads
+        maps which the cache does not hold.
         """
         catalog, dataset = self._catalog, self._dataset
         source = self._source if self._sources is None else self._sources.resolve(experiment).folder
@@ -148,7 +149,7 @@ class Runs:
         folder = self._catalog.cache_dir(self._dataset) / cache_fingerprint(experiment.cache, self._catalog)
         if not folder.is_dir():
             raise StoreNotFoundError(
-                f"{self._dataset} has no cache of the settings in {experiment.name} ({folder} does not exist); "
+                f"{self._dataset} has no cache with the settings of {experiment.name} ({folder} does not exist); "
                 f"run `fantrans refresh {self._dataset} --config {experiment.refresh_args}`"
             )
         if folder not in self._caches:
@@ -157,14 +158,20 @@ class Runs:
 
 
 def prepare_run(config: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
-    """The run of one experiment in configs/, or in a .yaml file, on the data set's newest cache."""
+    """Return the run of one experiment, named in configs/ or a .yaml file, on the data set's newest cache.
+
+    Raises what `load_experiment` and `Runs.resolve` raise.
+    """
     return Runs(load_catalog(), dataset, init_from=init_from).resolve(experiments.load_experiment(config))
 
 
 def resolve_runs(
     config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> list[TrainingRun]:
-    """The runs of an experiment (one), or of a set (one per member and seed), on the data set's newest caches."""
+    """Return the run of an experiment, or the runs of a set (one per member and seed), on the newest caches.
+
+    Raises what `Runs.resolve` raises, and `ConfigError` for an unknown experiment.
+    """
     catalog = load_catalog()
     runs = Runs(catalog, dataset, init_from=init_from)
     return [
@@ -173,29 +180,29 @@ def resolve_runs(
 
 
 def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
-    """The experiment's run on the newest cache and labels if all its folds are done; None if anything is missing."""
+    """Return the experiment's run on the newest cache and labels if all its folds are finished, else None."""
     try:
         run = prepare_run(config, dataset=dataset)
     except (StoreError, DataError):
         return None
-    return run if run.is_whole else None
+    return run if run.is_finished else None
 
 
 def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
-    """The asked-for test parts, or the experiment's; `DataError` for an unknown one."""
+    """Return `parts`, or those of the experiment if it is None or empty; `DataError` for an unknown part."""
     unknown = sorted(set(parts or ()) - set(PARTS))
     if unknown:
-        raise DataError(f"there is no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
+        raise DataError(f"part {unknown[0]!r} does not exist; expected one or more of {', '.join(PARTS)}")
     return tuple(parts) if parts else run.experiment.parts
 
 
 def head_shape(run: TrainingRun) -> HeadShape:
-    """The head's sizes: the experiment's settings on the cache's maps and the protocol's action units.
+    """Return the shape of the head for the run's settings, the maps of its cache and the protocol's action units.
 
-    Raises `ConfigError` for settings that no head can be built from.
+    Raises `ConfigError` for settings from which no head can be built.
     """
     try:
-        return HeadShape(
+        return HeadShape.resolved(
             fan_width=run.cache.num_channels,
             map_size=run.cache.map_size,
             num_aus=len(run.rules.aus),
@@ -206,16 +213,14 @@ def head_shape(run: TrainingRun) -> HeadShape:
 
 
 def run_folder(catalog: Catalog, run: str) -> Path | None:
-    """Folder of a run, given as such or by its name under the runs root; None if there is none."""
+    """Return the folder of a run, given by path or by name below the runs root; None if it does not exist."""
     return next((folder for folder in (Path(run), catalog.roots.runs / run) if (folder / RECORD_NAME).is_file()), None)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `run.json` says; `DataError` if the folder is no run's, or the file is damaged."""
+    """Read `run.json`; `DataNotFoundError` if the folder is not a run, `DataError` if the file is damaged."""
     if not (folder / RECORD_NAME).is_file():
-        raise DataNotFoundError(
-            f"{folder} is not a run (no {RECORD_NAME}); pass a folder that `fantrans train` printed"
-        )
+        raise DataNotFoundError(f"{folder} is not a run (no {RECORD_NAME}); pass a folder printed by `fantrans train`")
     return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
 
 
@@ -225,10 +230,9 @@ def fold_folder(folder: Path, test_part: str) -> Path:
 
 
 def done_folds(folder: Path) -> dict[str, Path]:
-    """Folders of a run's finished folds, by the part that each tests."""
-    return {
-        path.name.removeprefix(_FOLD_PREFIX): path for path in sorted(folder.glob(f"{_FOLD_PREFIX}*")) if _is_done(path)
-    }
+    """Return the folders of a run's finished folds by test part, in order of the parts."""
+    folds = sorted(folder.glob(f"{_FOLD_PREFIX}*"))
+    return {path.name.removeprefix(_FOLD_PREFIX): path for path in folds if _is_done(path)}
 
 
 def _is_done(fold: Path) -> bool:
@@ -236,22 +240,22 @@ def _is_done(fold: Path) -> bool:
 
 
 def read_counts(fold: Path) -> pd.DataFrame:
-    """Outcomes (`metrics.COUNT_COLUMNS`) of a finished fold; `DataError` if the table is damaged."""
+    """Read the counts (`metrics.COUNT_COLUMNS`) of a finished fold; `DataError` if the table is damaged."""
     return read_table(fold / COUNTS_NAME, columns=tuple(COUNT_COLUMNS), made_by=_MADE_BY)
 
 
 def read_predictions(fold: Path) -> pd.DataFrame:
-    """Frames that a finished fold was tested on, see `evaluate.predict`; `DataError` if the table is damaged."""
+    """Read the predictions of a finished fold, see `predict.predict`; `DataError` if the table is damaged."""
     return read_table(fold / PREDICTIONS_NAME, columns=("frame_id", "subject"), made_by=_MADE_BY)
 
 
 def read_history(fold: Path) -> pd.DataFrame:
-    """What each epoch of a finished fold cost, and its losses; `DataError` if the record is damaged."""
+    """Read losses, learning rate and seconds of a finished fold, one row per epoch; `DataError` if damaged."""
     return pd.DataFrame(read_record(fold / RESULT_NAME, keys=("history",), made_by=_MADE_BY)["history"])
 
 
 def write_record(run: TrainingRun) -> None:
-    """`run.json`, once: what the run's name stands for, and with which versions it started."""
+    """Write `run.json` unless it exists: everything that decides the result, and the versions at the start."""
     path = run.folder / RECORD_NAME
     if path.is_file():
         return
@@ -262,4 +266,4 @@ def write_record(run: TrainingRun) -> None:
         **run.record,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    write_bytes_atomically(path, json.dumps(record, indent=2).encode())
+    write_json(path, record)

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
-from pipeline.faces.geometry import crop_affine, cut_crop
+from pipeline.faces.geometry import cut_crop, frame_from_crop
 from pipeline.faces.views import render_view, view_params
 from pipeline.store.prune import prune_store
 from pipeline.store.revisions import load_revision
@@ -214,7 +214,7 @@ class CacheLife(RuleBasedStateMachine):
         return frames, boxes
 
     def _true(self, name, state, view):
-        crop = cut_crop(small_cache.picture(state[name]["picture"]), crop_affine(BOX, CROP), CROP)
+        crop = cut_crop(small_cache.picture(state[name]["picture"]), frame_from_crop(BOX, CROP), CROP)
         image = render_view(crop, view_params(name, view, small_cache.VIEWS), view_px=CROP.size_px)
         return {array: values[0] for array, values in small_cache.extract(image[None]).items()}
 

@@ -58,7 +58,10 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
         (("refresh", "bp4d", "--profile", "tiny"), "there is no profile 'tiny'; known ones: exact, standard, compact"),
         (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "nowhere"), "is not a run"),
-        (("compare", "a", "b"), "a is not a run; for an experiment, or a member of a set as in table1:baseline, name"),
+        (
+            ("compare", "a", "b"),
+            "a is not a run; for an experiment, or a member of a set such as table1:baseline, pass",
+        ),
         (("export", "nowhere", "--out", "model"), "nowhere is not a run; pass a folder that `fantrans train` printed"),
         (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 names a set of experiments"),
         (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),

@@ -16,7 +16,7 @@ from pipeline.catalog import load_catalog
 from pipeline.config import DetectorConfig
 from pipeline.faces.detect import faces_in, load_detector
 from pipeline.faces.features import load_fan
-from pipeline.pretraining.fan import evaluate_fan, find_landmarks
+from pipeline.pretraining.fan_scores import evaluate_fan, find_landmarks
 from pipeline.pretraining.retinaface import evaluate_detector
 from pipeline.synthetic.bank import default_bank_path
 from pipeline.synthetic.render import five_points

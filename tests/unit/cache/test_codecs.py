@@ -102,7 +102,7 @@ def test_a_step_bounds_the_scale_from_below_and_never_clips(maps):
 @pytest.mark.parametrize("profile", ["standard", "compact"])
 def test_a_head_reads_every_profile_and_a_basis_folds_into_its_first_convolution(maps, profile):
     torch.manual_seed(0)
-    head = FanTransHead(HeadShape(fan_width=C, num_aus=3, map_size=SIZE, dim=8, num_blocks=1)).eval()
+    head = FanTransHead(HeadShape.resolved(fan_width=C, num_aus=3, map_size=SIZE, dim=8, num_blocks=1)).eval()
     codec = make_codec(profile, SHAPES, basis=random_basis(C))
     with torch.inference_mode():
         expected = head(decoded(make_codec("exact", SHAPES), maps)[1]).deployed

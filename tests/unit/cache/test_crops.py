@@ -8,14 +8,14 @@ import zarr
 from pipeline.cache.crops import CropReader, plan_crops
 from pipeline.config import CropConfig
 from pipeline.errors import DataError
-from pipeline.faces.geometry import crop_affine, cut_crop
+from pipeline.faces.geometry import cut_crop, frame_from_crop
 from pipeline.faces.views import ViewParams, render_view
 from tests.unit import small_cache
 
 
 def test_the_affine_is_the_one_worked_out_by_hand():
     # width 100 + height 160 = 260, so the square is 200 px wide and a crop px is 200 / 256 = 0.78125 px of the frame
-    affine = crop_affine(np.array([100, 40, 200, 200], np.float32), CropConfig())
+    affine = frame_from_crop(np.array([100, 40, 200, 200], np.float32), CropConfig())
     np.testing.assert_allclose(affine, [[0.78125, 0, 150 - 223.5 * 0.78125], [0, 0.78125, 120 - 223.5 * 0.78125]])
     np.testing.assert_allclose(affine @ [223.5, 223.5, 1], [150, 120])
     left_edge_of_square = affine @ [96 - 0.5, 223.5, 1]
@@ -25,7 +25,7 @@ def test_the_affine_is_the_one_worked_out_by_hand():
 def test_a_crop_shows_the_frame_where_its_affine_says_and_zero_outside():
     y, x = np.indices((200, 240), np.float64)
     image = np.stack([x, y, np.full_like(x, 200)], -1).astype(np.uint8)
-    affine = crop_affine(np.array([60, 50, 140, 150]), CropConfig())
+    affine = frame_from_crop(np.array([60, 50, 140, 150]), CropConfig())
     crop = cut_crop(image, affine, CropConfig())
     assert crop.shape == (448, 448, 3)
     for j, i in [(224, 224), (100, 300), (400, 120)]:
@@ -39,7 +39,7 @@ def test_a_crop_shows_the_frame_where_its_affine_says_and_zero_outside():
 
 def test_the_clean_view_is_the_square_that_the_paper_resizes():
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8), (0, 0), 3)
-    affine = crop_affine(np.array([100, 80, 300, 340]), CropConfig())
+    affine = frame_from_crop(np.array([100, 80, 300, 340]), CropConfig())
     view = render_view(cut_crop(image, affine, CropConfig()), ViewParams(), view_px=256)
     side = (200 + 260) * 200 / 260
     first = np.array([200, 210]) - side / 2
@@ -60,7 +60,7 @@ def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_
     assert len(crops.index) == 27
     i = 12
     row = listed["row"].iloc[[i]].to_numpy()
-    affine = crop_affine(boxes[["x1", "y1", "x2", "y2"]].to_numpy()[i], small_cache.CROP)
+    affine = frame_from_crop(boxes[["x1", "y1", "x2", "y2"]].to_numpy()[i], small_cache.CROP)
     np.testing.assert_array_equal(crops.read_affines(row)[0], affine)
     expected = cut_crop(small_cache.picture(i), affine, small_cache.CROP)
     np.testing.assert_array_equal(crops.read_crops(row)[0], expected)

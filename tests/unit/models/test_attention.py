@@ -56,11 +56,11 @@ def test_learned_drop_zeroes_columns_and_does_not_renormalise():
 def test_a_learned_drop_keeps_all_wherever_it_starts_and_loses_at_one_step_from_zero():
     for start in (0.1, 0.0):
         block = TransBlock(8, 3, "learned", mask_start=start)
-        assert torch.equal(block.attn.drop.mask(torch.empty(0)), torch.ones(3))
+        assert torch.equal(block.attn.drop.mask, torch.ones(3))
         optimiser = torch.optim.AdamW([block.attn.drop.logit], lr=1e-3)
-        (block.attn.drop.mask(torch.empty(0)) * torch.tensor([1.0, -1.0, 1.0])).sum().backward()
+        (block.attn.drop.mask * torch.tensor([1.0, -1.0, 1.0])).sum().backward()
         optimiser.step()
-        kept = block.attn.drop.mask(torch.empty(0)).tolist()
+        kept = block.attn.drop.mask.tolist()
         assert kept == ([1, 1, 1] if start == 0.1 else [0, 1, 0])
 
 
@@ -106,7 +106,7 @@ def test_a_dropped_action_unit_can_come_back():
     optimiser = torch.optim.SGD(drop.parameters(), lr=1.0)
     (-drop(torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 2, 8)).sum()).backward()
     optimiser.step()
-    assert drop.mask(torch.zeros(1, 2, 8)).tolist() == [1, 1]
+    assert drop.mask.tolist() == [1, 1]
 
 
 def test_mask_from_tokens_differs_between_frames():
@@ -114,4 +114,11 @@ def test_mask_from_tokens_differs_between_frames():
     with torch.no_grad():
         drop.from_token.weight.copy_(torch.tensor([[1.0, 0.0]]))
     tokens_BAD = torch.tensor([[[0.5, 9.0], [-0.5, 9.0]], [[-0.5, 9.0], [0.0, 9.0]]])
-    assert drop.mask(tokens_BAD).squeeze().tolist() == [[1, 0], [0, 1]]
+    assert drop.mask_from_tokens(tokens_BAD).squeeze().tolist() == [[1, 0], [0, 1]]
+
+
+def test_only_the_learned_drop_has_a_mask_of_its_own():
+    with pytest.raises(ValueError, match="the drop 'row' has no mask of its own"):
+        _ = AttentionDrop(8, 2, "row").mask
+    with pytest.raises(ValueError, match=r"drop must be one of learned, .*, found 'rows'"):
+        AttentionDrop(8, 2, "rows")

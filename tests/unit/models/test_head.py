@@ -1,8 +1,14 @@
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from models.head import (
+    CLASSIFIERS,
     AuEmbedding,
     ConvModule,
     FanTransHead,
@@ -17,7 +23,7 @@ from models.variants import ATTENTION_DROPS, VARIANTS
 
 
 def small_shape(**changes):
-    return HeadShape(**{"fan_width": 16, "num_aus": 4, "map_size": 32, "num_blocks": 2, **changes})
+    return HeadShape.resolved(**{"fan_width": 16, "num_aus": 4, "map_size": 32, "num_blocks": 2, **changes})
 
 
 def random_features(shape, num_frames=3, dtype=torch.float16, seed=0):
@@ -45,7 +51,7 @@ def trained_a_little(shape, seed=0):
 
 
 def test_sizes_of_the_papers_head():
-    shape = HeadShape(fan_width=256, num_aus=12)
+    shape = HeadShape.resolved(fan_width=256, num_aus=12)
     assert (shape.dim, shape.top_k, shape.num_cells, shape.input_channels) == (192, 6, 16, 768)
     head = FanTransHead(shape)
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in head.named_children()}
@@ -66,7 +72,7 @@ def test_reduction_is_the_convolution_of_the_papers_f_a(name, dtype):
     f_a = {"bl": (lf, hm * h1, hm * h2), "bl_no_lf": (hm * h1, hm * h2), "bl_no_hm": (lf, h1, h2), "lf_only": (lf,)}[
         name
     ]
-    assert shape.width == 12  # a quarter of three maps' 48, whichever are read
+    assert shape.dim == 12  # a quarter of three maps' 48, whichever are read
     conv = ConvModule(shape)
     before = {key: values.clone() for key, values in features.items()}
     expected = nn.functional.conv2d(torch.cat(f_a, 1), conv.reduce.weight, conv.reduce.bias)
@@ -82,7 +88,7 @@ def test_conv_module_halves_four_times():
 
 def test_equation_1_by_hand():
     """Two channels, four cells, one action unit that reads cells 0 and 3: F_au = (F_c + position) W_au."""
-    embedding = AuEmbedding(HeadShape(fan_width=4, dim=4, num_aus=1, map_size=32))
+    embedding = AuEmbedding(HeadShape.resolved(fan_width=4, dim=4, num_aus=1, map_size=32))
     f_c = torch.arange(16.0).view(1, 4, 2, 2)
     with torch.no_grad():
         embedding.from_cells.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, -2.0]]))
@@ -216,9 +222,11 @@ def test_eval_output_of_a_frame_does_not_depend_on_its_batch():
         ({"attention_drop": "rows"}, "attention_drop must be one of learned, .*found 'rows'"),
         ({"input_features": "lf"}, "input_features must be one of bl, "),
         ({"map_size": 60}, "map_size must be a multiple of 16, found 60"),
+        ({"dim": 0}, "dim must be a positive multiple of 4 and of its 1 attention heads, found 0"),
         ({"dim": 14}, "multiple of 4 and of its 1 attention heads, found 14"),
         ({"dim": 200}, "its 3 attention heads, found 200"),
-        ({"top_k": 5}, r"top_k must lie in 1 to 4"),
+        ({"top_k": 0}, r"top_k must be 1 to 4"),
+        ({"top_k": 5}, r"top_k must be 1 to 4"),
     ],
 )
 def test_shapes_that_cannot_be_built_are_refused(changes, message):
@@ -279,3 +287,24 @@ def test_head_reads_only_the_maps_it_names():
         features = random_features(shape)
         logits = FanTransHead(shape)({key: features[key] for key in shape.feature_names}).deployed
         assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        ({"fan_width": 64, "num_aus": 12, "dim": 48, "top_k": 6}, (48, 6)),
+        ({"fan_width": 64, "num_aus": 12, "dim": 8, "top_k": 3}, (8, 3)),
+        ({"fan_width": 64, "num_aus": 12, "dim": None, "top_k": None}, (48, 6)),
+        ({"fan_width": 64, "num_aus": 1}, (48, 1)),
+    ],
+)
+def test_sizes_that_are_given_are_kept_and_the_others_are_the_papers(described, expected):
+    shape = HeadShape.resolved(**described)
+    assert (shape.dim, shape.top_k) == expected
+    assert HeadShape.resolved(**asdict(shape)) == HeadShape(**asdict(shape)) == shape
+
+
+def test_the_names_of_choices_load_without_torch():
+    check = "import sys; import models.variants; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False, cwd=Path(__file__).parents[3]).returncode == 0
+    assert set(CLASSIFIERS) == {branch.classifier for branches in VARIANTS.values() for branch in branches}

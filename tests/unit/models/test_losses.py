@@ -165,6 +165,8 @@ def test_equation_10_adds_three_classification_and_two_weighted_distillation_los
     torch.testing.assert_close(losses.total, classification + 0.2 * distillation)
     softmax = total_loss(HeadOutput((p_o, p_m), p_t), labels_BA, weights_A, kd_form="softmax")
     torch.testing.assert_close(softmax.distillation, softmax_kl(p_o, p_t) + softmax_kl(p_m, p_t))
+    with pytest.raises(ValueError, match="kd_form must be one of bernoulli, softmax, found 'gauss'"):
+        total_loss(HeadOutput((p_o, p_m), p_t), labels_BA, weights_A, kd_form="gauss")
 
 
 def test_ensemble_learns_from_labels_and_not_from_its_students():
@@ -183,7 +185,7 @@ def test_single_branch_has_labels_alone():
 
 def twenty_losses():
     torch.manual_seed(0)
-    head = FanTransHead(HeadShape(fan_width=16, num_aus=6, map_size=32, num_blocks=2)).double()
+    head = FanTransHead(HeadShape.resolved(fan_width=16, num_aus=6, map_size=32, num_blocks=2)).double()
     generator = torch.Generator().manual_seed(1)
     features = {name: torch.randn(16, 16, 32, 32, generator=generator).half() for name in ("lf", "h1", "h2")}
     features["hm"] = torch.rand(16, 1, 32, 32, generator=generator).half()

@@ -10,7 +10,7 @@ from pipeline.pretraining import resnet as train_resnet
 from pipeline.pretraining.resnet import ResNetTraining, exemplar_batch
 from pipeline.runtime import checkpoint
 from pipeline.runtime.atomic import file_sha256
-from tests.unit.pretraining.test_fan import make_pool
+from tests.unit.pretraining.dotted_faces import make_pool
 
 SETTINGS = ResNetTraining(num_steps=60, batch_size=6, size_px=32)
 
@@ -52,7 +52,9 @@ def test_a_stopped_training_resumes_to_the_same_bytes(tmp_path, monkeypatch):
         with pytest.raises(StoppedError):
             train_resnet.train_resnet(resumed, settings, pool)
     assert not resumed.exists()
-    with pytest.raises(WeightsError, match=r"other settings \(num_steps 4, now \d+\); delete it to start anew"):
+    with pytest.raises(
+        WeightsError, match=r"other settings \(num_steps 4, now \d+\); delete it to start from the beginning"
+    ):
         train_resnet.train_resnet(resumed, SETTINGS, pool)
     train_resnet.train_resnet(resumed, settings, pool)
     assert resumed.read_bytes() == whole.read_bytes()

@@ -172,10 +172,16 @@ def test_anchors_are_assigned_by_overlap():
     assert training.assigned(faces[:0], is_learned[:0], anchors_A4)[0].tolist() == [0] * 7
 
 
+def test_covered_fracs_by_hand():
+    boxes, others = torch.tensor([[0.0, 0, 10, 10], [20, 20, 22, 22]]), torch.tensor([[5.0, 0, 25, 10], [0, 0, 40, 40]])
+    assert training.covered_fracs(boxes, others).tolist() == [[0.5, 1.0], [0.0, 1.0]]
+    assert training.covered_fracs(boxes, others[:0]).shape == (2, 0)
+
+
 def test_targets_decode_to_the_faces():
     image, (boxes, points, _) = drawn_scene(None, np.random.default_rng(4), size_px=64)
     assert len(boxes) == 2
-    targets = training.targets_of([Scene(image, boxes, points, np.ones(2, bool))], device=CPU)
+    targets = training.make_targets([Scene(image, boxes, points, np.ones(2, bool))], device=CPU)
     is_face = targets.labels[0] == 1
     assert is_face.sum() >= 2
     anchors_N4 = anchors(64, 64, device=CPU)[is_face]
@@ -255,7 +261,9 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed")
     assert not (tmp_path / "killed" / "weights.safetensors").exists()
-    with pytest.raises(WeightsError, match=r"has other settings \(seed 0, now 1\); delete it to start anew"):
+    with pytest.raises(
+        WeightsError, match=r"has other settings \(seed 0, now 1\); delete it to start from the beginning"
+    ):
         train(tmp_path / "killed", seed=1)
     steps = []
 

@@ -6,10 +6,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import DataError
-from pipeline.report import rows as report_rows
-from pipeline.report.rows import difference, read_row
+from pipeline.report.rows import average_over_runs, difference, read_row
 from pipeline.report.sets import SetTable, compare_runs
-from pipeline.training.metrics import interval_percent, resampled_percent, summarise
+from pipeline.training.metrics import compute_scores, interval_percent, resampled_percent
 from pipeline.training.runs import done_folds, fold_folder
 
 AUS = (1, 4)
@@ -53,7 +52,7 @@ def test_a_fold_that_lacks_a_file_is_not_done(runs, name):
 def test_a_row_is_the_mean_over_seeds():
     tables = [make_counts(skill=0.7, seed=seed) for seed in (0, 1)]
     values = np.mean([resampled_percent(table, num_resamples=50) for table in tables], 0)
-    expected = np.mean([summarise(table).f1_percent for table in tables])
+    expected = np.mean([compute_scores(table).f1_percent for table in tables])
     assert values.shape == (51, 3)
     assert values[0, -1] == pytest.approx(expected)
     assert values[0, :-1].mean() == pytest.approx(expected)
@@ -75,7 +74,7 @@ def test_a_better_row_is_better_and_seeds_of_one_are_not_distinguishable(runs):
     assert worse.points == pytest.approx(-better.points)
     alike = compare_runs("plain-seed0", "plain-seed1")
     assert "not distinguishable at 95 %" in alike.sentence()
-    assert alike.sentence().endswith("30 subjects, a run each, whose chance is not in it)")
+    assert alike.sentence().endswith("30 subjects, one run each; seed-to-seed variation is not included)")
 
 
 def test_pairing_by_subject_makes_the_interval_of_a_run_with_itself_a_point(runs):
@@ -109,7 +108,7 @@ def test_runs_that_differ_by_chance_alone_are_seldom_told_apart_once_there_are_a
             )
             for i, row in enumerate(skills)
         ]
-        for name, mean in (("with runs", report_rows._over_runs), ("subjects alone", lambda values: values.mean(0))):
+        for name, mean in (("with runs", average_over_runs), ("subjects alone", lambda values: values.mean(0))):
             low, high = interval_percent((mean(each[0]) - mean(each[1]))[1:])
             num_covered[name] += bool(low[-1] <= 0 <= high[-1])
     assert num_covered["subjects alone"] < 20
@@ -119,7 +118,7 @@ def test_runs_that_differ_by_chance_alone_are_seldom_told_apart_once_there_are_a
 def test_a_resample_draws_one_run_fewer_than_there_are_so_that_its_spread_is_that_of_the_mean():
     percents = np.array([60.0, 63.0, 61.5])
     values = np.broadcast_to(percents[:, None, None], (3, 1 + 20000, 1))
-    drawn = report_rows._over_runs(values)
+    drawn = average_over_runs(values)
     assert drawn[0, 0] == pytest.approx(percents.mean())
     assert drawn[1:, 0].std() == pytest.approx(percents.std(ddof=1) / 3**0.5, rel=0.03)
 
@@ -134,7 +133,8 @@ def test_pairs_of_fold_and_au_without_f1_are_counted_in_the_legend(runs):
     assert (before.num_undefined, row.num_undefined) == (0, 1)
     nothing_published = pd.DataFrame(columns=["method", "au", "f1_percent"])
     legend = SetTable("set", "faces", "rendered faces", (row,), 1, nothing_published).legend()
-    assert "Undefined (0/0) and left out, pairs of fold and AU: good 1." in legend
+    assert "Pairs of fold and AU that are undefined (0/0) and left out: good 1." in legend
+    assert "with one seed, seed-to-seed variation is not included" in legend
 
 
 def test_runs_on_other_subjects_are_not_compared(runs):
@@ -142,7 +142,7 @@ def test_runs_on_other_subjects_are_not_compared(runs):
     other.mkdir(parents=True)
     (runs / "other-seed0/run.json").write_text("{}")
     make_counts(skill=0.6, num_subjects=10).query("part == 'P1'").to_parquet(other / "counts.parquet", index=False)
-    with pytest.raises(DataError, match=r"no run of other-seed0 is done; train it first"):
+    with pytest.raises(DataError, match=r"no run of other-seed0 is finished; train it first"):
         compare_runs("other-seed0", "good-seed0")
     (other / "predictions.parquet").touch()
     (other / "result.json").write_text("{}")
@@ -152,7 +152,7 @@ def test_runs_on_other_subjects_are_not_compared(runs):
         read_row("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
     with pytest.raises(DataError, match="none is not a run; for an experiment, or a member of a set"):
         compare_runs("none", "good-seed0")
-    with pytest.raises(DataError, match="table1 has 10 members; name one, such as table1:baseline"):
+    with pytest.raises(DataError, match="table1 has 10 members; pass one, such as table1:baseline"):
         compare_runs("table1", "good-seed0", dataset="bp4d-synthetic")
 
 
@@ -178,7 +178,7 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     assert table.orderings() == ((("good", "plain"),), (), ())
     reverse = SetTable("table9", "small", "rendered faces", rows, 3, published.assign(f1_percent=[50.0, 61.5, 60.0]))
     assert reverse.orderings() == ((), (), (("plain", "good"),))
-    assert reverse.legend().endswith("0 are not distinguishable. The other way: good above plain.")
+    assert reverse.legend().endswith("0 are not distinguishable. Reversed: good above plain.")
     again = (rows[0], read_row("twin", [runs / "plain-seed1"], published="Ours"))
     unclear = SetTable("table9", "small", "rendered faces", again, 3, published)
     assert unclear.orderings().unclear == (("twin", "plain"),)
@@ -186,7 +186,7 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     with console.capture() as shown:
         console.print(table.rich_table())
     lines = shown.get().splitlines()
-    assert any("good (2 to come)" in line and f"{gap.low[-1]:+.1f}..{gap.high[-1]:+.1f}" in line for line in lines)
+    assert any("good (2 missing)" in line and f"{gap.low[-1]:+.1f}..{gap.high[-1]:+.1f}" in line for line in lines)
     text = table.markdown()
     assert "Ours: on rendered faces" in text
     assert "| *published* | 50.0 |  | 61.5 |" in text

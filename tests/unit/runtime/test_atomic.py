@@ -1,3 +1,4 @@
+import json
 import logging
 import signal
 import subprocess
@@ -7,10 +8,19 @@ import time
 
 import pandas as pd
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from pipeline.errors import DataError, WriteError
 from pipeline.runtime import progress
-from pipeline.runtime.atomic import file_sha256, write_atomically, write_bytes_atomically
+from pipeline.runtime.atomic import (
+    file_sha256,
+    write_atomically,
+    write_bytes_atomically,
+    write_json,
+    write_safetensors,
+)
 from pipeline.tables import read_record, read_table, read_table_if_intact, write_table
 
 
@@ -22,9 +32,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         temp.write_bytes(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(
-        WriteError, match="value cannot be written: disk full; free space or fix permissions, then run this again"
-    ):
+    with pytest.raises(WriteError, match="value cannot be written: disk full; free space or fix permissions"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [found.name for found in path.parent.iterdir()] == ["value"]
@@ -43,6 +51,25 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     writer.send_signal(signal.SIGKILL)
     assert writer.wait() == -signal.SIGKILL
     assert path.read_bytes() == b"old"
+
+
+def test_a_document_is_indented_json(tmp_path):
+    write_json(tmp_path / "folder/a.json", {"b": [1, None]})
+    assert (tmp_path / "folder/a.json").read_bytes() == json.dumps({"b": [1, None]}, indent=2).encode()
+
+
+def test_weights_are_stored_as_given_or_in_half_precision(tmp_path):
+    state = {"w": torch.rand(4, 3).t().requires_grad_(), "num_steps": torch.tensor(3)}
+    write_safetensors(tmp_path / "a", state, metadata={"of": "test"})
+    write_safetensors(tmp_path / "b", state, half=True)
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == {"of": "test"}
+        assert torch.equal(file.get_tensor("w"), state["w"])
+    half = load_file(tmp_path / "b")
+    assert torch.equal(half["w"], state["w"].half())
+    assert half["num_steps"].dtype == torch.int64
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+    assert state["w"].dtype == torch.float32
 
 
 def test_sha256_is_of_the_bytes(tmp_path):

@@ -18,7 +18,7 @@ SHAPE = {"fan_width": 4, "num_aus": 3, "map_size": 16, "dim": 8, "num_blocks": 2
 
 def trained_head(**changes):
     torch.manual_seed(3)
-    head = FanTransHead(HeadShape(**SHAPE | changes)).eval()
+    head = FanTransHead(HeadShape.resolved(**SHAPE | changes)).eval()
     for parameter in head.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return head
@@ -61,7 +61,7 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 
 def test_the_papers_model_is_small(tmp_path):
-    head = FanTransHead(HeadShape(fan_width=256, num_aus=12))
+    head = FanTransHead(HeadShape.resolved(fan_width=256, num_aus=12))
     write_deployed(tmp_path, head.deployed(), aus=tuple(range(12)), features={}, averages_flip=False)
     assert (tmp_path / "head.safetensors").stat().st_size < 25e6
 

@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
 from pipeline.errors import DataError
-from pipeline.training.metrics import COUNT_COLUMNS, confusion_counts, f1_percent, summarise
+from pipeline.training.metrics import COUNT_COLUMNS, compute_scores, confusion_counts, f1_percent
 
 # Positive labels and frames of BP4D's and DISFA's parts, counted from public label lists of all coded frames.
 POSITIVES = {
@@ -50,7 +50,7 @@ def test_counts_by_hand():
 
 def test_counts_and_f1_agree_with_scikit_learn():
     labels_NA, probabilities_NA, names = random_fold("P1")
-    folds = summarise(confusion_counts(labels_NA, probabilities_NA, **names), num_resamples=10).folds
+    folds = compute_scores(confusion_counts(labels_NA, probabilities_NA, **names), num_resamples=10).folds
     for i, row in folds.iterrows():
         is_known = labels_NA[:, i] >= 0
         truth, answers = labels_NA[is_known, i], probabilities_NA[is_known, i] >= 0.5
@@ -75,7 +75,7 @@ def test_mean_of_folds_and_pooled_counts_by_hand():
             counts_of_answers("P2", au1=(1, 6, 2, 0), au2=(9, 2, 0, 5)),  # F1 20 and 90
         ]
     )
-    scores = summarise(counts, num_resamples=10)
+    scores = compute_scores(counts, num_resamples=10)
     assert scores.aus["f1_percent"].tolist() == pytest.approx([50, 70])
     assert scores.f1_percent == pytest.approx(60)
     pooled = [100 * 18 / (18 + 8 + 4), 100 * 20 / (20 + 2 + 2)]
@@ -94,7 +94,7 @@ def test_undefined_folds_are_counted_and_left_out():
             counts_of_answers("P2", au1=(4, 1, 1, 0), au2=(1, 0, 2, 5), au4=(0, 0, 0, 9)),
         ]
     )
-    scores = summarise(counts, num_resamples=10)
+    scores = compute_scores(counts, num_resamples=10)
     np.testing.assert_allclose(scores.aus["f1_percent"], [80, 50, np.nan])
     assert scores.aus["num_undefined"].tolist() == [0, 1, 2]
     assert scores.num_undefined == 3
@@ -114,7 +114,7 @@ def test_floor_of_the_published_counts(dataset, by_part, mean):
         counts_of_answers(part, **{f"au{i}": (0, 0, p, num_frames - p) for i, p in enumerate(positives, start=1)})
         for part, (num_frames, positives) in POSITIVES[dataset].items()
     )
-    scores = summarise(counts, num_resamples=10)
+    scores = compute_scores(counts, num_resamples=10)
     assert scores.folds.groupby("part")["always_positive_percent"].mean().round(1).tolist() == by_part
     assert round(scores.always_positive_percent, 1) == mean
     assert scores.f1_percent == 0  # nobody was found
@@ -127,7 +127,7 @@ def test_interval_resamples_subjects_inside_their_part():
             for labels, probabilities, names in (random_fold(part, seed=i) for i, part in enumerate("AB"))
         ]
     )
-    scores = summarise(counts, num_resamples=4000, seed=3)
+    scores = compute_scores(counts, num_resamples=4000, seed=3)
     rng = np.random.default_rng(17)
     people = {
         part: [person[["tp", "fp", "fn"]].to_numpy() for _, person in fold.groupby("subject")]
@@ -147,12 +147,12 @@ def test_interval_of_alike_subjects_has_no_width_and_frames_do_not_narrow_it():
     labels_NA = np.tile([[1], [1], [0], [0]], (5, 1))
     alike = np.tile([[0.9], [0.1], [0.9], [0.1]], (5, 1))
     subjects = np.repeat(list("abcde"), 4)
-    scores = summarise(confusion_counts(labels_NA, alike, subjects=subjects, aus=(1,), part="P1"))
+    scores = compute_scores(confusion_counts(labels_NA, alike, subjects=subjects, aus=(1,), part="P1"))
     assert scores.low_percent == scores.high_percent == scores.f1_percent == 50
     unlike = np.where(np.isin(subjects, ["a", "b"])[:, None], 0.9, labels_NA)
-    once = summarise(confusion_counts(labels_NA, unlike, subjects=subjects, aus=(1,), part="P1"))
+    once = compute_scores(confusion_counts(labels_NA, unlike, subjects=subjects, aus=(1,), part="P1"))
     many = [np.repeat(array, 100, axis=0) for array in (labels_NA, unlike, subjects)]
-    often = summarise(confusion_counts(many[0], many[1], subjects=many[2], aus=(1,), part="P1"))
+    often = compute_scores(confusion_counts(many[0], many[1], subjects=many[2], aus=(1,), part="P1"))
     assert once.high_percent - once.low_percent > 10
     assert (often.low_percent, often.high_percent) == (once.low_percent, once.high_percent)
 
@@ -164,7 +164,7 @@ def test_scores_do_not_depend_on_the_order_of_rows():
             for labels, probabilities, names in (random_fold(part) for part in ("P2", "P1"))
         ]
     )
-    scores, shuffled = summarise(counts), summarise(counts.sample(frac=1, random_state=1))
+    scores, shuffled = compute_scores(counts), compute_scores(counts.sample(frac=1, random_state=1))
     pd.testing.assert_frame_equal(scores.aus, shuffled.aus)
     assert (scores.low_percent, scores.high_percent) == (shuffled.low_percent, shuffled.high_percent)
 
@@ -180,5 +180,5 @@ def test_wrong_arrays_are_refused():
     with pytest.raises(DataError, match=r"probabilities of part P1 are \(5, 3\), expected \(6, 3\)"):
         confusion_counts(labels_NA, probabilities_NA[:5], **names)
     probabilities_NA[2, 1] = np.nan
-    with pytest.raises(DataError, match="1 frames of part P1 have no probability"):
+    with pytest.raises(DataError, match="1 frames of part P1 have NaN as probability"):
         confusion_counts(labels_NA, probabilities_NA, **names)

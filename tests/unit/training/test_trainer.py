@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ from safetensors.torch import load_file
 from pipeline.cache.codecs import make_codec
 from pipeline.cache.reader import open_cache
 from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
-from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.errors import ConfigError, DataError, TrainingError, WeightsError
 from pipeline.protocols import Protocol
 from pipeline.report.run import read_report, write_report
 from pipeline.training import loader
 from pipeline.training.export import load_deployed
+from pipeline.training.head_training import HeadTraining, learning_rate
 from pipeline.training.predict import predict
 from pipeline.training.runs import TrainingRun, fold_parts, head_shape, write_record
-from pipeline.training.trainer import HeadTraining, learning_rate, train_heads
+from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
 from tests.unit import small_cache
 
@@ -140,6 +142,15 @@ def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, devic
     resumed = train_fold(run, "P1", device=device)
     for name, tensor in load_file(whole / "head.safetensors").items():
         assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
+
+
+def test_a_checkpoint_of_another_version_is_refused(folder):
+    run = make_run(folder)
+    path = run.fold_folder("P1") / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    torch.save({"head": {}, "optimiser": {}, "history": []}, path)
+    with pytest.raises(WeightsError, match=r"checkpoint.pt was written by another version; delete it to start"):
+        train_fold(run, "P1")
 
 
 def get_weights(folds):
@@ -267,41 +278,53 @@ def test_a_head_starts_from_the_same_part_of_another_run(folder):
     source = make_run(folder)
     train_fold(source, "P1")
     run = make_run(folder, name="b", train=TrainConfig(num_epochs=1, batch_size=4, lr=1e-9))
-    object.__setattr__(run, "init_from", source.folder)
+    run = replace(run, init_from=source.folder)
     started = load_file(train_fold(run, "P1") / "head.safetensors")
     trained = load_file(source.fold_folder("P1") / "head.safetensors")
     torch.testing.assert_close(started["conv.reduce.weight"], trained["conv.reduce.weight"], atol=1e-5, rtol=0)
     with pytest.raises(DataError, match="fold-P2"):
         train_fold(run, "P2")
     other = make_run(folder, name="c", head=HeadConfig(dim=8, num_blocks=1, attention_drop="full"))
-    object.__setattr__(other, "init_from", source.folder)
+    other = replace(other, init_from=source.folder)
     with pytest.raises(ConfigError, match=r"cannot start from a: its head is .* this run's is"):
         train_fold(other, "P1")
 
 
 @pytest.mark.parametrize(("epoch", "lr"), [(0, 1e-4), (3, 1e-4), (4, 3e-5), (8, 9e-6), (11, 9e-6)])
 def test_step_schedule_drops_after_epochs_4_and_8(epoch, lr):
-    assert learning_rate(TrainConfig(), step=epoch * 10 + 9, num_steps=120, steps_an_epoch=10) == pytest.approx(lr)
+    assert learning_rate(epoch * 10 + 9, settings=TrainConfig(), steps_per_epoch=10) == pytest.approx(lr)
 
 
 def test_one_cycle_rises_then_falls_to_zero():
-    settings = TrainConfig(schedule="one_cycle", lr=1.0)
-    rates = [learning_rate(settings, step=s, num_steps=100, steps_an_epoch=10) for s in range(100)]
+    settings = TrainConfig(schedule="one_cycle", lr=1.0, num_epochs=10)
+    rates = [learning_rate(step, settings=settings, steps_per_epoch=10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
     assert rates[-1] < 0.01
 
 
+@pytest.mark.parametrize("schedule", ["step", "one_cycle"])
+def test_history_has_the_learning_rate_of_each_epochs_last_step(folder, schedule):
+    settings = TrainConfig(num_epochs=5, batch_size=4, lr=1.3e-2, schedule=schedule, lr_step_epochs=2)
+    fold = train_fold(make_run(folder, train=settings), "P1")
+    history = json.loads((fold / "result.json").read_text())["history"]
+    steps_per_epoch = 20 // 4
+    last_steps = [steps_per_epoch * (epoch + 1) - 1 for epoch in range(5)]
+    expected = [learning_rate(step, settings=settings, steps_per_epoch=steps_per_epoch) for step in last_steps]
+    assert [entry["lr"] for entry in history] == expected
+
+
 def test_faults_are_one_sentence(folder):
     run = make_run(folder, head=HeadConfig(dim=8, top_k=3))
-    with pytest.raises(ConfigError, match="experiment small: top_k must lie in 1 to 2"):
+    with pytest.raises(ConfigError, match="experiment small: top_k must be 1 to 2"):
         head_shape(run)
-    with pytest.raises(DataError, match="no part 'P4'"):
+    with pytest.raises(DataError, match="part 'P4' does not exist"):
         fold_parts(run, ["P4"])
     assert fold_parts(run, None) == ("P1", "P2", "P3")
     never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
-    object.__setattr__(run, "frames", never)
-    object.__setattr__(run, "experiment", ExperimentConfig(name="small", refresh_args="small", head=HEAD, train=TRAIN))
+    run = replace(
+        run, frames=never, experiment=ExperimentConfig(name="small", refresh_args="small", head=HEAD, train=TRAIN)
+    )
     with pytest.raises(DataError, match="no training frame is positive for AU1"):
         train_fold(run, "P1")

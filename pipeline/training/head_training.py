@@ -1,0 +1,263 @@
+"""One fold's head during training: its steps, the checkpoint after each epoch, and the files of the finished fold."""
+
+# B frames, A action units
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.head import FanTransHead, carry_over
+from models.losses import class_weights, total_loss
+from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError, DataError, DataNotFoundError
+from pipeline.protocols import train_parts
+from pipeline.runtime.atomic import write_json, write_safetensors
+from pipeline.runtime.checkpoint import Checkpoint
+from pipeline.runtime.progress import ProgressCallback
+from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
+from pipeline.tables import write_table
+from pipeline.training.export import write_deployed
+from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page
+from pipeline.training.predict import count, predict
+from pipeline.training.runs import (
+    CHECKPOINT_NAME,
+    COUNTS_NAME,
+    DEPLOYED_NAME,
+    HEAD_NAME,
+    PREDICTIONS_NAME,
+    RESULT_NAME,
+    TrainingRun,
+    fold_folder,
+    head_shape,
+    read_run,
+    write_record,
+)
+
+logger = logging.getLogger("fantrans")
+
+
+def learning_rate(step: int, *, settings: TrainConfig, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step (paper 4.1).
+
+    "step" multiplies it by `lr_decay` after every `lr_step_epochs`; "one_cycle" rises linearly for a tenth of the
+    steps, then falls to zero along half a cosine.
+    """
+    if settings.schedule == "step":
+        every_steps = settings.lr_step_epochs * steps_per_epoch
+        return step_decay(step, lr=settings.lr, decay=settings.lr_decay, every_steps=every_steps)
+    num_steps = settings.num_epochs * steps_per_epoch
+    return warm_up_cosine(step, max_lr=settings.lr, num_warm_up_steps=max(1, num_steps // 10), num_steps=num_steps)
+
+
+@dataclass
+class HeadTraining:
+    """One fold's head with its optimiser and batches; call `train_on_page` with the pages of all epochs in order.
+
+    A checkpoint is written after each epoch, and the fold's files after the last one.
+    """
+
+    run: TrainingRun
+    test_part: str
+    device: str
+    head: FanTransHead
+    batches: HeadBatches
+    weights_A: Tensor
+    optimiser: torch.optim.Optimizer
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One entry per completed epoch: epoch, loss, loss_cls, loss_kd, lr of the last step, seconds."""
+    fault: str | None = None
+    """Why the training stopped, as a sentence; None while all is well."""
+    _epoch: list[Tensor] = field(default_factory=list)
+    """Losses (3,) of the epoch's steps so far, on the device: reading them would make the CPU wait for it."""
+    _seconds: float = 0.0
+    _lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        rate = partial(learning_rate, settings=self.settings, steps_per_epoch=self.batches.num_batches)
+        self._schedule = schedule(self.optimiser, rate)
+        self._checkpoint = Checkpoint(
+            self.run.fold_folder(self.test_part) / CHECKPOINT_NAME,
+            {},  # the folder's name stands for all settings
+            head=self.head,
+            optimiser=self.optimiser,
+            schedule=self._schedule,
+            training=self,
+        )
+
+    @classmethod
+    def start(cls, run: TrainingRun, test_part: str, device: str) -> HeadTraining:
+        """Return a new head, or the head of the fold's checkpoint, ready to train.
+
+        Raises `StoreError` for a cache with fewer frames than one batch, `DataError` for an action unit without
+        positive labels, `ConfigError` or `DataNotFoundError` for a run that cannot initialise this one.
+        """
+        settings = run.experiment.train
+        frames = CachedFrames(
+            run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part), at_least=settings.batch_size
+        )
+        try:
+            weights_A = class_weights(torch.from_numpy(frames.labels_NA), aus=run.rules.aus).to(device)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        torch.manual_seed(settings.seed)
+        head = FanTransHead(head_shape(run))
+        if run.init_from is not None:
+            _start_from(head, run, fold_folder(run.init_from, test_part) / HEAD_NAME)
+        head = head.to(device)
+        optimiser = torch.optim.AdamW(
+            head.parameters(), lr=1.0, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=True
+        )
+        batches = HeadBatches(run.cache, frames, batch_size=settings.batch_size, seed=settings.seed)
+        write_record(run)
+        training = cls(run, test_part, device, head, batches, weights_A, optimiser)
+        training._checkpoint.resume(torch.device(device))
+        return training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state beside head, optimiser and schedule, for the checkpoint."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.history = state_dict["history"]
+
+    @property
+    def settings(self) -> TrainConfig:
+        """Training settings of the experiment."""
+        return self.run.experiment.train
+
+    @property
+    def num_epochs_done(self) -> int:
+        """Number of completed epochs."""
+        return len(self.history)
+
+    @property
+    def num_epoch_frames(self) -> int:
+        """Number of frames per epoch that are trained on."""
+        return self.batches.num_batches * self.settings.batch_size
+
+    def train_on_page(self, page: Page, *, step: ProgressCallback) -> None:
+        """Train on a page of the next epoch, and ignore pages of other epochs; `step` is called after each batch.
+
+        The last page of an epoch writes the checkpoint, that of the last epoch the fold's files (`finish`).
+        """
+        if self.fault or page.epoch != self.num_epochs_done or page.epoch >= self.settings.num_epochs:
+            return
+        started = time.monotonic()
+        self.head.train()
+        if page.number == 0:
+            self._epoch, self._seconds = [], 0.0
+        for batch in self.batches.from_page(page):
+            self._epoch.append(self._learn(batch))
+            step(len(batch.labels_BA))
+        self._seconds += time.monotonic() - started
+        if page.is_last:
+            self._end_epoch()
+            if self.fault is None and self.num_epochs_done == self.settings.num_epochs:
+                self.finish()
+
+    def _learn(self, batch: Batch) -> Tensor:
+        """Take one optimiser step; return its losses (3,): total, classification, distillation."""
+        settings = self.settings
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
+            f_c_BDHW = self.head.forward_features(batch.features)
+        output = self.head.forward_head(f_c_BDHW.float())
+        terms = total_loss(
+            output,
+            batch.labels_BA,
+            self.weights_A,
+            kd_weight=settings.kd_weight,
+            kd_form=settings.kd_form,
+            kd_temperature=settings.kd_temperature,
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()
+        self.optimiser.step()
+        self._lr = float(self._schedule.get_last_lr()[0])
+        self._schedule.step()
+        return torch.stack(terms).detach()
+
+    def _end_epoch(self) -> None:
+        means = torch.stack(self._epoch).double().mean(0).tolist()
+        if not math.isfinite(means[0]):
+            self.fault = (
+                f"{self.run.experiment.name}, fold {self.test_part}: the loss of epoch "
+                f"{self.num_epochs_done + 1} is {means[0]}; lower `train.lr`, or train in fp32"
+            )
+            return
+        named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
+        self.history.append({"epoch": self.num_epochs_done, **named, "lr": self._lr, "seconds": self._seconds})
+        self._checkpoint.save(self.num_epochs_done * self.batches.num_batches)
+
+    def finish(self) -> None:
+        """Write the fold's files, `result.json` last since it marks the fold as done, and remove the checkpoint."""
+        run, folder = self.run, self.run.fold_folder(self.test_part)
+        deployed = self.head.deployed()
+        write_safetensors(folder / HEAD_NAME, self.head.state_dict())
+        write_deployed(
+            folder / DEPLOYED_NAME,
+            deployed,
+            aus=run.rules.aus,
+            features=run.cache.document["features"],
+            averages_flip=self.settings.averages_flip,
+        )
+        predictions = predict(
+            deployed,
+            run.cache,
+            run.frames,
+            aus=run.rules.aus,
+            test_part=self.test_part,
+            device=self.device,
+            averages_flip=self.settings.averages_flip,
+        )
+        write_table(folder / PREDICTIONS_NAME, predictions)
+        write_table(folder / COUNTS_NAME, count(predictions, aus=run.rules.aus, test_part=self.test_part))
+        result = {
+            "test_part": self.test_part,
+            "device": torch.device(self.device).type,
+            "num_train_frames": len(self.batches.frames.rows),
+            "num_test_frames": len(predictions),
+            "num_test_frames_missing": int((run.frames["part"] == self.test_part).sum()) - len(predictions),
+            "class_weights": self.weights_A.tolist(),
+            "history": self.history,
+        }
+        write_json(folder / RESULT_NAME, result)
+        self._checkpoint.remove()
+        logger.info(
+            "%s, fold %s: %d epochs in %.0f s, loss %.3f, %d frames scored",
+            folder.parent.name,
+            self.test_part,
+            len(self.history),
+            sum(each["seconds"] for each in self.history),
+            self.history[-1]["loss"],
+            len(predictions),
+        )
+
+
+def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
+    """Initialise `head` with the tensors and action units shared with a head of the same settings and test part."""
+    if not weights.is_file():
+        raise DataNotFoundError(f"{weights} does not exist; train that fold first, or pass another run to --init-from")
+    source = weights.parent.parent
+    record = read_run(source)
+    wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.model_dump()}
+    for name, value in wanted.items():
+        if record[name] != value:
+            raise ConfigError(
+                f"cannot start from {source.name}: its {name} is {record[name]}, this run's is {value}; "
+                "train a run of the same settings first"
+            )
+    try:
+        carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
+    except ValueError as error:
+        raise ConfigError(f"cannot start from {source.name}: {error}") from None
