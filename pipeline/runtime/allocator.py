@@ -1,4 +1,4 @@
-"""Keep glibc from returning large buffers to the kernel, which zeroes every page that it hands out again."""
+"""Make glibc reuse freed memory instead of returning it to the kernel, which would zero every page again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import ctypes
 import platform
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MAX_INT = 2**31 - 1
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def tune_allocator() -> None:
-    """Have this process keep and reuse the memory that it frees; call it before work on a CPU starts.
+    """Have this process keep freed memory, in one arena for all threads; call it before work starts.
 
-    A no-op where the C library is not glibc. Values that the user has exported (MALLOC_MMAP_THRESHOLD_ and
-    MALLOC_TRIM_THRESHOLD_) are replaced.
+    Batches and maps are large buffers, which glibc maps and unmaps one by one by default. Only speed changes, see
+    `benchmarks/allocator.py`. Does nothing where the C library is not glibc.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, _MAX_INT)
+        libc.mallopt(_M_ARENA_MAX, 1)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
