@@ -117,6 +117,17 @@ class Page:
     stored: dict[str, Tensor]
 
 
+def page_order(num_rows: int, *, epoch: int, page_rows: int, run_rows: int = RUN_ROWS) -> list[np.ndarray]:
+    """Return the places 0 to `num_rows` - 1 of an epoch, a page an array: runs of neighbours from all over the rows.
+
+    Nothing but the arguments decides the order. A run has `run_rows` places or a few more; all pages but the last have
+    `page_rows`.
+    """
+    runs = np.array_split(np.arange(num_rows), max(1, num_rows // run_rows))
+    order = np.concatenate([runs[i] for i in np.random.default_rng(epoch).permutation(len(runs))])
+    return [order[start : start + page_rows] for start in range(0, num_rows, page_rows)]
+
+
 class TrainingPages:
     """The pages of training epochs: the cache's rows in an order that the epoch's number alone decides."""
 
@@ -153,10 +164,8 @@ class TrainingPages:
             yield Page(epoch, number, is_last, rows, _on_device(stored, self._device))
 
     def _pages_of(self, epoch: int) -> list[tuple[int, bool, np.ndarray]]:
-        """Number, whether it is the last, and rows of each page: runs of neighbours from all over the cache."""
-        runs = np.array_split(np.arange(len(self._rows)), max(1, len(self._rows) // RUN_ROWS))
-        order = np.concatenate([runs[i] for i in np.random.default_rng(epoch).permutation(len(runs))])
-        pages = [order[start : start + self._page_rows] for start in range(0, len(order), self._page_rows)]
+        """Number, whether it is the last, and rows of each page."""
+        pages = page_order(len(self._rows), epoch=epoch, page_rows=self._page_rows, run_rows=RUN_ROWS)
         rows = [np.sort(self._rows[page[self._is_read[page]]]) for page in pages]
         return [(i, i == len(pages) - 1, rows[i]) for i in range(len(pages))]
 

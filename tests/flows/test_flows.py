@@ -121,7 +121,8 @@ def test_tasks_never_use_prefects_cache():
         for each in vars(module).values()
         if isinstance(each, Task)
     ]
-    assert len(tasks) == 9
+    names = {each.fn.__name__ for each in tasks}
+    assert names >= {"index_frames", "detect_faces", "crop_faces", "extract_features", "train_heads", "aggregate"}
     assert all(each.cache_policy == NO_CACHE for each in tasks)
 
 

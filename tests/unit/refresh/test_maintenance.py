@@ -150,8 +150,8 @@ def changed_twice(tmp_path, world):
     """A cache of three revisions: pictures replaced, frames removed."""
     frames, boxes = small_cache.make_world(tmp_path)
     make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
-    for file in frames["source_file"][:9]:
-        cv2.imwrite(str(tmp_path / "raw" / file), small_cache.picture(hash(file) % 1000 + 5000))
+    for number, file in enumerate(frames["source_file"][:9]):
+        cv2.imwrite(str(tmp_path / "raw" / file), small_cache.picture(5000 + number))
     make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
     frames, boxes = frames[3:].reset_index(drop=True), boxes[3:].reset_index(drop=True)
     crops = make_crops(tmp_path, frames, boxes)

@@ -8,7 +8,7 @@ from pipeline.cache.codecs import make_codec
 from pipeline.config import ViewConfig
 from pipeline.errors import DataError, StoreError
 from pipeline.training import loader
-from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches
+from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches, page_order
 from tests.unit import small_cache
 from tests.unit.small_cache import AUS, SHAPES, make_cache
 
@@ -144,17 +144,27 @@ def test_one_reading_feeds_heads_of_all_folds(world, monkeypatch):
             assert all(torch.equal(ours.features[name], theirs.features[name]) for name in SHAPES)
 
 
-def test_a_page_holds_runs_from_everywhere():
-    pages = object.__new__(TrainingPages)
-    pages._page_rows = 512
-    num = 6 * 512
-    pages._rows, pages._is_read = np.arange(num), np.ones(num, bool)
-    listed = pages._pages_of(1)
-    assert sorted(np.concatenate([rows for _, _, rows in listed])) == list(range(num))
-    assert [is_last for _, is_last, _ in listed] == [False] * 5 + [True]
-    for _, _, rows in listed:
-        assert np.ptp(rows) > 0.6 * num
-    assert any(not np.array_equal(a[2], b[2]) for a, b in zip(listed, pages._pages_of(2), strict=True))
+@pytest.mark.parametrize("num_rows", [1, 31, 512, 3000, 6 * 512])
+def test_the_pages_of_an_epoch_hold_every_row_once(num_rows):
+    pages = page_order(num_rows, epoch=1, page_rows=512)
+    assert sorted(np.concatenate(pages)) == list(range(num_rows))
+    assert [len(page) for page in pages[:-1]] == [512] * (len(pages) - 1)
+    assert 0 < len(pages[-1]) <= 512
+
+
+def test_a_page_holds_runs_of_neighbours_from_everywhere():
+    num_rows = 6 * 512
+    for page in page_order(num_rows, epoch=1, page_rows=512, run_rows=32):
+        assert np.ptp(page) > 0.6 * num_rows
+        runs = page.reshape(-1, 32)
+        assert (np.diff(runs, axis=1) == 1).all()
+        assert (np.diff(runs[:, 0]) != 32).any()
+
+
+def test_the_epoch_decides_the_order_of_the_pages():
+    first, again, other = (np.concatenate(page_order(3000, epoch=epoch, page_rows=512)) for epoch in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.5
 
 
 def test_evaluation_reads_every_frame_of_the_view_in_a_fixed_order(world):
