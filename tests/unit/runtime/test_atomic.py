@@ -1,11 +1,20 @@
+import os
 import signal
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import WriteError
-from pipeline.runtime.atomic import file_sha256, write_atomically, write_bytes_atomically
+from pipeline.runtime.atomic import (
+    file_sha256,
+    put_in_place,
+    stage_file,
+    write_atomically,
+    write_bytes_atomically,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -40,3 +49,41 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
 def test_sha256_is_of_the_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def note_changes(monkeypatch):
+    """A list of what is made to last: (fsync, inode, size) and (rename, old name, new name), in their order."""
+    changes = []
+    fsync = os.fsync
+
+    def noted_fsync(descriptor):
+        status = os.fstat(descriptor)
+        changes.append(("fsync", status.st_ino, status.st_size if stat.S_ISREG(status.st_mode) else None))
+        fsync(descriptor)
+
+    def noted(rename):
+        def renaming(old, new, **more):
+            changes.append(("rename", Path(old), Path(new)))
+            rename(old, new, **more)
+
+        return renaming
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, noted(getattr(os, name)))
+    return changes
+
+
+def write_in_two_steps(path, data):
+    put_in_place(stage_file(path, lambda temp: temp.write_bytes(data)), path)
+
+
+@pytest.mark.parametrize("write", [write_bytes_atomically, write_in_two_steps])
+def test_the_file_is_fsynced_whole_before_its_rename_and_the_folder_after_it(tmp_path, monkeypatch, write):
+    path = tmp_path / "value"
+    changes = note_changes(monkeypatch)
+    write(path, b"content")
+    fsynced_file, renamed, fsynced_folder = changes
+    assert fsynced_file == ("fsync", path.stat().st_ino, len(b"content"))
+    assert (renamed[0], renamed[1].parent, renamed[2]) == ("rename", tmp_path, path)
+    assert fsynced_folder == ("fsync", tmp_path.stat().st_ino, None)
