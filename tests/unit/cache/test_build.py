@@ -1,5 +1,4 @@
 import errno
-import multiprocessing
 import os
 import random
 import re
@@ -29,10 +28,8 @@ from pipeline.store.shards import stage_shard
 from pipeline.store.writer import open_writer
 from tests.steps import kind_of
 from tests.unit import small_cache
+from tests.unit.processes import PROCESSES
 from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, make_cache, make_frames, stored_bytes
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.unit.small_cache"])
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +232,9 @@ def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_
     rng = random.Random(0)
     num_kills = 0
     while num_kills < 6:
-        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
+        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.05))
         process.start()
-        process.join(rng.uniform(0.05, 0.4))
+        process.join(rng.uniform(0.03, 0.25))
         process.kill()
         process.join()
         if process.exitcode == 0:

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipeline.training.runs import head_shape, write_record
 from pipeline.training.trainer import HeadTraining, learning_rate, train_heads
 from tests.devices import DEVICES
 from tests.unit import small_runs
+from tests.unit.processes import PROCESSES
 from tests.unit.small_runs import HEAD, RULES, TRAIN, make_run, train_fold
 
 
@@ -85,7 +85,7 @@ def _train_and_die(folder: Path, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, device):
     whole = train_fold(make_run(folder), "P1", device=device)
-    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(folder, device))
+    process = PROCESSES.Process(target=_train_and_die, args=(folder, device))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
