@@ -12,7 +12,7 @@ from pipeline.runtime import checkpoint
 from pipeline.runtime.atomic import file_sha256
 from tests.unit.pretraining.test_fan import make_pool
 
-SETTINGS = ResNetTraining(num_steps=60, batch_size=6, size_px=32)
+SETTINGS = ResNetTraining(num_steps=30, batch_size=6, size_px=32)
 
 
 class StoppedError(Exception):

@@ -29,13 +29,14 @@ def values_for(keys):
     return {"plain": whole[:, :3].astype(np.float32), "packed": whole[:, 3:].reshape(-1, 2, 2).astype(np.int8)}
 
 
-def fill(root, wanted, *, groups=("one",)):
-    """Bring the store below `root` up to date; its folder."""
-    folder = FORMAT.folder_in(root)
-    with open_writer(folder, FORMAT) as writer:
+def fill(root, wanted, *, groups=("one",), format=FORMAT, num_units=None):
+    """Bring the store below `root` up to date; its folder. With `num_units`, stop unpublished after that many units."""
+    folder = format.folder_in(root)
+    with open_writer(folder, format) as writer:
         plan = writer.plan(wanted, groups)
-        for unit in plan.units:
+        for unit in plan.units[:num_units]:
             rows = plan.rows_in(unit.block)
             writer.write_unit(unit, rows, values_for(rows["key"]))
-        writer.publish(plan, provenance={})
+        if num_units is None:
+            writer.publish(plan, provenance={})
     return folder
