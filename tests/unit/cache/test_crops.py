@@ -68,7 +68,10 @@ def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_
     np.testing.assert_array_equal(crops.read_crops(row)[0], expected)
     stored = zarr.open(crops.folder / "arrays.zarr", mode="r")
     np.testing.assert_array_equal(stored["crops"][row[0]], expected)
-    assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1  # what cannot be read is not tried for ever
+    arguments = {"images_root": tmp_path / "raw", "format": small_cache.CROPS_FORMAT}
+    plan = plan_crops(tmp_path / "crops", frames, boxes, **arguments)
+    assert (plan.units, plan.is_new) == ((), False)  # what cannot be read is not tried for ever
+    assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1
 
 
 def test_only_changed_pictures_and_boxes_are_cut_anew(tmp_path):

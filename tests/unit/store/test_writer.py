@@ -6,6 +6,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store.plan import Unit
 from pipeline.store.reader import StoreReader
+from pipeline.store.revisions import read_damage, write_damage
 from pipeline.store.verify import verify_store
 from pipeline.store.writer import open_writer, plan_store
 from tests.unit.store.small_store import FORMAT, fill, make_wanted, values_for
@@ -67,6 +68,16 @@ def test_half_written_files_and_shards_that_nobody_names_are_swept(tmp_path):
     with open_writer(folder, FORMAT):
         pass
     assert not any(path.exists() for path in left)
+    assert_holds(folder, WANTED)
+
+
+def test_a_unit_that_was_marked_damaged_is_written_again_once(tmp_path):
+    folder = fill(tmp_path, WANTED)
+    write_damage(folder, [Unit(1, "one")])
+    assert plan_store(folder, FORMAT, WANTED, ["one"]).units == (Unit(1, "one"),)
+    fill(tmp_path, WANTED)
+    assert read_damage(folder) == set()
+    assert plan_store(folder, FORMAT, WANTED, ["one"]).units == ()
     assert_holds(folder, WANTED)
 
 
