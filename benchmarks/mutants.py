@@ -3,8 +3,8 @@
     python benchmarks/mutants.py [--only TEXT] [--numbers 1-20]
 
 Each mutation replaces one exact text in one file; the named tests run and should fail. A text that is not there exactly
-once stops everything before the first run, so keep the list in step with the code. A run that hangs
-counts as caught. Exits with 1 if fewer than 90 % are caught.
+once stops everything before the first run, so keep the list in step with the code. A run that hangs counts
+as caught. Exits with 1 if fewer than 90 % are caught.
 """
 
 from __future__ import annotations
