@@ -4,7 +4,6 @@ import random
 import re
 import signal
 import socket
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,25 +32,9 @@ from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, make_cache
 
 
 @pytest.fixture(scope="module")
-def in_memory(tmp_path_factory):
-    """A folder whose fsyncs cost nothing where the system has one: a killed process does not lose the page cache."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path_factory.mktemp("cache")
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-def tmp_path(in_memory):
-    with tempfile.TemporaryDirectory(dir=in_memory) as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
 def world(in_memory):
     """Frames, crops, and a cache of them that nobody disturbed."""
-    folder = in_memory / "world"
+    folder = in_memory / "build"
     frames, boxes = small_cache.make_world(folder)
     crops = small_cache.make_crops(folder, frames, boxes)
     return frames, crops, make_cache(folder, frames, crops)

@@ -32,9 +32,9 @@ from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_cro
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(in_memory):
     """Frames, crops, and a cache of them that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = in_memory / "maintenance"
     frames, boxes = small_cache.make_world(folder)
     crops = make_crops(folder, frames, boxes)
     return frames, crops, make_cache(folder, frames, crops)

@@ -14,9 +14,9 @@ from tests.unit.small_cache import AUS, SHAPES, make_cache
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(in_memory):
     """Frames of which one has no face, and a cache of four views."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = in_memory / "loader"
     frames, boxes = small_cache.make_world(folder, num_frames=7)
     boxes.loc[5, "status"] = "no_face"
     crops = small_cache.make_crops(folder, frames, boxes)
