@@ -2,9 +2,7 @@
 
 import multiprocessing
 import os
-import re
 import shutil
-import signal
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,7 @@ from pipeline.catalog import CATALOG_FILE, WeightsEntry, load_catalog
 from pipeline.runtime.atomic import file_sha256
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import verify_store
+from tests.steps import watch_steps
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh.stages", "models.retinaface"])
@@ -141,35 +140,5 @@ def _refresh(environment: dict[str, str], config: str, kill_before: str | None, 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     if kill_before is not None or trace is not None:
-        _watch_steps(kill_before, trace)
+        watch_steps(kill_before=kill_before, trace=trace)
     refresh_cache("faces", config=config)
-
-
-def _watch_steps(kill_before: str | None, trace: Path | None) -> None:
-    """Name and number each change to the disk, and die before `kill_before`."""
-    counts: dict[str, int] = {}
-    file = None if trace is None else trace.open("a")
-
-    def wrap(verb, change, place):
-        def watched(*arguments, **more):
-            name = f"{verb} {step_name(place(*arguments))}"
-            counts[name] = counts.get(name, 0) + 1
-            if file is not None:
-                file.write(f"{name}#{counts[name]}\n")
-                file.flush()
-            if f"{name}#{counts[name]}" == kill_before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return change(*arguments, **more)
-
-        return watched
-
-    Path.replace = wrap("rename", Path.replace, lambda old, new: new)
-    Path.unlink = wrap("unlink", Path.unlink, lambda path, *_: path)
-    os.fsync = wrap("fsync", os.fsync, lambda descriptor: Path(f"/proc/self/fd/{descriptor}").readlink())
-
-
-def step_name(path) -> str:
-    """Return a file's kind: its folder and name without numbers, fingerprints and random parts."""
-    path = Path(path)
-    name = re.sub(r"^\.tmp-[0-9a-f]{8}-", "temp ", path.name)
-    return re.sub(r"[0-9a-f]{16}|\d+", "N", f"{path.parent.name}/{name}")

@@ -164,7 +164,7 @@ class TrainingPages:
         return [(i, i == len(pages) - 1, rows[i]) for i in range(len(pages))]
 
 
-def page_order(num_rows: int, *, epoch: int, page_rows: int, run_rows: int) -> list[np.ndarray]:
+def page_order(num_rows: int, *, epoch: int, page_rows: int, run_rows: int = RUN_ROWS) -> list[np.ndarray]:
     """Return the positions 0 to `num_rows` - 1 in pages of `page_rows`: runs of about `run_rows` neighbours, shuffled.
 
     The order depends on the arguments only.

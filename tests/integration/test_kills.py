@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.store.revisions import load_revision
 from tests import kills
+from tests.steps import kind_of
 
 NUM_KILLS = int(os.environ.get("FANTRANS_KILLS", "12"))
 
@@ -83,7 +84,7 @@ def test_killed_before_each_kind_of_write_it_ends_with_the_same_bytes(world, und
     assert world.refresh(state, data, trace=trace) == 0
     assert kills.written(state) == kills.written(undisturbed[data])
     steps = trace.read_text().splitlines()
-    kinds = {step.split("#")[0] for step in steps}
+    kinds = {kind_of(step) for step in steps}
     for needed in (
         "rename lf/c.N.N.N.N",
         "fsync lf/temp c.N.N.N.N",
@@ -96,7 +97,7 @@ def test_killed_before_each_kind_of_write_it_ends_with_the_same_bytes(world, und
         "rename crops/c.N.N.N.N",
     ):
         assert needed in kinds
-    last = {step.split("#")[0]: step for step in steps}
+    last = {kind_of(step): step for step in steps}
     chosen = sorted(last.values()) if NUM_KILLS < 100 else sorted({*last.values(), *(f"{kind}#1" for kind in kinds)})
     chosen = chosen if NUM_KILLS >= 100 else chosen[2 * (data == "late") :: 4]
     for number, step in enumerate(chosen):

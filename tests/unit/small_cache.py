@@ -21,6 +21,7 @@ from pipeline.cache.format import features_format
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.runtime.executors import WorkerPool, drop_state, keep_state, new_state_name
 from pipeline.tables import BOX_COLUMNS
+from tests.steps import RENAMES, watch_steps
 
 CROP = CropConfig(size_px=32)
 VIEWS = ViewConfig(num_views=3)
@@ -163,9 +164,9 @@ def refresh_slowly(folder, crops_folder, unit_s):
     make_cache(Path(folder), make_frames(), CropReader(Path(crops_folder)), extractor=extractor)
 
 
-def refresh_until_step(folder, crops_folder, step):
-    """Refresh until the process kills itself before its `step`-th rename or unlink, from 1."""
-    _die_before(step)
+def refresh_watched(folder, crops_folder, *, kill_before=None, trace=None):
+    """In a process of its own: a refresh whose renames and unlinks are named in `trace`, or that dies before one."""
+    watch_steps(kill_before=kill_before, trace=trace, verbs=RENAMES)
     make_cache(Path(folder), make_frames(), CropReader(Path(crops_folder)))
 
 

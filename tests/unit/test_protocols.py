@@ -1,8 +1,15 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.protocols import PROTOCOLS, presence_from_intensity, presence_from_occurrence
+from pipeline.protocols import (
+    PROTOCOLS,
+    check_subject_exclusive,
+    presence_from_intensity,
+    presence_from_occurrence,
+    train_parts,
+)
 
 
 @pytest.mark.parametrize(("name", "num_subjects", "num_aus"), [("bp4d", 41, 12), ("disfa", 27, 8)])
@@ -42,3 +49,13 @@ def test_codes_become_labels_and_the_rest_is_unknown():
     labels = presence_from_intensity(np.array([0, 1, 2, 5, 9, -1]), min_positive=2)
     assert labels.tolist() == [0, 0, 1, 1, -1, -1]
     assert labels.dtype == np.int8
+
+
+def test_folds_name_the_tested_part_and_never_share_subjects():
+    assert train_parts("P2") == ("P1", "P3")
+    whole = pd.DataFrame({"subject": ["a", "b", "c"], "part": ["P1", "P2", "P3"]})
+    check_subject_exclusive(whole)
+    with pytest.raises(DataError, match="subject a has frames in 2 parts"):
+        check_subject_exclusive(pd.concat([whole, pd.DataFrame({"subject": ["a"], "part": ["P2"]})]))
+    with pytest.raises(DataError, match="part P3 has no frames"):
+        check_subject_exclusive(whole[:2])

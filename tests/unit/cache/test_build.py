@@ -1,10 +1,9 @@
 import errno
-import multiprocessing
 import os
 import random
+import re
 import signal
 import socket
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,33 +24,16 @@ from pipeline.store import writer as store_writer
 from pipeline.store.mirror import read_sealed_json, sealed_json
 from pipeline.store.shards import stage_shard
 from pipeline.store.writer import open_writer
+from tests.steps import kind_of
 from tests.unit import small_cache
+from tests.unit.processes import PROCESSES
 from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, cache_build, make_cache, make_frames, stored_bytes
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.unit.small_cache"])
-
-
-@pytest.fixture(scope="module")
-def in_memory(tmp_path_factory):
-    """A folder in memory, if there is one, for fast fsyncs: a killed process does not lose the page cache."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path_factory.mktemp("cache")
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-def tmp_path(in_memory):
-    with tempfile.TemporaryDirectory(dir=in_memory) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def world(in_memory):
-    """Frames, crops, and a cache of them from an uninterrupted refresh."""
-    folder = in_memory / "world"
+    """Frames, crops, and a cache of them of an undisturbed refresh."""
+    folder = in_memory / "build"
     frames, boxes = small_cache.make_world(folder)
     crops = small_cache.make_crops(folder, frames, boxes)
     return frames, crops, make_cache(folder, frames, crops)
@@ -232,9 +214,9 @@ def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_
     rng = random.Random(0)
     num_kills = 0
     while num_kills < 6:
-        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
+        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.05))
         process.start()
-        process.join(rng.uniform(0.05, 0.4))
+        process.join(rng.uniform(0.03, 0.25))
         process.kill()
         process.join()
         if process.exitcode == 0:
@@ -245,28 +227,88 @@ def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_
     assert stored_bytes(finished.folder) == stored_bytes(undisturbed.folder)
 
 
-@pytest.mark.parametrize("step", [1, 2, 5, 40, 134, 163, 171, 179, 183, 187, *range(189, 199)])
-def test_a_refresh_killed_at_a_step_reuses_what_was_finished(world, tmp_path, step):
-    """27 units of five shards and a journal entry, then metadata, tables, manifest, pointer; then journal removal."""
-    frames, crops, undisturbed = world
-    process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, step))
+SHARD = "rename shard"
+JOURNAL = "rename journal/N.view_N.json"
+MANIFEST = "rename mirror/manifest-N.json"
+NUM_UNITS = 9 * 3  # blocks, views
+REPEATED = (SHARD, JOURNAL, JOURNAL.replace("rename", "unlink"), "rename array/zarr.json", "rename view_N/zarr.json")
+SINGLE = (
+    "rename N/current.json",
+    "rename arrays.zarr/zarr.json",
+    *(f"rename {at}/{name}" for at in ("mirror", "N") for name in ("fingerprint.json", "manifest-N.json")),
+    *(f"rename {at}/{name}" for at in ("mirror", "N") for name in ("index-N.parquet", "shards-N.parquet")),
+    "unlink N/damage.json",
+)
+
+
+def refresh_and_die(folder, crops, kill_before):
+    process = PROCESSES.Process(
+        target=small_cache.refresh_watched, args=(folder, crops.folder), kwargs={"kill_before": kill_before}
+    )
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def steps(world, in_memory):
+    """The changes of names in a refresh that nobody disturbs, in their order."""
+    _, crops, undisturbed = world
+    trace = in_memory / "trace"
+    process = PROCESSES.Process(
+        target=small_cache.refresh_watched, args=(in_memory / "traced", crops.folder), kwargs={"trace": trace}
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    folder = in_memory / "traced" / "cache" / undisturbed.folder.name
+    assert stored_bytes(folder) == stored_bytes(undisturbed.folder)
+    steps = trace.read_text().splitlines()
+    names = [kind_of_step(step) for step in steps]
+    assert names.count(SHARD) == NUM_UNITS * 5
+    assert names.count(JOURNAL) == NUM_UNITS, "each unit is entered in the journal once"
+    assert names.index(SHARD) < names.index(JOURNAL)
+    return steps
+
+
+def kind_of_step(step):
+    """A step's kind; shards of all arrays are one, and so is the metadata of all arrays."""
+    kind = re.sub(r"\w+/c\.N\.?.*", "shard", kind_of(step))
+    return re.sub(r" (lf|hN|hm|params)/zarr", " array/zarr", kind)
+
+
+def test_the_kinds_of_steps_at_which_refreshes_are_killed_are_all_that_change_a_file(steps):
+    kinds = [kind for kind in map(kind_of_step, steps) if "/temp " not in kind]
+    assert set(kinds) == {*REPEATED, *SINGLE}
+    assert all(kinds.count(kind) == 1 for kind in SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [*((kind, at) for kind in REPEATED for at in ("first", "middle", "last")), *((k, "only") for k in SINGLE)],
+)
+def test_a_refresh_killed_before_a_step_keeps_what_was_finished(world, steps, tmp_path, kind, at):
+    """A unit is finished once its journal entry has its name; how many are is counted in the undisturbed refresh."""
+    frames, crops, undisturbed = world
+    places = [i for i, step in enumerate(steps) if kind_of_step(step) == kind]
+    killed_at = {"first": places[0], "middle": places[len(places) // 2]}.get(at, places[-1])
+    before = [kind_of_step(step) for step in steps[:killed_at]]
+    refresh_and_die(tmp_path, crops, steps[killed_at])
     folder = tmp_path / "cache" / undisturbed.folder.name
-    num_finished = len(list((folder / "journal").glob("[0-9]*.json")))  # skips half-written files
-    is_published = (folder / "current.json").is_file()
-    if is_published:
+    if MANIFEST in before:  # without a pointer, the newest whole manifest counts
         assert open_cache(folder).index.equals(undisturbed.index)
-    num_units = 0
+    else:
+        with pytest.raises(StoreError):
+            open_cache(folder)
+    num_computed = 0
 
     def extractor(images):
-        nonlocal num_units
-        num_units += 1
+        nonlocal num_computed
+        num_computed += 1
         return small_cache.extract(images)
 
     finished = make_cache(tmp_path, frames, crops, extractor=extractor)
-    assert num_units == (0 if is_published else 27 - num_finished)
+    assert num_computed == NUM_UNITS - before.count(JOURNAL)
     assert stored_bytes(finished.folder) == stored_bytes(undisturbed.folder)
 
 
@@ -320,9 +362,7 @@ def test_a_killed_second_refresh_leaves_the_first_revision_and_goes_on(world, tm
     undisturbed_twice = tmp_path / "twice"
     make_cache(undisturbed_twice, some, crops)
     make_cache(undisturbed_twice, frames, crops)
-    process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, 30))
-    process.start()
-    process.join()
+    refresh_and_die(tmp_path, crops, f"{JOURNAL}#5")
     folder = tmp_path / "cache" / undisturbed.folder.name
     left = open_cache(folder)
     assert left.revision == 1
@@ -334,9 +374,7 @@ def test_a_killed_second_refresh_leaves_the_first_revision_and_goes_on(world, tm
 
 def test_what_changed_between_a_kill_and_the_next_refresh_is_recomputed(world, tmp_path):
     frames, crops, _ = world
-    process = PROCESSES.Process(target=small_cache.refresh_until_step, args=(tmp_path, crops.folder, 100))
-    process.start()
-    process.join()
+    refresh_and_die(tmp_path, crops, f"{JOURNAL}#15")
     fewer = frames.iloc[7:]
     finished = make_cache(tmp_path, fewer, crops)
     assert sorted(finished.index["frame_id"]) == sorted(fewer["frame_id"])

@@ -7,9 +7,11 @@ import zarr
 
 from pipeline.cache.crops import CropReader, plan_crops
 from pipeline.config import CropConfig
+from pipeline.datasets import sources
 from pipeline.errors import DataError
 from pipeline.faces.geometry import cut_crop, frame_from_crop
 from pipeline.faces.views import ViewParams, render_view
+from pipeline.runtime.atomic import file_sha256
 from tests.unit import small_cache
 
 
@@ -66,7 +68,10 @@ def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_
     np.testing.assert_array_equal(crops.read_crops(row)[0], expected)
     stored = zarr.open(crops.folder / "arrays.zarr", mode="r")
     np.testing.assert_array_equal(stored["crops"][row[0]], expected)
-    assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1  # unreadable images are not retried
+    arguments = {"images_root": tmp_path / "raw", "format": small_cache.CROPS_FORMAT}
+    plan = plan_crops(tmp_path / "crops", frames, boxes, **arguments)
+    assert (plan.units, plan.is_new) == ((), False)  # what cannot be read is not tried again
+    assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1
 
 
 def test_only_changed_pictures_and_boxes_are_cut_again(tmp_path):
@@ -93,7 +98,69 @@ def test_only_changed_pictures_and_boxes_are_cut_again(tmp_path):
     )
 
 
-def test_frames_of_a_video_are_cut(tmp_path):
+def write_bitmap(path, seed):
+    """A picture that has as many bytes as any other."""
+    path.write_bytes(cv2.imencode(".bmp", small_cache.picture(seed)[..., ::-1])[1].tobytes())
+
+
+def test_a_replaced_picture_of_equal_size_costs_its_own_crop_and_features_and_a_touched_one_none(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    replaced, touched = (tmp_path / "raw" / frames["source_file"][i] for i in (1, 2))
+    write_bitmap(replaced, 1)
+    size = replaced.stat().st_size
+    first_crops = small_cache.make_crops(tmp_path, frames, boxes)
+    first = small_cache.make_cache(tmp_path, frames, first_crops)
+    name = frames["frame_id"][1]
+    old = first.read(first.index.loc[first.index["frame_id"] == name, "row"].to_numpy())["lf"][0]
+
+    write_bitmap(replaced, 99)
+    assert replaced.stat().st_size == size
+    os.utime(touched, ns=(1, 1))
+    seen = []
+
+    def extractor(images):
+        seen.append(len(images))
+        return small_cache.extract(images)
+
+    arguments = {"images_root": tmp_path / "raw", "format": small_cache.CROPS_FORMAT}
+    plan = plan_crops(tmp_path / "crops", frames, boxes, **arguments)
+    assert [row for unit in plan.units for row in plan.rows_in(unit.block)["frame_id"]] == [name]
+    crops = small_cache.make_crops(tmp_path, frames, boxes)
+    second = small_cache.make_cache(tmp_path, frames, crops, extractor=extractor)
+    assert seen == [1] * small_cache.VIEWS.num_views
+    row = crops.index.set_index("frame_id").loc[[name], "row"].to_numpy()
+    affine = frame_from_crop(boxes[["x1", "y1", "x2", "y2"]].to_numpy()[1], small_cache.CROP)
+    np.testing.assert_array_equal(crops.read_crops(row)[0], cut_crop(small_cache.picture(99), affine, small_cache.CROP))
+    new = second.read(second.index.loc[second.index["frame_id"] == name, "row"].to_numpy())["lf"][0]
+    assert not np.array_equal(old, new)
+    others = frames["frame_id"].drop(1)
+    rows = [each.index.set_index("frame_id").loc[others, "row"] for each in (first, second)]
+    assert rows[0].equals(rows[1])
+    assert crops.index.set_index("frame_id").loc[frames["frame_id"][2], "source_mtime_ns"] == 1
+
+
+def test_a_picture_is_read_again_where_its_size_or_its_time_changed_and_else_not(tmp_path, monkeypatch):
+    frames, boxes = small_cache.make_world(tmp_path)
+    replaced, touched, grown = (tmp_path / "raw" / frames["source_file"][i] for i in (1, 2, 3))
+    write_bitmap(replaced, 1)
+    small_cache.make_crops(tmp_path, frames, boxes)
+    write_bitmap(replaced, 99)
+    os.utime(touched, ns=(1, 1))
+    status = grown.stat()
+    grown.write_bytes(grown.read_bytes() + b"more")
+    os.utime(grown, ns=(status.st_atime_ns, status.st_mtime_ns))
+    read = []
+
+    def noted(path):
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(sources, "file_sha256", noted)
+    plan_crops(tmp_path / "crops", frames, boxes, images_root=tmp_path / "raw", format=small_cache.CROPS_FORMAT)
+    assert sorted(read) == [replaced, touched, grown]
+
+
+def test_frames_of_a_video_are_cut_too(tmp_path):
     frames = small_cache.make_frames(num_subjects=2).assign(source_frame=lambda t: t["frame"])
     frames["source_file"] = frames["subject"] + ".avi"
     (tmp_path / "raw").mkdir()

@@ -6,7 +6,7 @@ import pytest
 from pipeline.datasets import LAYOUTS
 from pipeline.datasets.index import index_frames, read_index, summarise, write_index
 from pipeline.errors import DataError
-from pipeline.protocols import PROTOCOLS, check_subject_exclusive, train_parts
+from pipeline.protocols import PROTOCOLS
 
 BP4D, DISFA = LAYOUTS["bp4d"], LAYOUTS["disfa"]
 AUS = "1,2,4,5,6,7,10,12,14,15,17,23,24"
@@ -147,13 +147,3 @@ def test_faults_in_raw_data_are_one_sentence(tmp_path):
         index_frames(*write_disfa(tmp_path / "f", intensity={4: [0, "x0", 0]}))
     with pytest.raises(DataError, match="in no part"):
         index_frames(*write_bp4d(tmp_path / "e", subject="X1", rows=["5" + ZEROS], images=["5.jpg"]))
-
-
-def test_folds_name_the_tested_part_and_never_share_subjects():
-    assert train_parts("P2") == ("P1", "P3")
-    whole = pd.DataFrame({"subject": ["a", "b", "c"], "part": ["P1", "P2", "P3"]})
-    check_subject_exclusive(whole)
-    with pytest.raises(DataError, match="subject a has frames in 2 parts"):
-        check_subject_exclusive(pd.concat([whole, pd.DataFrame({"subject": ["a"], "part": ["P2"]})]))
-    with pytest.raises(DataError, match="part P3 has no frames"):
-        check_subject_exclusive(whole[:2])

@@ -1,10 +1,7 @@
 """Collecting, verifying, repairing, exchanging: what happens to a cache between refreshes."""
 
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import cv2
 import dask
@@ -30,13 +27,14 @@ from pipeline.store.prune import prune_store
 from pipeline.store.revisions import read_damage
 from pipeline.store.verify import mark_damaged, verify_store
 from tests.unit import small_cache
+from tests.unit.processes import PROCESSES
 from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_crops, stored_bytes
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(in_memory):
     """Frames, crops, and a cache of them that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = in_memory / "maintenance"
     frames, boxes = small_cache.make_world(folder)
     crops = make_crops(folder, frames, boxes)
     return frames, crops, make_cache(folder, frames, crops)
@@ -150,8 +148,8 @@ def changed_twice(tmp_path, world):
     """A cache of three revisions: pictures replaced, frames removed."""
     frames, boxes = small_cache.make_world(tmp_path)
     make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
-    for file in frames["source_file"][:9]:
-        cv2.imwrite(str(tmp_path / "raw" / file), small_cache.picture(hash(file) % 1000 + 5000))
+    for number, file in enumerate(frames["source_file"][:9]):
+        cv2.imwrite(str(tmp_path / "raw" / file), small_cache.picture(5000 + number))
     make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
     frames, boxes = frames[3:].reset_index(drop=True), boxes[3:].reset_index(drop=True)
     crops = make_crops(tmp_path, frames, boxes)
@@ -184,29 +182,32 @@ def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world
     assert open_cache(folder).revision == 4
 
 
+def read_when_told(folder, connection):
+    """In a process of its own: open a cache, and read all of it at a signal."""
+    cache = open_cache(folder)
+    connection.send("open")
+    connection.recv()
+    for view in range(3):
+        cache.read(cache.rows(), view=view)
+    connection.send(len(cache.index))
+
+
 def test_collect_leaves_what_a_live_reader_holds(world, tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from pipeline.cache.reader import open_cache\n"
-        "cache = open_cache(Path(sys.argv[1])); print('open', flush=True); sys.stdin.readline()\n"
-        "values = [cache.read(cache.rows(), view=view) for view in range(3)]; print(len(cache.index))"
-    )
     frames, boxes = small_cache.make_world(tmp_path)
     folder = make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes)).folder
-    reader = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-    )
-    assert reader.stdout.readline() == "open\n"
+    here, there = PROCESSES.Pipe()
+    reader = PROCESSES.Process(target=read_when_told, args=(folder, there))
+    reader.start()
+    assert here.recv() == "open"
     fewer, boxes = frames[12:].reset_index(drop=True), boxes[12:].reset_index(drop=True)
     make_cache(tmp_path, fewer, make_crops(tmp_path, fewer, boxes))
     held = prune_store(folder, FORMAT, grace_s=0)
     assert held.num_held == 1
     assert "1 pinned by readers" in str(held)
-    out, _ = reader.communicate("\n")
-    assert (out, reader.returncode) == ("30\n", 0)
+    here.send("read")
+    assert here.recv() == 30
+    reader.join()
+    assert reader.exitcode == 0
     freed = prune_store(folder, FORMAT, grace_s=0)
     assert freed.num_held == 0
     assert freed.num_revisions >= 1

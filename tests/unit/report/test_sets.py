@@ -178,6 +178,8 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     assert table.orderings() == ((("good", "plain"),), (), ())
     reverse = SetTable("table9", "small", "rendered faces", rows, 3, published.assign(f1_percent=[50.0, 61.5, 60.0]))
     assert reverse.orderings() == ((), (), (("plain", "good"),))
+    tied = SetTable("table9", "small", "rendered faces", rows, 3, published.assign(f1_percent=[60.0, 60.0, 60.0]))
+    assert tied.orderings() == ((), (), ())
     assert reverse.legend().endswith("0 are not distinguishable. Reversed: good above plain.")
     again = (rows[0], read_row("twin", [runs / "plain-seed1"], published="Ours"))
     unclear = SetTable("table9", "small", "rendered faces", again, 3, published)

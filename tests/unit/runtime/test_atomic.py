@@ -1,27 +1,26 @@
 import json
-import logging
+import os
 import signal
+import stat
 import subprocess
 import sys
-import threading
-import time
+from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipeline.errors import DataError, WriteError
-from pipeline.runtime import progress
+from pipeline.errors import WriteError
 from pipeline.runtime.atomic import (
     file_sha256,
+    put_in_place,
+    stage_file,
     write_atomically,
     write_bytes_atomically,
     write_json,
     write_safetensors,
 )
-from pipeline.tables import read_record, read_table, read_table_if_intact, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -77,62 +76,39 @@ def test_sha256_is_of_the_bytes(tmp_path):
     assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
 
 
-def test_tables_round_trip_and_a_foreign_one_is_refused(tmp_path):
-    path = tmp_path / "t.parquet"
-    write_table(path, pd.DataFrame({"a": [1]}))
-    assert read_table(path, columns=("a",), made_by="make it")["a"].tolist() == [1]
-    with pytest.raises(DataError, match="lacks the columns b, c; run `make it`"):
-        read_table(path, columns=("a", "b", "c"), made_by="make it")
+def note_changes(monkeypatch):
+    """A list of what is made to last: (fsync, inode, size) and (rename, old name, new name), in their order."""
+    changes = []
+    fsync = os.fsync
+
+    def noted_fsync(descriptor):
+        status = os.fstat(descriptor)
+        changes.append(("fsync", status.st_ino, status.st_size if stat.S_ISREG(status.st_mode) else None))
+        fsync(descriptor)
+
+    def noted(rename):
+        def renaming(old, new, **more):
+            changes.append(("rename", Path(old), Path(new)))
+            rename(old, new, **more)
+
+        return renaming
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, noted(getattr(os, name)))
+    return changes
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and what is no table PAR1"])
-def test_a_damaged_table_is_refused_or_rebuilt(tmp_path, caplog, content):
-    path = tmp_path / "t.parquet"
-    assert read_table_if_intact(path) is None
-    assert not caplog.messages
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"t.parquet is damaged; delete it, and run `make it` to make it anew"):
-        read_table(path, columns=("a",), made_by="make it")
-    assert read_table_if_intact(path) is None
-    assert caplog.messages == [f"{path} is damaged and is made anew"]
+def write_in_two_steps(path, data):
+    put_in_place(stage_file(path, lambda temp: temp.write_bytes(data)), path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}'])
-def test_a_damaged_record_is_refused(tmp_path, content):
-    path = tmp_path / "run.json"
-    with pytest.raises(DataError, match=r"run.json does not exist; run `make it` to make it"):
-        read_record(path, keys=("a", "b"), made_by="make it")
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"run.json is damaged: expected JSON with a, b; delete it, and run `make it`"):
-        read_record(path, keys=("a", "b"), made_by="make it")
-
-
-def test_a_log_gets_rate_and_time_left(caplog, monkeypatch):
-    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
-    with caplog.at_level(logging.INFO, logger="fantrans"), progress.track("crop", total=4, unit="frames") as step:
-        for _ in range(4):
-            time.sleep(0.01)
-            step(1)
-    assert "crop: 1 of 4 frames" in caplog.messages[0]
-    assert "s left" in caplog.messages[0]
-    assert caplog.messages[-1].startswith("crop: 4 frames in")
-
-
-def test_a_log_has_a_line_for_each_named_piece_and_a_listener_hears_from_any_thread(caplog, monkeypatch):
-    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
-    reported = []
-
-    def listener(description, percent):
-        reported.append((description, percent))
-
-    with progress.progress_listener(listener), progress.track("extract", total=8, unit="views", num_before=2) as step:
-        worker = threading.Thread(target=step, args=(3, "block 7"))
-        with caplog.at_level(logging.INFO, logger="fantrans"):
-            worker.start()
-            worker.join()
-        step(3)
-    assert caplog.messages[0].startswith("extract: block 7; 5 of 8 views, ")
-    assert reported == [("extract", 25.0), ("extract", 62.5), ("extract", 100.0), ("extract", 100.0)]
-    with progress.track("unheard", total=1, unit="views") as step:
-        step(1)
-    assert len(reported) == 4
+@pytest.mark.parametrize("write", [write_bytes_atomically, write_in_two_steps])
+def test_the_file_is_fsynced_whole_before_its_rename_and_the_folder_after_it(tmp_path, monkeypatch, write):
+    path = tmp_path / "value"
+    changes = note_changes(monkeypatch)
+    write(path, b"content")
+    fsynced_file, renamed, fsynced_folder = changes
+    assert fsynced_file == ("fsync", path.stat().st_ino, len(b"content"))
+    assert (renamed[0], renamed[1].parent, renamed[2]) == ("rename", tmp_path, path)
+    assert fsynced_folder == ("fsync", tmp_path.stat().st_ino, None)

@@ -1,5 +1,6 @@
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -81,3 +82,17 @@ def test_an_error_anywhere_stops_everything_and_is_raised(where):
 
 def test_without_items_nothing_happens():
     assert broadcast([], [lambda _: pytest.fail("called")], num_threads=2) <= 1
+
+
+def test_the_consumer_that_is_furthest_behind_goes_next():
+    num_done = [0, 0, 0]
+    leads = []
+
+    def consume(number, item):
+        time.sleep(0.005)  # so that more items wait
+        num_done[number] += 1
+        leads.append(max(num_done) - min(num_done))
+
+    broadcast(range(6), [partial(consume, number) for number in range(3)], num_threads=1)
+    assert num_done == [6, 6, 6]
+    assert max(leads) == 1

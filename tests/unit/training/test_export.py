@@ -91,39 +91,20 @@ table.to_parquet(out)
 
 
 def test_a_process_without_prefect_and_detectors_predicts_the_same(tmp_path):
-    from pipeline.cache.codecs import make_codec
-    from pipeline.cache.reader import open_cache
     from pipeline.training.predict import predict
-    from tests.unit import small_cache
+    from tests.unit import small_runs
 
-    frames, boxes = small_cache.make_world(tmp_path)
-    shapes = {name: (channels, 16, 16) for name, (channels, _, _) in small_cache.SHAPES.items()}
-
-    def extract(images):
-        means = images.reshape(len(images), 16, 2, 16, 2, 3).mean((2, 4, 5), dtype=np.float64)[:, None] / 255
-        return {
-            name: (means * np.arange(1, 1 + channels)[:, None, None]).astype(np.float16)
-            for name, (channels, _, _) in shapes.items()
-        }
-
-    cache = small_cache.make_cache(
-        tmp_path,
-        frames,
-        small_cache.make_crops(tmp_path, frames, boxes),
-        format=small_cache.make_format(shapes),
-        codec=make_codec("exact", shapes),
-        extractor=extract,
-    ).folder
+    frames, cache = small_runs.make_cache(tmp_path)
     head = trained_head(num_aus=2)
     write_deployed(tmp_path / "fold", head.deployed(), aus=(1, 2), features={}, averages_flip=False)
     frames.to_parquet(tmp_path / "frames.parquet")
     script = tmp_path / "predict_alone.py"
     script.write_text(PREDICT_ALONE)
     subprocess.run(
-        [sys.executable, script, tmp_path / "fold", cache, tmp_path / "frames.parquet", tmp_path / "out"],
+        [sys.executable, script, tmp_path / "fold", cache.folder, tmp_path / "frames.parquet", tmp_path / "out"],
         check=True,
         cwd=Path(__file__).parents[3],
         env={"PYTHONPATH": "."},
     )
-    here = predict(head.deployed(), open_cache(cache), frames, aus=(1, 2), test_part="P2", device="cpu")
+    here = predict(head.deployed(), cache, frames, aus=(1, 2), test_part="P2", device="cpu")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out"), here, check_exact=True)

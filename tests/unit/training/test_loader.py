@@ -14,9 +14,9 @@ from tests.unit.small_cache import AUS, SHAPES, make_cache
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(in_memory):
     """Frames of which one has no face, and a cache of four views."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = in_memory / "loader"
     frames, boxes = small_cache.make_world(folder, num_frames=7)
     boxes.loc[5, "status"] = "no_face"
     crops = small_cache.make_crops(folder, frames, boxes)
@@ -144,15 +144,27 @@ def test_one_reading_feeds_heads_of_all_folds(world, monkeypatch):
             assert all(torch.equal(ours.features[name], theirs.features[name]) for name in SHAPES)
 
 
-def test_a_page_holds_runs_from_everywhere():
-    num = 6 * 512
-    first, second = (page_order(num, epoch=epoch, page_rows=512, run_rows=32) for epoch in (1, 2))
-    assert [len(page) for page in first] == [512] * 6
-    assert sorted(np.concatenate(first)) == list(range(num))
-    for page in first:
-        assert np.ptp(page) > 0.6 * num
-        assert (np.diff(page) == 1).sum() >= 512 * 31 // 32 - 1
-    assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+@pytest.mark.parametrize("num_rows", [1, 31, 512, 3000, 6 * 512])
+def test_the_pages_of_an_epoch_hold_every_row_once(num_rows):
+    pages = page_order(num_rows, epoch=1, page_rows=512)
+    assert sorted(np.concatenate(pages)) == list(range(num_rows))
+    assert [len(page) for page in pages[:-1]] == [512] * (len(pages) - 1)
+    assert 0 < len(pages[-1]) <= 512
+
+
+def test_a_page_holds_runs_of_neighbours_from_everywhere():
+    num_rows = 6 * 512
+    for page in page_order(num_rows, epoch=1, page_rows=512, run_rows=32):
+        assert np.ptp(page) > 0.6 * num_rows
+        runs = page.reshape(-1, 32)
+        assert (np.diff(runs, axis=1) == 1).all()
+        assert (np.diff(runs[:, 0]) != 32).any()
+
+
+def test_the_epoch_decides_the_order_of_the_pages():
+    first, again, other = (np.concatenate(page_order(3000, epoch=epoch, page_rows=512)) for epoch in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.5
 
 
 def test_evaluation_reads_every_frame_of_the_view_in_a_fixed_order(world):

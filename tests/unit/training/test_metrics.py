@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
 from pipeline.errors import DataError
-from pipeline.training.metrics import COUNT_COLUMNS, compute_scores, confusion_counts, f1_percent
+from pipeline.training.metrics import COUNT_COLUMNS, compute_scores, confusion_counts, f1_percent, interval_percent
 
 # Positive labels and frames of BP4D's and DISFA's parts, counted from public label lists of all coded frames.
 POSITIVES = {
@@ -118,6 +118,14 @@ def test_floor_of_the_published_counts(dataset, by_part, mean):
     assert scores.folds.groupby("part")["always_positive_percent"].mean().round(1).tolist() == by_part
     assert round(scores.always_positive_percent, 1) == mean
     assert scores.f1_percent == 0  # nobody was found
+
+
+def test_an_interval_leaves_out_two_and_a_half_percent_at_either_end_and_what_is_undefined():
+    column = np.random.default_rng(0).permutation(np.arange(1001.0))
+    holey = np.append(column, np.nan)
+    lows, highs = interval_percent(np.column_stack([holey, -holey, np.full(1002, np.nan)]))
+    np.testing.assert_allclose(lows, [25, -975, np.nan])
+    np.testing.assert_allclose(highs, [975, -25, np.nan])
 
 
 def test_interval_resamples_subjects_inside_their_part():

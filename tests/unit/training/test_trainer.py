@@ -1,8 +1,6 @@
 import json
-import multiprocessing
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,48 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.cache.codecs import make_codec
-from pipeline.cache.reader import open_cache
-from pipeline.config import ExperimentConfig, HeadConfig, TrainConfig
+from models.head import FanTransHead
+from pipeline.config import HeadConfig, TrainConfig
 from pipeline.errors import ConfigError, DataError, TrainingError, WeightsError
-from pipeline.protocols import Protocol
 from pipeline.report.run import read_report, write_report
 from pipeline.training import loader
 from pipeline.training.export import load_deployed
 from pipeline.training.head_training import HeadTraining, learning_rate
+from pipeline.training.loader import HeadBatches
 from pipeline.training.predict import predict
-from pipeline.training.runs import TrainingRun, fold_parts, head_shape, write_record
+from pipeline.training.runs import head_shape, write_record
 from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
-from tests.unit import small_cache
-
-RULES = Protocol(name="small", aus=(1, 2), subject_parts={}, assigns_by_number=True, bad_frames={})
-HEAD = HeadConfig(dim=8, num_blocks=1)
-TRAIN = TrainConfig(num_epochs=3, batch_size=4, lr=1e-2)
-
-
-def make_run(folder: Path, **changes) -> TrainingRun:
-    cache = next(iter((folder / "cache").glob("*/current.json"))).parent
-    experiment = ExperimentConfig(
-        name="small", refresh_args="small", head=changes.pop("head", HEAD), train=changes.pop("train", TRAIN)
-    )
-    reader = open_cache(cache)
-    record = {"aus": list(RULES.aus), "cache": reader.fingerprint, "head": experiment.head.model_dump()}
-    return TrainingRun(
-        experiment=experiment,
-        dataset="small",
-        rules=RULES,
-        frames=small_cache.make_frames(),
-        cache=reader,
-        folder=folder / "runs" / changes.pop("name", "a"),
-        init_from=None,
-        record=record,
-    )
-
-
-def train_fold(run: TrainingRun, part: str, *, device: str = "cpu") -> Path:
-    train_heads([(run, part)], device=device)
-    return run.fold_folder(part)
+from tests.unit import small_runs
+from tests.unit.processes import PROCESSES
+from tests.unit.small_runs import HEAD, RULES, TRAIN, make_run, train_fold
 
 
 def make_pages_small():
@@ -68,24 +39,9 @@ def small_pages(monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    frames, boxes = small_cache.make_world(tmp_path)
-    shapes = {name: (channels, 16, 16) for name, (channels, _, _) in small_cache.SHAPES.items()}
-    monkeypatch.setattr(small_cache, "SHAPES", shapes)
-    format = small_cache.make_format(shapes)
-    crops = small_cache.make_crops(tmp_path, frames, boxes)
-    small_cache.make_cache(
-        tmp_path, frames, crops, format=format, codec=make_codec("exact", shapes), extractor=_extract_16
-    )
+def folder(tmp_path):
+    small_runs.make_cache(tmp_path)
     return tmp_path
-
-
-def _extract_16(images):
-    means = images.reshape(len(images), 16, 2, 16, 2, 3).mean((2, 4, 5), dtype=np.float64)[:, None] / 255
-    return {
-        name: (means * np.arange(1, 1 + channels)[:, None, None]).astype(np.float16)
-        for name, (channels, _, _) in small_cache.SHAPES.items()
-    }
 
 
 def test_a_fold_trains_scores_and_is_not_trained_twice(folder):
@@ -110,8 +66,6 @@ def test_the_deployed_weights_give_the_stored_predictions(folder):
     head = load_deployed(fold / "deployed").head
     again = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu")
     pd.testing.assert_frame_equal(again, pd.read_parquet(fold / "predictions.parquet"))
-    flipped = predict(head, run.cache, run.frames, aus=RULES.aus, test_part="P2", device="cpu", averages_flip=True)
-    assert not np.allclose(flipped["p_01"], again["p_01"])
 
 
 def _train_and_die(folder: Path, device: str) -> None:
@@ -132,7 +86,7 @@ def _train_and_die(folder: Path, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, device):
     whole = train_fold(make_run(folder), "P1", device=device)
-    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(folder, device))
+    process = PROCESSES.Process(target=_train_and_die, args=(folder, device))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -249,6 +203,50 @@ def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_traine
     )
 
 
+def test_no_tested_subject_is_in_any_training_batch_and_every_other_one_is(folder, monkeypatch):
+    seen = []
+    from_page = HeadBatches.from_page
+
+    def noted(self, page):
+        for batch in from_page(self, page):
+            seen.extend(batch.frame_ids)
+            yield batch
+
+    monkeypatch.setattr(HeadBatches, "from_page", noted)
+    run = make_run(folder)
+    subjects = run.frames.set_index("frame_id")["subject"]
+    for part in ("P1", "P2", "P3"):
+        seen.clear()
+        train_fold(run, part)
+        others = run.frames.loc[run.frames["part"] != part, "subject"]
+        assert len(seen) == 3 * 20, "three epochs of both other parts"
+        assert set(subjects[seen]) == set(others)
+        scored = pd.read_parquet(run.fold_folder(part) / "predictions.parquet")
+        assert set(scored["subject"]).isdisjoint(others)
+
+
+def test_labels_of_the_tested_part_change_no_weight(folder):
+    run = make_run(folder)
+    is_tested = run.frames["part"] == "P2"
+    other_labels = run.frames.assign(au_01=run.frames["au_01"].mask(is_tested, 1 - run.frames["au_01"]))
+    folds = [train_fold(run, "P2"), train_fold(make_run(folder, name="b", frames=other_labels), "P2")]
+    one, other = get_weights(folds)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_weight_decay_shrinks_every_weight_as_adamw_does(folder):
+    """In the only step of one epoch, both runs have the same gradients: they differ by lr x decay x first weights."""
+    settings = TrainConfig(num_epochs=1, batch_size=20, lr=1e-2)
+    decaying = settings.model_copy(update={"weight_decay": 0.5})
+    runs = [make_run(folder, name=name, train=train) for name, train in (("plain", settings), ("decay", decaying))]
+    plain, decayed = get_weights([train_fold(run, "P1") for run in runs])
+    torch.manual_seed(settings.seed)
+    first = dict(FanTransHead(head_shape(runs[0])).named_parameters())
+    for name, weights in first.items():
+        torch.testing.assert_close(decayed[name] - plain[name], -1e-2 * 0.5 * weights.detach(), atol=2e-6, rtol=0)
+    assert max(weights.abs().max() for weights in first.values()) > 0.1
+
+
 def test_report_aggregates_the_finished_folds(folder):
     run = make_run(folder)
     write_record(run)
@@ -277,15 +275,15 @@ def test_report_aggregates_the_finished_folds(folder):
 def test_a_head_starts_from_the_same_part_of_another_run(folder):
     source = make_run(folder)
     train_fold(source, "P1")
-    run = make_run(folder, name="b", train=TrainConfig(num_epochs=1, batch_size=4, lr=1e-9))
-    run = replace(run, init_from=source.folder)
+    short = TrainConfig(num_epochs=1, batch_size=4, lr=1e-9)
+    run = make_run(folder, name="b", train=short, init_from=source.folder)
     started = load_file(train_fold(run, "P1") / "head.safetensors")
     trained = load_file(source.fold_folder("P1") / "head.safetensors")
     torch.testing.assert_close(started["conv.reduce.weight"], trained["conv.reduce.weight"], atol=1e-5, rtol=0)
     with pytest.raises(DataError, match="fold-P2"):
         train_fold(run, "P2")
-    other = make_run(folder, name="c", head=HeadConfig(dim=8, num_blocks=1, attention_drop="full"))
-    other = replace(other, init_from=source.folder)
+    full = HeadConfig(dim=8, num_blocks=1, attention_drop="full")
+    other = make_run(folder, name="c", head=full, init_from=source.folder)
     with pytest.raises(ConfigError, match=r"cannot start from a: its head is .* this run's is"):
         train_fold(other, "P1")
 
@@ -319,12 +317,6 @@ def test_faults_are_one_sentence(folder):
     run = make_run(folder, head=HeadConfig(dim=8, top_k=3))
     with pytest.raises(ConfigError, match="experiment small: top_k must be 1 to 2"):
         head_shape(run)
-    with pytest.raises(DataError, match="part 'P4' does not exist"):
-        fold_parts(run, ["P4"])
-    assert fold_parts(run, None) == ("P1", "P2", "P3")
     never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
-    run = replace(
-        run, frames=never, experiment=ExperimentConfig(name="small", refresh_args="small", head=HEAD, train=TRAIN)
-    )
     with pytest.raises(DataError, match="no training frame is positive for AU1"):
-        train_fold(run, "P1")
+        train_fold(make_run(folder, frames=never), "P1")

@@ -1,0 +1,404 @@
+"""Do the tests notice a broken line? Hand-chosen mutations, one at a time, in a temporary copy of this checkout.
+
+    python benchmarks/mutants.py [--only TEXT] [--numbers 1-20]
+
+Each mutation replaces one exact text in one file; the named tests run and should fail. A text that is not there exactly
+once stops everything before the first run, so keep the list in step with the code. A run that hangs counts
+as caught. Exits with 1 if fewer than 90 % are caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+CHECKOUT = Path(__file__).parent.parent
+LEAST_CAUGHT_FRAC = 0.9
+TIMEOUT_S = 300
+LEFT_OUT = (".git", ".venv", "var", "build", "shared", "__pycache__", ".*_cache", "*.egg-info")
+TESTS_FAILED, COLLECTION_FAILED = 1, 2
+"""Exit codes of pytest for a mutation that is caught."""
+
+
+class Mutant(NamedTuple):
+    """One broken line, and the test files below tests/unit that should notice."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _of(file: str, *changes: tuple[str, str], tests: str) -> list[Mutant]:
+    """Mutations of one file with the same tests, which are given by their names, with spaces between them."""
+    return [Mutant(file, old, new, tuple(tests.split())) for old, new in changes]
+
+
+MUTANTS = [
+    # --- store
+    *_of(
+        "pipeline/store/plan.py",
+        ("while block in taken:", "while False:"),
+        ("        if is_shuffled:\n", "        if not is_shuffled:\n"),
+        ("positions = np.flatnonzero(missing & (parts == part))", "positions = np.flatnonzero(missing)"),
+        ("num_dropped=len(old - set(rows.tolist())),", "num_dropped=len(old),"),
+        ("    block = first_free_block\n", "    block = 0\n"),
+        tests="store/test_plan.py",
+    ),
+    *_of(
+        "pipeline/store/shards.py",
+        ('"fill_value": "NaN" if dtype.kind == "f" else 0,', '"fill_value": 0,'),
+        ('"dimension_names": ["row", *spec.axes],', '"dimension_names": [*spec.axes, "row"],'),
+        (
+            "return num_read == length == values.nbytes + _CRC_BYTES and _crc_bytes(values) == stored_crc",
+            "return num_read == length == values.nbytes + _CRC_BYTES",
+        ),
+        ("if len(data) < size or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:", "if len(data) < size:"),
+        ("if len(data) < length or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:", "if len(data) < length:"),
+        tests="store/test_shards.py",
+    ),
+    *_of(
+        "pipeline/store/mirror.py",
+        ("for path in reversed(copies(folder, name)):", "for path in copies(folder, name):"),
+        ("if good is not None and not is_good(path, check):", "if good is not None and not path.is_file():"),
+        (
+            "return document.pop(_SEAL) == google_crc32c.value(canonical_json(document))",
+            "return bool(document.pop(_SEAL))",
+        ),
+        tests="store/test_mirror.py",
+    ),
+    *_of(
+        "pipeline/store/lock.py",
+        ("fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+        ("        os.ftruncate(descriptor, 0)\n        os.pwrite", "        os.pwrite"),
+        tests="store/test_lock.py",
+    ),
+    *_of(
+        "pipeline/store/prune.py",
+        ("            if _is_young(path, grace_s):", "            if False:"),
+        ("if number < newest.number and _is_young(folder / manifest_name(number), grace_s):", "if False:"),
+        ("fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+        tests="store/test_prune.py",
+    ),
+    *_of(
+        "pipeline/store/prune.py",
+        ("for unit in revision.records} | writer.unpublished", "for unit in revision.records}"),
+        tests="refresh/test_maintenance.py",
+    ),
+    *_of(
+        "pipeline/store/verify.py",
+        ("if file_crc32c(path) != record.crc32c:", "if False:"),
+        ("    if size != record.num_bytes:", "    if False:"),
+        tests="store/test_verify.py",
+    ),
+    *_of(
+        "pipeline/store/writer.py",
+        ("write_bytes_atomically(_journal_path(self.folder, unit), sealed_json(entry))", "pass"),
+        tests="cache/test_build.py",
+    ),
+    *_of(
+        "pipeline/store/writer.py",
+        ('if entry["block_rows"] == state.block_rows and _intact(', "if _intact("),
+        ("(self.folder / DAMAGE_NAME).unlink(missing_ok=True)", "pass"),
+        tests="store/test_writer.py",
+    ),
+    *_of(
+        "pipeline/store/revisions.py",
+        ("if schema != SCHEMA:", "if schema < SCHEMA:"),
+        ('write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": number}))', "pass"),
+        tests="cache/test_build.py",
+    ),
+    # --- cache
+    *_of(
+        "pipeline/cache/codecs.py",
+        ("codes = (values / scale[:, :, None, None]).round()", "codes = (values / scale[:, :, None, None])"),
+        ("return hm.float().sum(1, keepdim=True).half()", "return hm.float().mean(1, keepdim=True).half()"),
+        ('"hm_h2": hm * whole["h2"]}', '"hm_h2": whole["h2"]}'),
+        tests="cache/test_codecs.py",
+    ),
+    *_of(
+        "pipeline/cache/crops.py",
+        ('.encode() + box_xyxy.astype("<f4").tobytes()', ".encode()"),
+        ("has_key = has_face & ~was_unreadable & ~is_gone", "has_key = has_face & ~is_gone"),
+        tests="cache/test_crops.py",
+    ),
+    *_of(
+        "pipeline/datasets/sources.py",
+        (
+            "before.get((name, size, time)) or",
+            'next((sha for (n, s, _), sha in before.items() if (n, s) == (name, size)), "") or',
+        ),
+        (
+            "before.get((name, size, time)) or",
+            'next((sha for (n, _, t), sha in before.items() if (n, t) == (name, time)), "") or',
+        ),
+        tests="cache/test_crops.py",
+    ),
+    *_of(
+        "pipeline/cache/reader.py",
+        ("if view not in range(self.num_views):", "if view > self.num_views:"),
+        tests="cache/test_build.py",
+    ),
+    # --- data sets, protocols
+    *_of(
+        "pipeline/datasets/bp4d.py",
+        ("is_occluded = codes.iloc[:, -1].to_numpy() == 1", "is_occluded = codes.iloc[:, -1].to_numpy() == 2"),
+        ("if len(np.unique(frames)) != len(frames):", "if False:"),
+        tests="datasets/test_index.py",
+    ),
+    *_of(
+        "pipeline/datasets/disfa.py",
+        ('"source_frame": frames - 1,', '"source_frame": frames,'),
+        tests="datasets/test_index.py",
+    ),
+    *_of(
+        "pipeline/datasets/index.py",
+        ("rows = rows[~pd.Series(is_bad, index=rows.index)]", "rows = rows[pd.Series(True, index=rows.index)]"),
+        tests="datasets/test_index.py",
+    ),
+    *_of(
+        "pipeline/protocols.py",
+        (
+            "np.where(is_known, intensities >= min_positive, UNKNOWN)",
+            "np.where(is_known, intensities > min_positive, 9)",
+        ),
+        ("crossing = parts_a_subject[parts_a_subject > 1]", "crossing = parts_a_subject[parts_a_subject > 2]"),
+        ("return any(first <= frame <= last for", "return any(first <= frame < last for"),
+        tests="test_protocols.py",
+    ),
+    *_of(
+        "pipeline/protocols.py",
+        ("return tuple(part for part in PARTS if part != test_part)", "return PARTS"),
+        tests="training/test_trainer.py",
+    ),
+    # --- faces
+    *_of(
+        "pipeline/faces/views.py",
+        ("flip = np.diag([-1.0 if params.is_flipped else 1.0, 1.0])", "flip = np.diag([1.0, 1.0])"),
+        ('_uniforms(f"{settings.seed}/{view}/{frame_id}")', '_uniforms(f"{settings.seed}/{frame_id}")'),
+        ("turn = np.array([[cos, -sin], [sin, cos]])", "turn = np.array([[cos, sin], [-sin, cos]])"),
+        tests="faces/test_views.py",
+    ),
+    *_of(
+        "pipeline/faces/geometry.py",
+        ("(crop_side_px(settings) - 1) / 2", "crop_side_px(settings) / 2"),
+        tests="cache/test_crops.py",
+    ),
+    *_of(
+        "pipeline/faces/detect.py",
+        ("(gap_frames <= max_gap_frames)", "(gap_frames < max_gap_frames)"),
+        ("return (xy + 0.5) * px - 0.5", "return xy * px"),
+        tests="faces/test_detect.py",
+    ),
+    *_of(
+        "pipeline/faces/features.py",
+        ("return images.float().div(255) if", "return images.float().div(256) if"),
+        tests="faces/test_features.py",
+    ),
+    # --- training
+    *_of(
+        "pipeline/training/loader.py",
+        ("return FIRST_AUGMENTED_VIEW + epoch % num_augmented if", "return FIRST_AUGMENTED_VIEW if"),
+        ("np.random.default_rng(epoch).permutation(len(runs))", "range(len(runs))"),
+        (
+            "np.random.default_rng((self._seed, page.epoch, page.number))",
+            "np.random.default_rng((page.epoch, page.number))",
+        ),
+        ("if view not in (CLEAN_VIEW, FLIPPED_VIEW):", "if False:"),
+        tests="training/test_loader.py",
+    ),
+    *_of(
+        "pipeline/training/metrics.py",
+        ("answers_NA = probabilities_NA >= threshold", "answers_NA = probabilities_NA > threshold"),
+        ('"fn": is_present_NA & ~answers_NA,', '"fn": ~answers_NA,'),
+        ("tail = (100 - CONFIDENCE_PERCENT) / 2", "tail = 100 - CONFIDENCE_PERCENT"),
+        tests="training/test_metrics.py report/test_sets.py",
+    ),
+    *_of(
+        "pipeline/training/predict.py",
+        ("torch.stack(logits).mean(0).sigmoid()", "torch.stack(logits).sum(0).sigmoid()"),
+        ("torch.stack(logits).mean(0).sigmoid()", "torch.stack(logits).sigmoid().mean(0)"),
+        tests="training/test_predict.py",
+    ),
+    *_of(
+        "pipeline/training/trainer.py",
+        ("weight_decay=settings.weight_decay", "weight_decay=0.0"),
+        ('optimiser.load_state_dict(state["optimiser"])', "pass"),
+        ("(step // steps_an_epoch // settings.lr_step_epochs)", "(step // settings.lr_step_epochs)"),
+        ("        self.checkpoint.unlink(missing_ok=True)\n", ""),
+        tests="training/test_trainer.py",
+    ),
+    *_of(
+        "pipeline/training/runs.py",
+        ('"labels": file_sha256(catalog.work_dir(dataset) / FILE_NAME),', '"labels": "",'),
+        ('"index": cache.manifest["index"]["sha256"],', '"index": "",'),
+        ("return all((fold / name).is_file() for name in", "return any((fold / name).is_file() for name in"),
+        ("if cache.num_views < num_views:", "if False:"),
+        tests="training/test_runs.py",
+    ),
+    # --- reports
+    *_of(
+        "pipeline/report/sets.py",
+        ("np.std(self.percents, ddof=1)", "np.std(self.percents, ddof=0)"),
+        ("if one_percent == other_percent:", "if False:"),
+        tests="report/test_sets.py",
+    ),
+    # --- models
+    *_of(
+        "models/head.py",
+        ("evidence_BAA.topk(self.top_k, dim=1).values.sum(1)", "evidence_BAA.topk(self.top_k, dim=2).values.sum(2)"),
+        ("(aus.index(au), source_aus.index(au)) for au in aus", "(aus.index(au), aus.index(au)) for au in aus"),
+        ("unflatten(1, self.size).softmax(1)", "unflatten(1, self.size).softmax(2)"),
+        tests="models/test_head.py",
+    ),
+    *_of(
+        "models/attention.py",
+        ("(logits >= 0).to(soft)", "(logits > 0).to(soft)"),
+        ("attention.topk(size - size // 2, dim)", "attention.topk(size // 2, dim)"),
+        ("self.scale = (dim // self.num_heads) ** -0.5", "self.scale = dim**-0.5"),
+        tests="models/test_attention.py",
+    ),
+    *_of(
+        "models/losses.py",
+        (
+            "student_BA / temperature, teacher_BA.detach() / temperature",
+            "student_BA / temperature, teacher_BA / temperature",
+        ),
+        ("is_known_BA.sum().clamp_min(1)", "is_known_BA.numel()"),
+        ("num_known_A = (labels_NA >= 0).sum(0).double()", "num_known_A = (labels_NA >= -1).sum(0).double()"),
+        tests="models/test_losses.py",
+    ),
+    # --- runtime
+    *_of(
+        "pipeline/runtime/atomic.py",
+        ("        fsync_file(temp)\n", ""),
+        ("    fsync_folder(path.parent)\n", ""),
+        ("    except OSError as error:\n        discard(temp)\n", "    except OSError as error:\n"),
+        tests="runtime/test_atomic.py",
+    ),
+    *_of(
+        "pipeline/runtime/broadcast.py",
+        ("min(idle, key=self._next.__getitem__, default=None)", "max(idle, key=self._next.__getitem__, default=None)"),
+        ("_MAX_HELD = 3", "_MAX_HELD = 300"),
+        tests="runtime/test_broadcast.py",
+    ),
+    *_of(
+        "pipeline/runtime/prefetch.py",
+        ("drop(future.result())", "pass"),
+        tests="runtime/test_prefetch.py",
+    ),
+    # --- settings
+    *_of(
+        "pipeline/fingerprint.py",
+        ('features["codec"] = {"sha256": codec_file(settings, catalog).sha256}', 'features["codec"] = {}'),
+        ('"views": settings.views.model_dump(exclude={"num_views"}),', '"views": settings.views.model_dump(),'),
+        tests="test_fingerprint.py",
+    ),
+    *_of(
+        "pipeline/config.py",
+        ("merged[key] = _overlaid(merged[key], value) if both_nest else value", "merged[key] = value"),
+        ("if key in keys[:i]:", "if False:"),
+        tests="test_config.py test_catalog.py",
+    ),
+    *_of(
+        "pipeline/catalog.py",
+        ("if found != self.sha256:", "if False:"),
+        tests="test_catalog.py",
+    ),
+    *_of(
+        "pipeline/tables.py",
+        ("if name not in table.columns]", "if False]"),
+        tests="test_tables.py",
+    ),
+]
+
+
+def mutated(root: Path, mutant: Mutant) -> str:
+    """Return the file's text with the mutation; stop where its text is not there exactly once."""
+    text = (root / mutant.file).read_text()
+    num_found = text.count(mutant.old)
+    if num_found != 1:
+        sys.exit(f"{mutant.file} has {num_found} times {mutant.old!r}, expected 1; bring benchmarks/mutants.py in step")
+    return text.replace(mutant.old, mutant.new)
+
+
+def run_tests(root: Path, tests: tuple[str, ...]) -> int | None:
+    """Return pytest's exit code for test files below tests/unit, None for a run that hangs."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    try:
+        return subprocess.run(
+            [*command, *(f"tests/unit/{test}" for test in tests)],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def outcome(root: Path, mutant: Mutant) -> str:
+    """Break the line in the copy, run its tests, put the file back, and return "caught", "hung" or "SURVIVED"."""
+    path = root / mutant.file
+    whole = path.read_text()
+    path.write_text(mutated(root, mutant))
+    try:
+        code = run_tests(root, mutant.tests)
+    finally:
+        path.write_text(whole)
+    if code is None:
+        return "hung"
+    if code not in (0, TESTS_FAILED, COLLECTION_FAILED):
+        sys.exit(
+            f"pytest {' '.join(mutant.tests)} ended with {code}; fix the names of the tests in benchmarks/mutants.py"
+        )
+    return "caught" if code else "SURVIVED"
+
+
+def chosen_mutants(only: str, numbers: str) -> dict[int, Mutant]:
+    """Return mutants by number, from 1: those whose file holds `only`, and whose number lies in "FIRST-LAST"."""
+    first, _, last = numbers.partition("-")
+    here = range(int(first or 1), int(last or first or len(MUTANTS)) + 1)
+    return {i: each for i, each in enumerate(MUTANTS, 1) if only in each.file and i in here}
+
+
+def main() -> None:
+    """Run them and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="mutate files with this text in their path")
+    parser.add_argument("--numbers", default="", help="mutants FIRST-LAST of the list, from 1")
+    arguments = parser.parse_args()
+    for mutant in MUTANTS:
+        mutated(CHECKOUT, mutant)
+    chosen = chosen_mutants(arguments.only, arguments.numbers)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "checkout"
+        shutil.copytree(CHECKOUT, root, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        num_caught, passing = 0, set()
+        for number, mutant in chosen.items():
+            if mutant.tests not in passing and run_tests(root, mutant.tests) != 0:
+                sys.exit(f"{' '.join(mutant.tests)} fail or hang without a mutation; run them alone, and fix them")
+            passing.add(mutant.tests)
+            started = time.monotonic()
+            found = outcome(root, mutant)
+            num_caught += found != "SURVIVED"
+            line = f"{mutant.file}: {' '.join(mutant.old.split())[:70]}"
+            print(
+                f"{number:3d}  {found:8s}  {time.monotonic() - started:5.1f} s  {line}",
+                flush=True,
+            )
+    print(f"{num_caught} of {len(chosen)} caught")
+    sys.exit(num_caught < LEAST_CAUGHT_FRAC * len(chosen))
+
+
+if __name__ == "__main__":
+    main()
