@@ -3,11 +3,11 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import mirror
 from pipeline.store.mirror import (
-    copies,
-    good_copy,
+    copy_paths,
+    find_intact_copy,
+    has_copy,
     has_sha256,
     is_sealed,
-    is_there,
     read_copy,
     read_sealed_json,
     repair,
@@ -61,27 +61,27 @@ def test_a_file_lies_in_two_places_and_the_copy_is_written_first(tmp_path, monke
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(DATA[:-3])])
 @pytest.mark.parametrize("at", [0, 1])
 def test_one_good_copy_is_enough_and_repair_puts_the_other_back(twice, caplog, harm, at):
-    harm(copies(twice, "value.json")[at])
+    harm(copy_paths(twice, "value.json")[at])
     assert read_copy(twice, "value.json", is_sealed) == DATA
-    assert good_copy(twice, "value.json", is_sealed) == DATA
-    assert is_there(twice, "value.json")
+    assert find_intact_copy(twice, "value.json", is_sealed) == DATA
+    assert has_copy(twice, "value.json")
     assert bool(caplog.messages) == (at == 0)
     repair(twice, "value.json", is_sealed)
-    assert [path.read_bytes() for path in copies(twice, "value.json")] == [DATA, DATA]
+    assert [path.read_bytes() for path in copy_paths(twice, "value.json")] == [DATA, DATA]
 
 
 def test_two_bad_copies_are_refused_and_left_as_they_are(twice):
-    path, copy = copies(twice, "value.json")
+    path, copy = copy_paths(twice, "value.json")
     path.write_bytes(b"half")
     copy.unlink()
     with pytest.raises(StoreError, match=r"value.json is damaged, and so is its copy in mirror/"):
         read_copy(twice, "value.json", is_sealed)
-    assert good_copy(twice, "value.json", is_sealed) is None
+    assert find_intact_copy(twice, "value.json", is_sealed) is None
     repair(twice, "value.json", is_sealed)
     assert path.read_bytes() == b"half"
     assert not copy.exists()
     path.unlink()
-    assert not is_there(twice, "value.json")
+    assert not has_copy(twice, "value.json")
     with pytest.raises(StoreError, match=r"value.json is missing, and so is its copy"):
         read_copy(twice, "value.json", is_sealed)
 

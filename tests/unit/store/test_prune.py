@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from pipeline.store.prune import collect
+from pipeline.store.prune import prune_store
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import revision_numbers
 from tests.unit.store.small_store import FORMAT, fill, make_wanted, values_for
@@ -32,7 +32,7 @@ def store(tmp_path):
 
 
 def test_old_orphans_go_and_what_the_newest_revision_needs_stays_however_old(store):
-    done = collect(store, FORMAT, grace_s=HOUR_S)
+    done = prune_store(store, FORMAT, grace_s=HOUR_S)
     assert (done.num_revisions, done.num_files, done.num_young, done.num_held) == (1, 2, 0, 0)
     assert shards(store, 0) == []
     assert len(shards(store, 1)) == 2
@@ -46,18 +46,18 @@ def test_old_orphans_go_and_what_the_newest_revision_needs_stays_however_old(sto
 def test_young_orphans_stay_while_old_ones_go(store):
     young, old = shards(store, 0)
     set_age([young], 0.5)
-    done = collect(store, FORMAT, grace_s=HOUR_S)
+    done = prune_store(store, FORMAT, grace_s=HOUR_S)
     assert young.exists()
     assert not old.exists()
     assert (done.num_files, done.num_young) == (1, 1)
     set_age([young], 1.5)
-    assert collect(store, FORMAT, grace_s=HOUR_S).num_files == 1
+    assert prune_store(store, FORMAT, grace_s=HOUR_S).num_files == 1
     assert not young.exists()
 
 
 def test_a_young_stale_revision_stays_with_all_its_shards(store):
     set_age([store / "manifest-000001.json"], 0.5)
-    done = collect(store, FORMAT, grace_s=HOUR_S)
+    done = prune_store(store, FORMAT, grace_s=HOUR_S)
     assert (done.num_revisions, done.num_files, done.num_young) == (0, 0, 1)
     assert len(shards(store, 0)) == 2
     reader = StoreReader(store, revision=1)
@@ -66,8 +66,8 @@ def test_a_young_stale_revision_stays_with_all_its_shards(store):
 
 def test_a_revision_that_a_reader_holds_stays_with_all_its_shards(store):
     reader = StoreReader(store, revision=1)
-    done = collect(store, FORMAT, grace_s=HOUR_S)
+    done = prune_store(store, FORMAT, grace_s=HOUR_S)
     assert (done.num_revisions, done.num_files, done.num_held) == (0, 0, 1)
     assert len(reader.read_rows("plain", reader.index["row"].to_numpy(), group="one")) == 4
     del reader
-    assert collect(store, FORMAT, grace_s=HOUR_S).num_files == 2
+    assert prune_store(store, FORMAT, grace_s=HOUR_S).num_files == 2

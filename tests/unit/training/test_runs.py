@@ -18,7 +18,11 @@ from pipeline.training import loader, runs
 from pipeline.training.runs import Runs, done_folds, fold_parts, read_run, run_folder, write_record
 
 EXPERIMENT = ExperimentConfig.model_validate(
-    {"name": "small", "source": "small.yaml", "cache": {"views": {"num_views": 2}, "features": {"weights": "tiny"}}}
+    {
+        "name": "small",
+        "refresh_args": "small.yaml",
+        "cache": {"views": {"num_views": 2}, "features": {"weights": "tiny"}},
+    }
 )
 AUS = PROTOCOLS["rendered_bp4d"].aus
 
