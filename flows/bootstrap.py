@@ -184,7 +184,7 @@ def _delete_webhook_block(client: SyncPrefectClient) -> None:
     """Delete the URL of the webhook from the server: it is a secret, and no longer used."""
     with suppress(ObjectNotFound):
         block = client.read_block_document_by_name(_WEBHOOK_BLOCK, Webhook.get_block_type_slug())
-        client.delete_block_document(cast(UUID, block.id))
+        client.delete_block_document(block.id)
 
 
 def _deploy_all() -> list[str]:

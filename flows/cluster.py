@@ -9,7 +9,7 @@ from typing import Annotated, Self, TypeVar
 
 import torch
 from distributed import Worker, WorkerPlugin, worker_client
-from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ConfigError

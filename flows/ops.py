@@ -83,7 +83,7 @@ class _Supervisor:
     def __init__(self, logs: Path, print_line: Callable[[str], None]) -> None:
         self._logs, self._print_line = logs, print_line
         self._commands: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
-        self._running: dict[str, tuple[subprocess.Popen, float]] = {}
+        self._running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         self._num_early_ends: dict[str, int] = {}
 
     def start(self, name: str, *words: str, **environment: str) -> None:

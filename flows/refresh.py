@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any
 
 from prefect.artifacts import create_markdown_artifact
-from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 from pydantic import Field
 
 from flows.cluster import Cluster, ClusterWorkers

@@ -96,7 +96,8 @@ class DropAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attention_BHQK = (query * self.scale @ key.transpose(2, 3)).softmax(3)
         mixed = self.drop(attention_BHQK, tokens_BAD) @ value
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        projected_BAD: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return projected_BAD
 
 
 class Mlp(nn.Module):
@@ -110,7 +111,8 @@ class Mlp(nn.Module):
 
     def forward(self, tokens_BAD: Tensor) -> Tensor:
         """(B, A, D) -> (B, A, D)."""
-        return self.fc2(self.act(self.fc1(tokens_BAD)))
+        out_BAD: Tensor = self.fc2(self.act(self.fc1(tokens_BAD)))
+        return out_BAD
 
 
 class TransBlock(nn.Module):
@@ -126,4 +128,5 @@ class TransBlock(nn.Module):
     def forward(self, tokens_BAD: Tensor) -> Tensor:
         """(B, A, D) -> (B, A, D)."""
         tokens_BAD = tokens_BAD + self.attn(self.norm1(tokens_BAD))
-        return tokens_BAD + self.mlp(self.norm2(tokens_BAD))
+        out_BAD: Tensor = tokens_BAD + self.mlp(self.norm2(tokens_BAD))
+        return out_BAD

@@ -102,7 +102,7 @@ class Hourglass(nn.Module):
 
     def _level(self, level: int, x_BCHW: Tensor) -> Tensor:
         block = self.get_submodule
-        up = block(f"b1_{level}")(x_BCHW)
+        up: Tensor = block(f"b1_{level}")(x_BCHW)
         low = block(f"b2_{level}")(_pool(x_BCHW, self.pooling))
         low = self._level(level - 1, low) if level > 1 else block("b2_plus_1")(low)
         low = block(f"b3_{level}")(low)

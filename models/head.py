@@ -80,7 +80,8 @@ class HeadShape:
     @property
     def num_cells(self) -> int:
         """N, the cells of F_c."""
-        return (self.map_size // 2**NUM_POOLINGS) ** 2
+        side: int = self.map_size // 2**NUM_POOLINGS
+        return side**2
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -151,7 +152,8 @@ class ConvModule(nn.Module):
         weight_BCD = weight_DC.t().expand(num_frames, -1, -1)
         assert self.reduce.bias is not None
         reduced_BND = torch.baddbmm(self.reduce.bias, stacked_BCHW.flatten(2).transpose(1, 2), weight_BCD)
-        return reduced_BND.transpose(1, 2).unflatten(2, size)
+        reduced_BDHW: Tensor = reduced_BND.transpose(1, 2).unflatten(2, size)
+        return reduced_BDHW
 
 
 class AuEmbedding(nn.Module):
@@ -164,7 +166,8 @@ class AuEmbedding(nn.Module):
 
     def forward(self, f_c_BDHW: Tensor) -> Tensor:
         """(B, D, H, W) -> tokens (B, A, D)."""
-        return self.from_cells(f_c_BDHW.flatten(2) + self.position).transpose(1, 2)
+        tokens_BAD: Tensor = self.from_cells(f_c_BDHW.flatten(2) + self.position).transpose(1, 2)
+        return tokens_BAD
 
 
 class OneToOne(nn.Module):
@@ -176,7 +179,8 @@ class OneToOne(nn.Module):
 
     def forward(self, tokens_BAD: Tensor) -> Tensor:
         """(B, A, D) -> logits (B, A)."""
-        return self.linear(tokens_BAD).squeeze(2)
+        logits_BA: Tensor = self.linear(tokens_BAD).squeeze(2)
+        return logits_BA
 
 
 class OneToMany(nn.Module):
@@ -189,7 +193,7 @@ class OneToMany(nn.Module):
 
     def forward(self, tokens_BAD: Tensor) -> Tensor:
         """(B, A, D) -> logits (B, A)."""
-        evidence_BAA = self.linear(tokens_BAD)  # [b, i, j]: from the token of AU i, for AU j
+        evidence_BAA: Tensor = self.linear(tokens_BAD)  # [b, i, j]: from the token of AU i, for AU j
         return evidence_BAA.topk(self.top_k, dim=1).values.sum(1)
 
 
@@ -202,7 +206,8 @@ class Pooled(nn.Module):
 
     def forward(self, f_c_BDHW: Tensor) -> Tensor:
         """(B, D, H, W) -> logits (B, A)."""
-        return self.linear(f_c_BDHW.mean((2, 3)))
+        logits_BA: Tensor = self.linear(f_c_BDHW.mean((2, 3)))
+        return logits_BA
 
 
 CLASSIFIERS: dict[str, type[nn.Module]] = {"o2o": OneToOne, "o2m": OneToMany, "pooled": Pooled}
@@ -227,7 +232,8 @@ class Gate(nn.Module):
     def forward(self, f_c_BDHW: Tensor) -> Tensor:
         """(B, D, H, W) -> weights (B, R, A) that sum to 1 over the branches."""
         pooled = torch.cat([split(f_c_BDHW).mean((2, 3)) for split in self.splits], 1)
-        return self.linear(pooled).unflatten(1, self.size).softmax(1)
+        weights_BRA: Tensor = self.linear(pooled).unflatten(1, self.size).softmax(1)
+        return weights_BRA
 
 
 def _embedding(shape: HeadShape) -> nn.Module:
@@ -257,11 +263,13 @@ class DeployedHead(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Maps by name (see `ConvModule`) -> logits (B, A); present where the sigmoid is at least 0.5."""
-        return self.classifier(self.tokens(features))
+        logits_BA: Tensor = self.classifier(self.tokens(features))
+        return logits_BA
 
     def tokens(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return the input of the classifier: tokens (B, A, D), or F_c (B, D, H/16, W/16) for the baseline."""
-        return self.trunk(self.embedding(self.conv(features)))
+        tokens: Tensor = self.trunk(self.embedding(self.conv(features)))
+        return tokens
 
 
 class FanTransHead(nn.Module):
@@ -282,7 +290,8 @@ class FanTransHead(nn.Module):
 
     def forward_features(self, features: Mapping[str, Tensor]) -> Tensor:
         """Maps by name (see `ConvModule`) -> F_c (B, D, H/16, W/16)."""
-        return self.conv(features)
+        f_c_BDHW: Tensor = self.conv(features)
+        return f_c_BDHW
 
     def forward_head(self, f_c_BDHW: Tensor) -> HeadOutput:
         """F_c (B, D, H, W) -> logits of every branch and of the ensemble P_t (Eq. 7)."""

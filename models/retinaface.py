@@ -232,7 +232,8 @@ class _Head(nn.Module):
         self.conv1x1 = nn.Conv2d(channels, 2 * values_per_anchor, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv1x1(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.values_per_anchor)
+        values: Tensor = self.conv1x1(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.values_per_anchor)
+        return values
 
 
 def _slope(width: int) -> float:

@@ -24,12 +24,13 @@ def stored(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.
     group = view_group(view)
     shape = cache.spec(name).row_shape
     values = da.from_zarr(cache.folder / ARRAYS_NAME, component=f"{group}/{name}", chunks=(cache.block_rows, *shape))
-    return values[rows]
+    of_rows: da.Array = values[rows]
+    return of_rows
 
 
 def channels(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
     """Return a map's channels or stored components, float32 (n, C, H, W)."""
-    values = stored(cache, name, view=view, rows=rows).astype(np.float32)
+    values: da.Array = stored(cache, name, view=view, rows=rows).astype(np.float32)
     if cache.codec.profile == "exact":
         return values
     of = cache.spec(SCALE).attributes["of"]
@@ -38,20 +39,23 @@ def channels(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> d
     widths = [cache.spec(each).row_shape[0] for each in of]
     first = sum(widths[: of.index(name)])
     scale = stored(cache, SCALE, view=view, rows=rows)[:, first : first + values.shape[1]]
-    return values * scale[:, :, None, None]
+    scaled: da.Array = values * scale[:, :, None, None]
+    return scaled
 
 
 def gated(cache: CacheReader, name: str, *, view: int, rows: np.ndarray) -> da.Array:
     """Return a map times the heatmaps' sum, which is rounded to fp16 as in the codecs."""
     hm = channels(cache, HEATMAPS, view=view, rows=rows).sum(1, keepdims=True).astype(np.float16).astype(np.float32)
-    return channels(cache, name, view=view, rows=rows) * hm
+    values: da.Array = channels(cache, name, view=view, rows=rows) * hm
+    return values
 
 
 def second_moments(maps: Sequence[da.Array]) -> da.Array:
     """Return E[x x'] over frames and positions of maps (n, C, H, W): float64 (C, C)."""
     num_positions = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)
     products = [da.tensordot(each, each, axes=((0, 2, 3), (0, 2, 3))).astype(np.float64) for each in maps]
-    return sum(products[1:], products[0]) / num_positions
+    moments_CC: da.Array = sum(products[1:], products[0]) / num_positions
+    return moments_CC
 
 
 def channel_ranges(cache: CacheReader, *, view: int, rows: np.ndarray) -> dict[str, dict[str, da.Array]]:

@@ -26,7 +26,7 @@ def read_codes(path: Path, *, names: list[str | int] | None = None) -> pd.DataFr
         raise DataError(
             f"{path} is not a table of comma-separated whole numbers: {fault}; fetch the file again"
         ) from None
-    numbers = cells.apply(pd.to_numeric, errors="coerce").astype(float)
+    numbers: pd.DataFrame = cells.apply(pd.to_numeric, errors="coerce").astype(float)
     wrong = np.argwhere((numbers.isna() | (numbers % 1 != 0)).to_numpy())
     if len(wrong):
         row, column = wrong[0]

@@ -134,7 +134,8 @@ def _in_full_frame(faces: Faces, px: np.ndarray) -> _FacesOfFrame:
     """Multiply coordinates by `px` (x, y); 0 is the centre of the first pixel before and after."""
 
     def enlarge(xy: np.ndarray) -> np.ndarray:
-        return (xy + 0.5) * px - 0.5
+        enlarged: np.ndarray = (xy + 0.5) * px - 0.5
+        return enlarged
 
     boxes, scores, points = (values.cpu().numpy() for values in faces)
     return enlarge(boxes.reshape(-1, 2, 2)).reshape(-1, 4), scores, enlarge(points)

@@ -60,7 +60,8 @@ def crop_from_frame(
 
 def transform_points(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return points x, y (..., 2) mapped by an affine (2, 3)."""
-    return points @ affine[:, :2].T + affine[:, 2]
+    mapped: np.ndarray = points @ affine[:, :2].T + affine[:, 2]
+    return mapped
 
 
 def cut_crop(image: np.ndarray, affine: np.ndarray, settings: CropConfig) -> np.ndarray:

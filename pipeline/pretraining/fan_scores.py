@@ -27,7 +27,8 @@ def interocular_percent(found_BP2: np.ndarray, truth_BP2: np.ndarray) -> np.ndar
     found_BP2, truth_BP2: points x, y in px, (B, 68, 2).
     """
     unit_B = np.linalg.norm(truth_BP2[:, EYE_CORNERS[0]] - truth_BP2[:, EYE_CORNERS[1]], axis=1)
-    return 100 * np.linalg.norm(found_BP2 - truth_BP2, axis=2) / unit_B[:, None]
+    percent_BP: np.ndarray = 100 * np.linalg.norm(found_BP2 - truth_BP2, axis=2) / unit_B[:, None]
+    return percent_BP
 
 
 @torch.inference_mode()

@@ -176,7 +176,8 @@ def _encoded_iou(a_N4: Tensor, b_N4: Tensor) -> Tensor:
     """IoU (N,) of pairs of encoded boxes; it is the same for any square anchor that the pair shares."""
     anchor_4 = a_N4.new_tensor([0.0, 0.0, 1.0, 1.0])
     a_N4, b_N4 = decode_boxes(a_N4, anchor_4.expand(len(a_N4), 4)), decode_boxes(b_N4, anchor_4.expand(len(b_N4), 4))
-    return box_iou(a_N4, b_N4).diagonal()
+    iou_N: Tensor = box_iou(a_N4, b_N4).diagonal()
+    return iou_N
 
 
 def train_retinaface(
@@ -332,4 +333,5 @@ def covered_fracs(boxes_N4: Tensor, others_M4: Tensor) -> Tensor:
     """Return the share (N, M) of the area of each box that lies on each of the others; boxes are xyxy."""
     low_NM2 = torch.maximum(boxes_N4[:, None, :2], others_M4[None, :, :2])
     high_NM2 = torch.minimum(boxes_N4[:, None, 2:], others_M4[None, :, 2:])
-    return (high_NM2 - low_NM2).clamp(min=0).prod(2) / box_area(boxes_N4)[:, None]
+    fracs_NM: Tensor = (high_NM2 - low_NM2).clamp(min=0).prod(2) / box_area(boxes_N4)[:, None]
+    return fracs_NM

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import dask
 import numpy as np
 import pandas as pd
+from dask.base import compute
 from safetensors.numpy import save
 
 from pipeline.cache.reader import CacheReader
@@ -75,7 +75,7 @@ def fit_basis(cache: CacheReader, *, components_frac: Mapping[str, float] = COMP
 
     A map's channels are divided by their rms, and turned onto the eigenvectors of their second moments.
     """
-    (moments,) = dask.compute(codec_moments(cache, cache.rows(), views=range(cache.num_views)))
+    (moments,) = compute(codec_moments(cache, cache.rows(), views=range(cache.num_views)))
     tensors = {}
     for name, moment_CC in moments.items():
         rms_C = np.sqrt(np.maximum(np.diag(moment_CC), np.finfo(np.float32).tiny))

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dask
 import numpy as np
 import pandas as pd
+from dask.base import compute
 
 from pipeline.cache import statistics
 from pipeline.cache.codecs import make_codec
@@ -287,7 +287,7 @@ def cache_statistics(
         statistics.channel_ranges(cache, view=0, rows=rows),
         statistics.mean_relative_l2(cache, view=0, rows=rows),
     )
-    rates, ranges, losses = dask.compute(*graphs)
+    rates, ranges, losses = compute(*graphs)
     yield "percent positive among known labels", pd.DataFrame(rates, index=[f"AU{au}" for au in aus])
     yield (
         f"channels over {len(rows)} frames",

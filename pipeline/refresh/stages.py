@@ -259,7 +259,8 @@ def _packing(build: CacheBuild) -> float:
     if revision is None or not revision.manifest["num_rows"]:
         return 1.0
     row_bytes = sum(spec.row_bytes for spec in build.format.arrays) * len(revision.groups)
-    return revision.manifest["num_bytes"] / (revision.manifest["num_rows"] * row_bytes)
+    packing: float = revision.manifest["num_bytes"] / (revision.manifest["num_rows"] * row_bytes)
+    return packing
 
 
 # ------------------------------------------------------------------------------------------------------------- refresh

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,7 +98,7 @@ def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Pa
     return paths
 
 
-def _opened(catalog: Catalog, folder: Path) -> tuple[dict, CacheReader]:
+def _opened(catalog: Catalog, folder: Path) -> tuple[dict[str, Any], CacheReader]:
     record = read_run(folder)
     return record, open_cache(catalog.cache_dir(record["dataset"]) / record["cache"])
 
@@ -110,7 +111,7 @@ def _folds(folder: Path) -> dict[str, Path]:
 
 
 @torch.inference_mode()
-def probe_run(name: str, folder: Path, record: Mapping, cache: CacheReader) -> Probe:
+def probe_run(name: str, folder: Path, record: Mapping[str, Any], cache: CacheReader) -> Probe:
     """Run each fold's head, with all branches, on up to `MAX_FRAMES` of its tested frames, and collect the outputs.
 
     record: content of `run.json`. cache: the cache of the run. Labels are those that the fold was scored with.
@@ -305,11 +306,12 @@ class _ImageToLogits(nn.Module):
         maps = self.features.taps(images)
         if "hm" in maps:
             maps["hm"] = maps["hm"].sum(1, keepdim=True)
-        return self.head(maps)
+        logits_BA: Tensor = self.head(maps)
+        return logits_BA
 
 
 def draw_score_cam(
-    catalog: Catalog, fold: Path, record: Mapping, cache: CacheReader, chosen: Sequence[tuple[str, list[int]]]
+    catalog: Catalog, fold: Path, record: Mapping[str, Any], cache: CacheReader, chosen: Sequence[tuple[str, list[int]]]
 ) -> Figure:
     """Draw frames of a fold's tested part, and the Score-CAM of F_c (4 x 4) in its deployed head (Fig. 1).
 

@@ -149,7 +149,8 @@ def average_over_runs(values_SRV: np.ndarray) -> np.ndarray:
     """
     num_runs, num_resamples = len(values_SRV), values_SRV.shape[1] - 1
     if num_runs == 1:
-        return values_SRV[0]
+        only_RV: np.ndarray = values_SRV[0]
+        return only_RV
     drawn_RS = np.random.default_rng(num_runs).integers(num_runs, size=(num_resamples, num_runs - 1))
     resampled_RV = values_SRV[drawn_RS, np.arange(1, num_resamples + 1)[:, None]].mean(1)
     return np.concatenate((values_SRV[:, 0].mean(0, keepdims=True), resampled_RV))

@@ -165,4 +165,5 @@ def _or_none(value: float) -> float | None:
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return json.loads(table.to_json(orient="records"))
+    records: list[dict[str, Any]] = json.loads(table.to_json(orient="records"))
+    return records

@@ -9,9 +9,10 @@ import itertools
 import json
 import logging
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE
@@ -287,11 +288,11 @@ def _read_member(member: Member, runs: Runs) -> Row:
     )
 
 
-def _number(record: dict, name: str, form: str = ".1f") -> str:
+def _number(record: dict[Hashable, Any], name: str, form: str = ".1f") -> str:
     value = record.get(name, math.nan)
     return "" if math.isnan(value) else f"{value:{form}}"
 
 
-def _span(record: dict, low: str, high: str, form: str) -> str:
+def _span(record: dict[Hashable, Any], low: str, high: str, form: str) -> str:
     ends = [_number(record, name, form) for name in (low, high)]
     return "..".join(ends) if all(ends) else ""

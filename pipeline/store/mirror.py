@@ -38,7 +38,8 @@ def is_sealed(data: bytes) -> bool:
     """Return whether bytes are intact JSON of `sealed_json`."""
     try:
         document = json.loads(data)
-        return document.pop(_SEAL) == google_crc32c.value(canonical_json(document))
+        is_intact: bool = document.pop(_SEAL) == google_crc32c.value(canonical_json(document))
+        return is_intact
     except (ValueError, KeyError, AttributeError, TypeError):
         return False
 
@@ -46,7 +47,8 @@ def is_sealed(data: bytes) -> bool:
 def read_sealed_json(path: Path, *, fallback: dict[str, Any] | None = None) -> dict[str, Any]:
     """Read a `sealed_json` file. If it is missing or damaged, return `fallback`; raise `StoreError` without one."""
     if (data := _read_if_valid(path, is_sealed)) is not None:
-        return json.loads(data)
+        document: dict[str, Any] = json.loads(data)
+        return document
     if fallback is None:
         raise StoreError(f"{path} is missing or damaged; run `fantrans refresh` to restore it")
     return fallback

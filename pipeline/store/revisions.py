@@ -65,7 +65,8 @@ class Revision:
     @property
     def number(self) -> int:
         """Number of the revision, from 1."""
-        return self.manifest["revision"]
+        number: int = self.manifest["revision"]
+        return number
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -75,12 +76,14 @@ class Revision:
     @property
     def block_rows(self) -> int:
         """Rows per block."""
-        return self.manifest["block_rows"]
+        block_rows: int = self.manifest["block_rows"]
+        return block_rows
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks ever published, and the number of the next new block."""
-        return self.manifest["num_blocks"]
+        num_blocks: int = self.manifest["num_blocks"]
+        return num_blocks
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
@@ -141,7 +144,8 @@ def _newest(folder: Path) -> int | None:
     """Return the number in the pointer; if that is not intact, the number of the newest intact manifest."""
     pointer = read_sealed_json(folder / POINTER_NAME, fallback={})
     if pointer:
-        return pointer["revision"]
+        newest: int = pointer["revision"]
+        return newest
     return max((number for number in revision_numbers(folder) if _manifest(folder, number)), default=None)
 
 
@@ -236,7 +240,8 @@ def read_fingerprint(folder: Path) -> dict[str, Any]:
         raise StoreNotFoundError(
             f"{folder} is not a store (no {FINGERPRINT_NAME}); run `fantrans refresh` to create one"
         )
-    return json.loads(read_copy(folder, FINGERPRINT_NAME, _fingerprint_validator(folder)))
+    document: dict[str, Any] = json.loads(read_copy(folder, FINGERPRINT_NAME, _fingerprint_validator(folder)))
+    return document
 
 
 def repair_tables(folder: Path) -> None:
@@ -317,7 +322,7 @@ def _fingerprint_validator(folder: Path) -> Validator:
     """Return a validator for the document with the newest manifest's fingerprint, or else the folder name's."""
     manifests = (_manifest(folder, number) for number in reversed(revision_numbers(folder)))
     manifest = next((found for found in manifests if found), {})
-    expected = manifest.get("fingerprint", folder.name)
+    expected: str = manifest.get("fingerprint", folder.name)
 
     def is_valid(data: bytes) -> bool:
         try:

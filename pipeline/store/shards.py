@@ -112,7 +112,8 @@ def stored_slots(path: Path, *, block_rows: int) -> np.ndarray:
     except FileNotFoundError:
         raise StoreNotFoundError(f"shard {path} does not exist; {_REPAIR}") from None
     try:
-        return _read_index(descriptor, path, block_rows)[:, 0] != _ABSENT
+        is_stored: np.ndarray = _read_index(descriptor, path, block_rows)[:, 0] != _ABSENT
+        return is_stored
     finally:
         os.close(descriptor)
 
@@ -186,7 +187,8 @@ def _json(document: Mapping[str, Any]) -> bytes:
 
 
 def _crc_bytes(data: np.ndarray | bytes) -> bytes:
-    return google_crc32c.value(data).to_bytes(_CRC_BYTES, "little")
+    crc: int = google_crc32c.value(data)
+    return crc.to_bytes(_CRC_BYTES, "little")
 
 
 def _read_index(descriptor: int, path: Path, block_rows: int) -> np.ndarray:

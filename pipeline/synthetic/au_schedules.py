@@ -99,7 +99,8 @@ def _with_count(wave: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     present = PRESENT_FROM + 0.02 + (0.98 - PRESENT_FROM) * (1 - np.exp(-np.maximum(beyond, 0) * 2.4))
     absent = (PRESENT_FROM - 0.02) * np.exp(np.minimum(beyond, 0) * 3.2)
     place = np.argsort(np.argsort(-wave, kind="stable"), kind="stable")
-    return np.where(place < count, present, absent)
+    intensities: np.ndarray = np.where(place < count, present, absent)
+    return intensities
 
 
 def level(intensity: float) -> int:

@@ -31,7 +31,8 @@ def sample_background(rng: np.random.Generator, size_px: int, *, sharp: bool | N
     grain = np.tile(noise_tile(256, 1.2), (size_px // 256 + 2, size_px // 256 + 2))[y : y + size_px, x : x + size_px]
     image = image * (1 + np.float32(rng.uniform(0, 0.05)) * grain)[..., None]
     mean = image.mean()
-    return np.clip(image * (rng.uniform(0.08, 0.75) / max(mean, 0.02)) ** 0.6, 0.001, 3).astype(np.float32)
+    out: np.ndarray = np.clip(image * (rng.uniform(0.08, 0.75) / max(mean, 0.02)) ** 0.6, 0.001, 3).astype(np.float32)
+    return out
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
@@ -44,7 +45,8 @@ def _ramp(rng: np.random.Generator, side: int, a: np.ndarray, b: np.ndarray) -> 
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
     t = np.clip(0.5 + 0.5 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1)[..., None]
-    return (a * (1 - t) + b * t).astype(np.float32)
+    ramp: np.ndarray = (a * (1 - t) + b * t).astype(np.float32)
+    return ramp
 
 
 def _plain(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -52,7 +54,8 @@ def _plain(rng: np.random.Generator, side: int) -> np.ndarray:
     image = _ramp(rng, side, base * rng.uniform(0.5, 1), base * rng.uniform(0.9, 1.4))
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
     glow = np.exp(-((x - rng.uniform(-0.7, 0.7)) ** 2 + (y - rng.uniform(-0.7, 0.7)) ** 2) / rng.uniform(0.3, 2))
-    return image * (1 + rng.uniform(0, 1.2) * glow[..., None])
+    lit: np.ndarray = image * (1 + rng.uniform(0, 1.2) * glow[..., None])
+    return lit
 
 
 def _room(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -134,7 +137,8 @@ def _nature(rng: np.random.Generator, side: int) -> np.ndarray:
     noise = cv2.resize(noise, (side, side)) * 0.6 + cv2.resize(noise_tile(256, 3.0), (side, side)) * 0.5
     mask = np.clip((y - rng.uniform(0.1, 0.8) + 0.12 * noise) * 8, 0, 1)[..., None]
     leaves = (1 + 0.45 * cv2.resize(noise_tile(256, 1.5), (side, side)) * rng.uniform(0.3, 1.2))[..., None]
-    return (sky * (1 - mask) + np.clip(ground * leaves, 0.002, 2) * mask).astype(np.float32)
+    image: np.ndarray = (sky * (1 - mask) + np.clip(ground * leaves, 0.002, 2) * mask).astype(np.float32)
+    return image
 
 
 def _pattern(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -145,7 +149,8 @@ def _pattern(rng: np.random.Generator, side: int) -> np.ndarray:
     t = np.clip(0.5 + rng.uniform(0.5, 4) * (a + b) / 2 + 0.3 * cv2.resize(noise_tile(256, 6.0), (side, side)), 0, 1)[
         ..., None
     ]
-    return (_colour(rng) * (1 - t) + _colour(rng) * t).astype(np.float32)
+    image: np.ndarray = (_colour(rng) * (1 - t) + _colour(rng) * t).astype(np.float32)
+    return image
 
 
 def draw_distractors(canvas: np.ndarray, rng: np.random.Generator) -> None:

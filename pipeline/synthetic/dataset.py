@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -156,7 +157,7 @@ def _code(au: int, intensities: Mapping[int, float]) -> int:
 
 
 def _write_video(out: Path, settings: Settings, recording: Recording, subject: str) -> None:
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     coded: dict[int, list[str]] = {au: [] for au in disfa.CODED_AUS}
 
     def write(temp: Path) -> None:
@@ -181,11 +182,11 @@ def _write_video(out: Path, settings: Settings, recording: Recording, subject: s
         write_bytes_atomically(levels_path(out, subject, au), ("\n".join(lines) + "\n").encode())
 
 
-def _write_truth(path: Path, rows: list[dict]) -> None:
+def _write_truth(path: Path, rows: list[dict[str, Any]]) -> None:
     write_bytes_atomically(path, json.dumps(rows).encode())
 
 
-def _truth_row(frame_id: str, frame: Frame) -> dict:
+def _truth_row(frame_id: str, frame: Frame) -> dict[str, Any]:
     truth = frame.truth
     x1, y1, x2, y2 = truth.box_xyxy.tolist()
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -147,7 +148,7 @@ def sample_hair(
     ), scalp_mask.astype(np.float32)
 
 
-def _style(gender: float, age: float, tone: float, rng: np.random.Generator) -> dict:
+def _style(gender: float, age: float, tone: float, rng: np.random.Generator) -> dict[str, Any]:
     """Sample the parameters of a hair style."""
     is_woman = gender < 0.5
     names = ["bald", "buzz", "short", "swept", "fringe", "long", "long_fringe", "afro", "tied"]
@@ -190,7 +191,7 @@ def _style(gender: float, age: float, tone: float, rng: np.random.Generator) -> 
     }
 
 
-def _hairline(turn: np.ndarray, style: dict, rng: np.random.Generator) -> np.ndarray:
+def _hairline(turn: np.ndarray, style: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
     """Return the height in degrees above which hair grows, by absolute turn from the front."""
     front, temple = style["front"], style["temple"]
     knots = [0, 18, 34, 50, 62, 70, 84, 100, 130, 180]
@@ -208,4 +209,5 @@ def _hairline(turn: np.ndarray, style: dict, rng: np.random.Generator) -> np.nda
     ]
     if front < 30:  # a fringe ends at the temples
         heights[3:5] = front, front - 4
-    return np.interp(turn, knots, np.array(heights) + rng.normal(0, 1.0, len(knots)))
+    line: np.ndarray = np.interp(turn, knots, np.array(heights) + rng.normal(0, 1.0, len(knots)))
+    return line

@@ -185,7 +185,8 @@ def rotation(yaw_deg: float, pitch_deg: float, roll_deg: float) -> np.ndarray:
     yaw = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
     pitch = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
     roll = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return roll @ pitch @ yaw
+    rotation: np.ndarray = roll @ pitch @ yaw
+    return rotation
 
 
 def _posed(points: np.ndarray, bank: Bank, num_head: int, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
@@ -364,5 +365,5 @@ def seen_frac(box_xyxy: np.ndarray, own: np.ndarray, nearer: list[np.ndarray]) -
     if not num_own:
         return 0.0
     is_hidden = np.any([own[part] & cover[part] for cover in nearer], axis=0) if nearer else np.zeros(1, bool)
-    inside = (x2 - x1) * (y2 - y1) / float(np.prod(box_xyxy[2:] - box_xyxy[:2]))
+    inside: float = (x2 - x1) * (y2 - y1) / float(np.prod(box_xyxy[2:] - box_xyxy[:2]))
     return min(1.0, inside) * (1 - int(is_hidden.sum()) / num_own)

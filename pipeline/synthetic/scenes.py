@@ -156,7 +156,8 @@ def _window(scene: Scene, x: int, y: int, window_px: int, side_px: int, *, fill:
     scale_xy = np.array([(right - left) / (x2 - x1), (bottom - top) / (y2 - y1)])
 
     def moved(xy: np.ndarray) -> np.ndarray:
-        return ((xy - (x1, y1) + 0.5) * scale_xy - 0.5 + (left, top)).astype(np.float32)
+        moved_xy: np.ndarray = ((xy - (x1, y1) + 0.5) * scale_xy - 0.5 + (left, top)).astype(np.float32)
+        return moved_xy
 
     boxes = moved(scene.boxes.reshape(-1, 2, 2)).reshape(-1, 4)
     return Scene(image, boxes, moved(scene.points), scene.is_learned)

@@ -105,11 +105,12 @@ def _redden(colour: np.ndarray, marks: np.ndarray, tone: float, blotches: np.nda
 
 def _lip_colour(skin: np.ndarray, gender: float, rng: np.random.Generator) -> np.ndarray:
     """Sample the colour of bare or made-up lips, linear (3,)."""
-    bare = skin * np.array([0.92, rng.uniform(0.5, 0.75), rng.uniform(0.55, 0.8)])
+    bare: np.ndarray = skin * np.array([0.92, rng.uniform(0.5, 0.75), rng.uniform(0.55, 0.8)])
     if gender > 0.5 or rng.random() > 0.45:
         return bare.astype(np.float32)
     stick = linear(rng.integers([120, 20, 40], [205, 90, 100]))
-    return (bare * 0.35 + stick * 0.65).astype(np.float32)
+    made_up: np.ndarray = (bare * 0.35 + stick * 0.65).astype(np.float32)
+    return made_up
 
 
 def _brows(marks: np.ndarray, gender: float, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -36,12 +36,14 @@ def mixed(colours: np.ndarray, t: float) -> np.ndarray:
     """Interpolate a list of colours at 0..1."""
     place = t * (len(colours) - 1)
     i = min(int(place), len(colours) - 2)
-    return colours[i] + (colours[i + 1] - colours[i]) * (place - i)
+    colour: np.ndarray = colours[i] + (colours[i + 1] - colours[i]) * (place - i)
+    return colour
 
 
 def pick(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sample one row of an array."""
-    return rows[rng.integers(len(rows))]
+    row: np.ndarray = rows[rng.integers(len(rows))]
+    return row
 
 
 @lru_cache(maxsize=64)
@@ -50,7 +52,8 @@ def noise_tile(size_px: int, scale_px: float, seed: int = 0) -> np.ndarray:
     raw = np.random.default_rng([8912, seed]).standard_normal((size_px, size_px)).astype(np.float32)
     pad = min(size_px, int(4 * scale_px) + 1)
     wide = np.asarray(cv2.GaussianBlur(np.pad(raw, pad, mode="wrap"), (0, 0), scale_px))[pad:-pad, pad:-pad]
-    return (wide - wide.mean()) / wide.std()
+    tile: np.ndarray = (wide - wide.mean()) / wide.std()
+    return tile
 
 
 @lru_cache(maxsize=4)
@@ -62,7 +65,8 @@ def strand_tile(kind: str) -> np.ndarray:
     fine = cv2.GaussianBlur(wide, (0, 0), sigmaX=across, sigmaY=along)[128:-128, 128:-128]
     broad = cv2.GaussianBlur(wide, (0, 0), sigmaX=3.5 * across, sigmaY=along)[128:-128, 128:-128]
     both = fine / fine.std() + 0.9 * broad / broad.std()
-    return np.clip(0.5 + 0.21 * both, 0, 1).astype(np.float32)
+    tile: np.ndarray = np.clip(0.5 + 0.21 * both, 0, 1).astype(np.float32)
+    return tile
 
 
 def noise(size_px: int, scale_px: float, rng: np.random.Generator) -> np.ndarray:
@@ -75,7 +79,8 @@ def spot(size_px: int, uv: np.ndarray, width: float, height: float | None = None
     at = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
     x = np.exp(-(((at - uv[0]) / width) ** 2) / 2)
     y = np.exp(-(((at - uv[1]) / (height or width)) ** 2) / 2)
-    return (y[:, None] * x).astype(np.float32)
+    image: np.ndarray = (y[:, None] * x).astype(np.float32)
+    return image
 
 
 @lru_cache(maxsize=4)
@@ -93,7 +98,8 @@ def smoothed(path: np.ndarray, num: int = 24) -> np.ndarray:
     i = at.astype(int)
     t = (at - i)[:, None]
     a, b, c, d = (ends[i + k] for k in range(4))
-    return 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    out: np.ndarray = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    return out
 
 
 def draw_line(canvas: np.ndarray, path: np.ndarray, thickness: int, value: int = 255) -> None:

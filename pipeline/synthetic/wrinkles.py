@@ -139,11 +139,13 @@ def _forehead_rows(marks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _walk(start: Sequence[float] | np.ndarray, *steps: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return a path (n, 2): each step is relative to `start`."""
-    return np.asarray(start) + np.array(steps, float)
+    path: np.ndarray = np.asarray(start) + np.array(steps, float)
+    return path
 
 
 def _at(place: np.ndarray, right: float, down: float) -> np.ndarray:
-    return place + np.array([right, down])
+    moved: np.ndarray = place + np.array([right, down])
+    return moved
 
 
 def _shift(rng: np.random.Generator) -> np.ndarray:

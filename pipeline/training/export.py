@@ -46,7 +46,8 @@ class DeployedModel:
     @torch.inference_mode()
     def probabilities(self, features: Mapping[str, Tensor]) -> np.ndarray:
         """Maps as `Codec.decode` returns them -> fp32 (B, A) in 0..1; at least the `threshold` means present."""
-        return self.head(features).sigmoid().numpy()
+        probabilities_BA: np.ndarray = self.head(features).sigmoid().numpy()
+        return probabilities_BA
 
 
 def write_deployed(
@@ -101,7 +102,8 @@ class _ByPosition(nn.Module):
         self.head = head
 
     def forward(self, *maps: Tensor) -> Tensor:
-        return self.head(dict(zip(self.head.shape.feature_names, maps, strict=True)))
+        logits_BA: Tensor = self.head(dict(zip(self.head.shape.feature_names, maps, strict=True)))
+        return logits_BA
 
 
 def write_onnx(folder: Path) -> float:

@@ -49,7 +49,8 @@ def f1_percent(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> np.ndarray:
     """Return the F1 in percent for counts of any common shape; NaN where tp, fp and fn are all 0."""
     twice_tp = 2.0 * np.asarray(tp)
     with np.errstate(invalid="ignore"):
-        return 100 * twice_tp / (twice_tp + np.asarray(fp) + np.asarray(fn))
+        percent: np.ndarray = 100 * twice_tp / (twice_tp + np.asarray(fp) + np.asarray(fn))
+        return percent
 
 
 def confusion_counts(
@@ -169,4 +170,5 @@ def mean_of_defined(values: np.ndarray, *, axis: int) -> np.ndarray:
     """Return the mean over `axis` of the values that are not NaN; NaN if all are."""
     num_defined = (~np.isnan(values)).sum(axis)
     with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis) / num_defined
+        means: np.ndarray = np.nansum(values, axis) / num_defined
+        return means
