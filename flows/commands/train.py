@@ -172,7 +172,7 @@ def export(
 
     folder = run_folder(load_catalog(), run)
     if folder is None:
-        raise DataError(f"{run} is not a run; pass a folder that `fantrans train` printed")
+        raise DataError(f"{run} is not a run; pass a folder printed by `fantrans train`")
     gap = export_deployed(fold_folder(folder, part) / DEPLOYED_NAME, out)
     files = ", ".join(sorted(path.name for path in out.iterdir()))
     print_line(f"{out}: {files}; ONNX and torch differ by {gap:.1e} at most")

@@ -62,7 +62,7 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
             ("compare", "a", "b"),
             "a is not a run; for an experiment, or a member of a set such as table1:baseline, pass",
         ),
-        (("export", "nowhere", "--out", "model"), "nowhere is not a run; pass a folder that `fantrans train` printed"),
+        (("export", "nowhere", "--out", "model"), "nowhere is not a run; pass a folder printed by `fantrans train`"),
         (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 names a set of experiments"),
         (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
         (("report", "table9", "--dataset", "bp4d"), "there is no experiment 'table9'"),

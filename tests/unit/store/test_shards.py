@@ -97,7 +97,7 @@ def test_a_shard_is_read_in_any_order_and_its_record_is_that_of_the_file(shard):
     np.testing.assert_array_equal(read(path, spec, [3, 0]), rows[[2, 0]])
     assert stored_slots(path, block_rows=BLOCK_ROWS).tolist() == [True, False, True, True]
     assert (record.num_bytes, record.crc32c) == (path.stat().st_size, file_crc32c(path))
-    with pytest.raises(StoreError, match="holds no row 1"):
+    with pytest.raises(StoreError, match="does not hold row 1"):
         read(path, spec, [1])
 
 

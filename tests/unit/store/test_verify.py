@@ -30,7 +30,7 @@ def test_a_deep_look_finds_each_flipped_bit_and_names_the_frames_it_hurts(store)
     (found,) = verify_store(store, is_deep=True)
     assert found.unit == Unit(1, "two")
     assert found.frame_ids == ("e",)
-    assert "has another checksum than when it was written" in found.what
+    assert "does not have the checksum that it was written with" in found.message
 
 
 def test_a_shard_of_another_size_or_none_is_found_by_a_shallow_look(store):
@@ -39,9 +39,9 @@ def test_a_shard_of_another_size_or_none_is_found_by_a_shallow_look(store):
     cut.write_bytes(cut.read_bytes()[:-1])
     missing, short = verify_store(store, is_deep=False)
     assert (missing.unit, missing.frame_ids) == (Unit(0, "one"), tuple("abcd"))
-    assert missing.what.endswith("is missing")
+    assert missing.message.endswith("is missing")
     assert (short.unit, short.frame_ids) == (Unit(1, "one"), tuple("ef"))
-    assert "bytes, expected" in short.what
+    assert "bytes, expected" in short.message
 
 
 def test_a_damaged_table_is_found_and_belongs_to_no_unit(store):

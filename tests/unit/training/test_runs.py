@@ -230,14 +230,14 @@ def test_a_relabelled_data_set_does_not_reuse_the_scores_of_the_old_labels(catal
 def test_what_a_run_needs_and_lacks_is_named(catalog):
     fp16 = changed(EXPERIMENT, cache={"features": {"weights": "tiny", "precision": "fp16"}})
     with pytest.raises(
-        StoreError, match=r"small has no cache of the settings in small .*; run `fantrans refresh small"
+        StoreError, match=r"small has no cache with the settings of small .*; run `fantrans refresh small"
     ):
         resolve(catalog, fp16)
     many = changed(EXPERIMENT, cache={"views": {"num_views": 5}, "features": {"weights": "tiny"}})
     with pytest.raises(StoreError, match=r"has 3 views, small trains on 5; run `fantrans refresh small --config"):
         resolve(catalog, many)
-    with pytest.raises(DataError, match="nobody is not a run or a data set"):
-        resolve(catalog, init_from="nobody")
+    with pytest.raises(DataError, match="nowhere is neither a run nor a data set"):
+        resolve(catalog, init_from="nowhere")
     write_labels(catalog, make_frames().assign(part=["P1", "P2", "P1", "P2", "P3", "P3"]))
     with pytest.raises(DataError, match="subject F000 has frames in 2 parts"):
         resolve(catalog)
@@ -250,7 +250,7 @@ def test_an_experiment_that_the_cache_cannot_serve_is_refused(catalog):
     resnet = catalog.get_weights("tiny").model_copy(update={"family": "resnet18", "width": None})
     catalog = catalog.model_copy(update={"weights": {**catalog.weights, "tiny": resnet}})
     write_cache(catalog, EXPERIMENT, make_frames())
-    with pytest.raises(ConfigError, match="small reads h1 and h2, and its cache holds lf alone"):
+    with pytest.raises(ConfigError, match="small reads h1 and h2, and its cache holds only lf"):
         resolve(catalog)
 
 
@@ -258,7 +258,7 @@ def test_test_parts_are_the_ones_asked_for_or_the_experiments(catalog):
     run = resolve(catalog, EXPERIMENT.model_copy(update={"parts": ("P1", "P3")}))
     assert fold_parts(run, None) == ("P1", "P3")
     assert fold_parts(run, ["P2"]) == ("P2",)
-    with pytest.raises(DataError, match="there is no part 'P4'; expected some of P1, P2, P3"):
+    with pytest.raises(DataError, match="part 'P4' does not exist; expected one or more of P1, P2, P3"):
         fold_parts(run, ["P1", "P4"])
 
 
@@ -280,10 +280,10 @@ def test_a_fold_is_done_once_all_its_results_are_there(catalog):
         finish_fold(run.fold_folder(part), without=[lacking])
     assert done_folds(run.folder) == {"P1": run.folder / "fold-P1"}
     assert [run.is_done(part) for part in ("P1", "P2", "P3")] == [True, False, False]
-    assert not run.is_whole
+    assert not run.is_finished
     for part in ("P2", "P3"):
         finish_fold(run.fold_folder(part))
-    assert run.is_whole
+    assert run.is_finished
     assert list(done_folds(run.folder)) == ["P1", "P2", "P3"]
 
 
@@ -305,7 +305,7 @@ def test_the_record_of_a_run_is_written_once_and_read_back(catalog):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"experiment": "small", "dataset": "small"}'])
 def test_a_damaged_record_of_a_run_is_one_sentence(catalog, content):
     run = resolve(catalog)
-    with pytest.raises(DataError, match=r"is not a run \(no run.json\); pass a folder that `fantrans train` printed"):
+    with pytest.raises(DataError, match=r"is not a run \(no run.json\); pass a folder printed by `fantrans train`"):
         read_run(run.folder)
     run.folder.mkdir(parents=True)
     (run.folder / "run.json").write_text(content)
