@@ -42,6 +42,9 @@ check: $(READY)  ## format, style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+mutants: $(READY)  ## break 90 or so lines, one at a time, and see whether the tests notice (15 minutes)
+	$(BIN)/python benchmarks/mutants.py
+
 bench: $(READY)  ## speed of extraction, loader and training, compared with other libraries (after the demo)
 	$(BIN)/python benchmarks/throughput.py
 

@@ -66,11 +66,11 @@ MUTANTS = [
     ),
     *_of(
         "pipeline/store/mirror.py",
-        ("for path in reversed(copies(folder, name)):", "for path in copies(folder, name):"),
-        ("if good is not None and not is_good(path, check):", "if good is not None and not path.is_file():"),
+        ("for path in reversed(copy_paths(folder, name)):", "for path in copy_paths(folder, name):"),
+        ("if good is not None and not is_intact(path, is_valid):", "if good is not None and not path.is_file():"),
         (
-            "return document.pop(_SEAL) == google_crc32c.value(canonical_json(document))",
-            "return bool(document.pop(_SEAL))",
+            "= document.pop(_SEAL) == google_crc32c.value(canonical_json(document))",
+            "= bool(document.pop(_SEAL))",
         ),
         tests="store/test_mirror.py",
     ),
@@ -84,7 +84,7 @@ MUTANTS = [
         "pipeline/store/prune.py",
         ("            if _is_young(path, grace_s):", "            if False:"),
         ("if number < newest.number and _is_young(folder / manifest_name(number), grace_s):", "if False:"),
-        ("fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+        ("            with exclusive(manifest):", "            if manifest:"),
         tests="store/test_prune.py",
     ),
     *_of(
@@ -104,8 +104,12 @@ MUTANTS = [
         tests="cache/test_build.py",
     ),
     *_of(
-        "pipeline/store/writer.py",
+        "pipeline/store/state.py",
         ('if entry["block_rows"] == state.block_rows and _intact(', "if _intact("),
+        tests="store/test_writer.py",
+    ),
+    *_of(
+        "pipeline/store/writer.py",
         ("(self.folder / DAMAGE_NAME).unlink(missing_ok=True)", "pass"),
         tests="store/test_writer.py",
     ),
@@ -120,7 +124,7 @@ MUTANTS = [
         "pipeline/cache/codecs.py",
         ("codes = (values / scale[:, :, None, None]).round()", "codes = (values / scale[:, :, None, None])"),
         ("return hm.float().sum(1, keepdim=True).half()", "return hm.float().mean(1, keepdim=True).half()"),
-        ('"hm_h2": hm * whole["h2"]}', '"hm_h2": whole["h2"]}'),
+        ('"hm_h2": hm * kept["h2"]}', '"hm_h2": kept["h2"]}'),
         tests="cache/test_codecs.py",
     ),
     *_of(
@@ -194,7 +198,7 @@ MUTANTS = [
     *_of(
         "pipeline/faces/detect.py",
         ("(gap_frames <= max_gap_frames)", "(gap_frames < max_gap_frames)"),
-        ("return (xy + 0.5) * px - 0.5", "return xy * px"),
+        ("= (xy + 0.5) * px - 0.5", "= xy * px"),
         tests="faces/test_detect.py",
     ),
     *_of(
@@ -228,16 +232,20 @@ MUTANTS = [
         tests="training/test_predict.py",
     ),
     *_of(
-        "pipeline/training/trainer.py",
+        "pipeline/training/head_training.py",
         ("weight_decay=settings.weight_decay", "weight_decay=0.0"),
-        ('optimiser.load_state_dict(state["optimiser"])', "pass"),
-        ("(step // steps_an_epoch // settings.lr_step_epochs)", "(step // settings.lr_step_epochs)"),
-        ("        self.checkpoint.unlink(missing_ok=True)\n", ""),
+        ("every_steps = settings.lr_step_epochs * steps_per_epoch", "every_steps = settings.lr_step_epochs"),
+        ("        self._checkpoint.remove()\n", ""),
+        tests="training/test_trainer.py",
+    ),
+    *_of(
+        "pipeline/runtime/checkpoint.py",
+        ('part.load_state_dict(state["parts"][name])', "pass"),
         tests="training/test_trainer.py",
     ),
     *_of(
         "pipeline/training/runs.py",
-        ('"labels": file_sha256(catalog.work_dir(dataset) / FILE_NAME),', '"labels": "",'),
+        ('"labels": file_sha256(catalog.index_path(dataset)),', '"labels": "",'),
         ('"index": cache.manifest["index"]["sha256"],', '"index": "",'),
         ("return all((fold / name).is_file() for name in", "return any((fold / name).is_file() for name in"),
         ("if cache.num_views < num_views:", "if False:"),
@@ -245,10 +253,33 @@ MUTANTS = [
     ),
     # --- reports
     *_of(
-        "pipeline/report/sets.py",
+        "pipeline/report/rows.py",
         ("np.std(self.percents, ddof=1)", "np.std(self.percents, ddof=0)"),
+        tests="report/test_sets.py",
+    ),
+    *_of(
+        "pipeline/report/sets.py",
         ("if one_percent == other_percent:", "if False:"),
         tests="report/test_sets.py",
+    ),
+    # --- refresh
+    *_of(
+        "pipeline/cache/build.py",
+        ("self.basis is not None and not _holds(", "self.basis is not None and _holds("),
+        ("UnitTask(unit, rows[unit.block], unit in damaged)", "UnitTask(unit, rows[unit.block], False)"),
+        tests="cache/test_build.py refresh/test_maintenance.py",
+    ),
+    *_of(
+        "pipeline/cache/units.py",
+        ("merged[array.name][is_kept] = loaded.kept[array.name][is_kept]", "pass"),
+        ("todo = rows[~is_kept]", "todo = rows"),
+        tests="cache/test_build.py refresh/test_maintenance.py",
+    ),
+    *_of(
+        "pipeline/runtime/executors.py",
+        ("        if is_io_failure(error):\n            raise\n", ""),
+        ("        if result.error is None:\n            discard(result.unwrap())\n", "        return\n"),
+        tests="runtime/test_executors.py cache/test_build.py",
     ),
     # --- models
     *_of(
@@ -302,8 +333,12 @@ MUTANTS = [
         tests="test_fingerprint.py",
     ),
     *_of(
-        "pipeline/config.py",
+        "pipeline/experiments.py",
         ("merged[key] = _overlaid(merged[key], value) if both_nest else value", "merged[key] = value"),
+        tests="test_experiments.py",
+    ),
+    *_of(
+        "pipeline/config.py",
         ("if key in keys[:i]:", "if False:"),
         tests="test_config.py test_catalog.py",
     ),
