@@ -2,22 +2,24 @@
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 EXTRAS ?= synth,figures,onnx,dev
-BIN := .venv/bin
-READY := .venv/.ready
+CONSTRAINTS ?= --constraint constraints.txt
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-unit kill-test check bench clean
+.PHONY: help setup demo demo-quick test test-unit kill-test check newest constraints audit mutants bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## create .venv with all packages
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv .venv
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet $(CONSTRAINTS) $(TORCH)
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	$(BIN)/pip install --quiet --no-deps 'retinaface-pytorch>=0.0.8'  # it pins torch 1.9, but its network runs on newer ones
 	touch $@
 
@@ -36,11 +38,26 @@ test-unit: $(READY)  ## unit tests (1 minute)
 kill-test: $(READY)  ## kill refreshes at 200 random moments and before every kind of write; 2,000 random steps on a cache
 	FANTRANS_KILLS=200 FANTRANS_MODEL_STEPS=2000 $(BIN)/pytest tests/integration/test_kills.py tests/integration/test_cache_model.py
 
-check: $(READY)  ## format, style, types and import contracts
+check: $(READY)  ## format, style, types, import contracts, words, dependencies, licences
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit/test_words.py
+	$(BIN)/deptry .
+	! $(BIN)/pip check | grep -vE '^(retinaface-pytorch |No broken)'  # its pins are ignored, see setup
+	$(BIN)/pip-licenses --partial-match --fail-on "GNU;GPL;SSPL;BUSL;Commons Clause" --ignore-packages text-unidecode > /dev/null
+
+newest:  ## the unit tests with the newest versions that pyproject.toml allows, in a virtual environment of their own
+	rm -rf .venv-newest
+	$(MAKE) setup VENV=.venv-newest CONSTRAINTS=--upgrade TORCH='torch torchvision'
+	.venv-newest/bin/pytest tests/unit
+
+constraints:  ## write the versions of this virtual environment into constraints.txt
+	$(BIN)/pip freeze --exclude-editable | grep -v ' @ ' | grep -vi '^retinaface' > constraints.txt
+
+audit: $(READY)  ## look for known vulnerabilities of the installed packages (asks the package index)
+	$(BIN)/pip-audit --skip-editable
 
 mutants: $(READY)  ## break 90 or so lines, one at a time, and see whether the tests notice (15 minutes)
 	$(BIN)/python benchmarks/mutants.py

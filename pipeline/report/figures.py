@@ -334,7 +334,7 @@ def draw_score_cam(
             shown = nn.functional.interpolate(torch.stack(maps).mean(0)[None, None], face.shape[:2], mode="bicubic")
             top.imshow(face)
             below.imshow(face @ [0.3, 0.6, 0.1], cmap="gray")
-            below.imshow(shown[0, 0].clamp(0, 1), cmap="inferno", alpha=0.55)
+            below.imshow(shown[0, 0].clamp(0, 1).numpy(), cmap="inferno", alpha=0.55)
             below.set_xlabel(", ".join(f"AU{au}" for au in aus), fontsize=8)
             for axis in (top, below):
                 axis.set_xticks([])

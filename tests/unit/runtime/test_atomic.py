@@ -45,10 +45,10 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
         "def slow(temp):\n    temp.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
         "write_atomically(pathlib.Path(sys.argv[1]), slow)"
     )
-    writer = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
-    assert writer.stdout.readline() == b"writing\n"
-    writer.send_signal(signal.SIGKILL)
-    assert writer.wait() == -signal.SIGKILL
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        writer.send_signal(signal.SIGKILL)
+    assert writer.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
 
 
