@@ -1,4 +1,4 @@
-"""Refreshes to kill: a rendered data set before and after changes, and processes that refresh it."""
+"""Helpers for kill tests: a rendered data set before and after changes, and processes that refresh it."""
 
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ datasets:
 weights:
 {weights}
 """
-UNCOMPARED = ("rates.json", "refresh.html", ".lock")  # times, places, owners
+UNCOMPARED = ("rates.json", "refresh.html", ".lock")  # times, paths, lock holders
 
 
 class World:
@@ -44,8 +44,8 @@ class World:
         images = sorted((folder / "late/BP4D-training").rglob("*.jpg"))
         cv2.imwrite(str(images[0]), cv2.flip(cv2.imread(str(images[0])), 1))
         images[3].unlink()
-        newcomer = sorted(path.name for path in (folder / "late/BP4D-training").iterdir())[-1]
-        for path in (folder / "early").rglob(f"*{newcomer}*"):
+        new_subject = sorted(path.name for path in (folder / "late/BP4D-training").iterdir())[-1]
+        for path in (folder / "early").rglob(f"*{new_subject}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         torch.manual_seed(0)
         tiny = folder / "tiny.safetensors"
@@ -78,7 +78,7 @@ class World:
 
     @property
     def config(self) -> str:
-        """Path of the settings."""
+        """Path of the experiment's file."""
         return str(self.folder / "small.yaml")
 
     def start(self, state: Path, data: str, *, kill_before: str | None = None, trace: Path | None = None):
@@ -146,7 +146,7 @@ def _refresh(environment: dict[str, str], config: str, kill_before: str | None, 
 
 
 def _watch_steps(kill_before: str | None, trace: Path | None) -> None:
-    """Name and number each change to the disk, and die before `kill_before`."""
+    """Name and number each change to the disk, and kill this process before `kill_before`."""
     counts: dict[str, int] = {}
     file = None if trace is None else trace.open("a")
 

@@ -85,22 +85,22 @@ def test_tables_round_trip_and_a_foreign_one_is_refused(tmp_path):
         read_table(path, columns=("a", "b", "c"), made_by="make it")
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and what is no table PAR1"])
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and not a table PAR1"])
 def test_a_damaged_table_is_refused_or_rebuilt(tmp_path, caplog, content):
     path = tmp_path / "t.parquet"
     assert read_table_if_intact(path) is None
     assert not caplog.messages
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"t.parquet is damaged; delete it, and run `make it` to make it anew"):
+    with pytest.raises(DataError, match=r"t.parquet is damaged; delete it, and run `make it` to rebuild it"):
         read_table(path, columns=("a",), made_by="make it")
     assert read_table_if_intact(path) is None
-    assert caplog.messages == [f"{path} is damaged and is made anew"]
+    assert caplog.messages == [f"{path} is damaged and will be rebuilt"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}'])
 def test_a_damaged_record_is_refused(tmp_path, content):
     path = tmp_path / "run.json"
-    with pytest.raises(DataError, match=r"run.json does not exist; run `make it` to make it"):
+    with pytest.raises(DataError, match=r"run.json does not exist; run `make it` to create it"):
         read_record(path, keys=("a", "b"), made_by="make it")
     path.write_text(content)
     with pytest.raises(DataError, match=r"run.json is damaged: expected JSON with a, b; delete it, and run `make it`"):
@@ -109,30 +109,36 @@ def test_a_damaged_record_is_refused(tmp_path, content):
 
 def test_a_log_gets_rate_and_time_left(caplog, monkeypatch):
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
-    with caplog.at_level(logging.INFO, logger="fantrans"), progress.track("crop", total=4, unit="frames") as step:
+    with (
+        caplog.at_level(logging.INFO, logger="fantrans"),
+        progress.track("crop", total=4, unit="frames") as on_progress,
+    ):
         for _ in range(4):
             time.sleep(0.01)
-            step(1)
+            on_progress(1)
     assert "crop: 1 of 4 frames" in caplog.messages[0]
     assert "s left" in caplog.messages[0]
     assert caplog.messages[-1].startswith("crop: 4 frames in")
 
 
-def test_a_log_has_a_line_for_each_named_piece_and_a_listener_hears_from_any_thread(caplog, monkeypatch):
+def test_a_log_has_a_line_for_each_named_piece_and_a_listener_is_called_from_any_thread(caplog, monkeypatch):
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
     reported = []
 
     def listener(description, percent):
         reported.append((description, percent))
 
-    with progress.progress_listener(listener), progress.track("extract", total=8, unit="views", num_before=2) as step:
-        worker = threading.Thread(target=step, args=(3, "block 7"))
+    with (
+        progress.progress_listener(listener),
+        progress.track("extract", total=8, unit="views", num_before=2) as on_progress,
+    ):
+        worker = threading.Thread(target=on_progress, args=(3, "block 7"))
         with caplog.at_level(logging.INFO, logger="fantrans"):
             worker.start()
             worker.join()
-        step(3)
+        on_progress(3)
     assert caplog.messages[0].startswith("extract: block 7; 5 of 8 views, ")
     assert reported == [("extract", 25.0), ("extract", 62.5), ("extract", 100.0), ("extract", 100.0)]
-    with progress.track("unheard", total=1, unit="views") as step:
-        step(1)
+    with progress.track("without a listener", total=1, unit="views") as on_progress:
+        on_progress(1)
     assert len(reported) == 4
