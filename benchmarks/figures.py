@@ -38,7 +38,7 @@ def main() -> None:
     frame = read_image(job.entry.root / row["source_file"])
     assert frame is not None
     format = crops_format(crops_document(job.config, catalog), job.config.crop)
-    crops = CropReader(format.folder_in(job.catalog.crops_dir(job.dataset)))
+    crops = CropReader(format.folder_in(job.catalog.crops_folder(job.dataset)))
     crop_row = crops.index.set_index("frame_id")["row"][row["frame_id"]]
     crop, affine = crops.read_crops([crop_row])[0], crops.read_affines([crop_row])[0]
     face = render_view(crop, ViewParams(), view_px=job.config.crop.size_px)

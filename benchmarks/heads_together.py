@@ -25,6 +25,7 @@ from pipeline.catalog import load_catalog
 from pipeline.experiments import resolve
 from pipeline.protocols import train_parts
 from pipeline.runtime.broadcast import broadcast
+from pipeline.runtime.progress import no_progress
 from pipeline.training.loader import Page, TrainingPages
 from pipeline.training.runs import Runs, TrainingRun
 from pipeline.training.trainer import HeadTraining, tune_allocator
@@ -91,17 +92,13 @@ def epoch_pages(run: TrainingRun, parts: Iterable[str]) -> Iterable[Page]:
     return TrainingPages(run.cache, run.frames, parts=set(parts)).epochs(0, 1)
 
 
-def ignore(_: int) -> None:
-    """Ignore progress."""
-
-
 def together(runs: list[TrainingRun], num_threads: int, parts: tuple[str, ...] | None = None) -> float:
     """Train one epoch of all heads on one pass; return the share of time spent waiting for pages."""
     heads = start_heads(runs, parts)
     needed = {part for head in heads for part in train_parts(head.test_part)}
     return broadcast(
         epoch_pages(runs[0], needed),
-        [partial(head.train_on_page, step=ignore) for head in heads],
+        [partial(head.train_on_page, on_progress=no_progress) for head in heads],
         num_threads=num_threads,
     )
 
@@ -110,7 +107,7 @@ def alone(run: TrainingRun, part: str) -> None:
     """Train one epoch of one head, with kernels on all threads."""
     (head,) = start_heads([run], (part,))
     for page in epoch_pages(run, train_parts(part)):
-        head.train_on_page(page, step=ignore)
+        head.train_on_page(page, on_progress=no_progress)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

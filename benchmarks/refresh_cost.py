@@ -85,7 +85,7 @@ def timed(config: str) -> float:
 
 def one_percent_more() -> dict[str, float]:
     """Return the seconds of three refreshes: 99 % of the subjects, then all subjects, then nothing new."""
-    demo_root, root = load_catalog().dataset("bp4d-synthetic").root, PLACE / "demo"
+    demo_root, root = load_catalog().get_dataset("bp4d-synthetic").root, PLACE / "demo"
     subjects = sorted(path.name for path in (demo_root / IMAGES).iterdir())
 
     def link(subject: str) -> None:
@@ -162,7 +162,7 @@ def write_layout(root: Path) -> None:
     header = pd.DataFrame(0, index=range(1, num + 1), columns=list(rules.aus)).rename_axis("0")
     (root / CODES).mkdir(parents=True)
     made = 0
-    picture = root / "picture.jpg"
+    image = root / "image.jpg"
     for subject in subjects:
         for task in range(1, NUM_TASKS + 1):
             header.to_csv(root / CODES / f"{subject}_T{task}.csv")
@@ -170,9 +170,9 @@ def write_layout(root: Path) -> None:
             folder.mkdir(parents=True)
             for frame in range(1, num + 1):
                 if made % LINKS_PER_FILE == 0:
-                    picture = root / f"picture-{made}.jpg"
-                    cv2.imwrite(str(picture), np.full((32, 32, 3), 127, np.uint8))
-                (folder / f"{frame:04d}.jpg").hardlink_to(picture)
+                    image = root / f"image-{made}.jpg"
+                    cv2.imwrite(str(image), np.full((32, 32, 3), 127, np.uint8))
+                (folder / f"{frame:04d}.jpg").hardlink_to(image)
                 made += 1
 
 

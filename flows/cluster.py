@@ -1,4 +1,4 @@
-"""Where a refresh detects and extracts, if not in its own process: workers of a Dask cluster."""
+"""Workers of a Dask cluster, on which a refresh can detect and extract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.executors import WorkerPool, drop_state, keep_state, new_state_name
 
 GPU = "GPU"
-"""Resource that a worker offers, `dask worker ... --resources GPU=1`: one piece of work on it at a time."""
+"""Resource that a worker offers, `dask worker ... --resources GPU=1`: each GPU runs one task at a time."""
 
 _START_S = 60
 
@@ -25,7 +25,7 @@ _State = TypeVar("_State")
 
 
 class Cluster(BaseModel):
-    """A running cluster by its scheduler's address, or one of this machine's that lives as long as the flow run.
+    """A running cluster, by its scheduler's address, or a local one that ends with the flow run.
 
     All workers need this package and see the catalog's folders under the same paths.
     """
@@ -33,20 +33,20 @@ class Cluster(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str | None = None
-    """Scheduler, as in tcp://10.0.0.5:8786."""
+    """Address of the scheduler, such as tcp://10.0.0.5:8786."""
     num_workers: Annotated[int, Field(ge=1)] | None = None
-    """Processes of one thread each."""
+    """Number of local processes, of one thread each."""
     cuda: bool = False
-    """A process for each GPU of this machine, through dask-cuda."""
+    """Whether to start one local process per GPU, with dask-cuda."""
 
     @model_validator(mode="after")
-    def _is_one(self) -> Self:
+    def _is_exactly_one(self) -> Self:
         if (self.address is not None) + (self.num_workers is not None) + self.cuda != 1:
             raise ValueError("give a cluster one of address, num_workers, cuda")
         return self
 
     def task_runner(self) -> DaskTaskRunner:
-        """Runs Prefect tasks there. Raises `ConfigError` if dask-cuda is needed and not there."""
+        """Return a runner for Prefect tasks on the cluster; `ConfigError` if dask-cuda is needed and not installed."""
         if self.address is not None:
             return DaskTaskRunner(address=self.address, client_kwargs={"timeout": _START_S})
         if not self.cuda:
@@ -60,7 +60,7 @@ class Cluster(BaseModel):
             )
         except ImportError:
             raise ConfigError(
-                "a cluster with cuda needs dask-cuda, which does not exist; run `pip install dask-cuda`"
+                "a cluster with cuda needs dask-cuda, which is not installed; run `pip install dask-cuda`"
             ) from None
 
 
@@ -101,10 +101,10 @@ class _StatePlugin(WorkerPlugin):
         self.name, self._state = name, state
 
     def setup(self, worker: Worker) -> None:
-        """Start the worker's part of the pool."""
+        """Set up the worker's process and keep the state."""
         tune_allocator()
         keep_state(self.name, self._state)
 
     def teardown(self, worker: Worker) -> None:
-        """Free what the pool's state holds."""
+        """Drop the worker's state."""
         drop_state(self.name)

@@ -1,4 +1,4 @@
-"""The whole main job: cache, folds, report."""
+"""The main job: cache, folds, report."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.report.run import Report
 
 @fantrans_flow(name="main-job")
 def main_job(dataset: str, config: str | None = None, device: str = "cpu") -> Report:
-    """Raw frames to per-AU F1."""
-    config = config or load_catalog().dataset(dataset).experiment
+    """Refresh, train and report: from raw frames to F1 per AU."""
+    config = config or load_catalog().get_dataset(dataset).experiment
     refresh_cache(dataset, config=config, device=device)
     train_folds(config, dataset=dataset, device=device)
     result = report(config, dataset=dataset)

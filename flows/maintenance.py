@@ -1,4 +1,4 @@
-"""Look after caches on a schedule: verify their bytes, prune what no revision or reader needs."""
+"""Maintain stores on a schedule: verify their bytes, prune what no revision or reader needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.refresh import maintenance as stages
 
 @fantrans_task()
 def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, Any]]:
-    """One row per store: how much of it is damaged."""
+    """Verify a data set's stores; return one row per store: the number of damaged files, and the first of them."""
     found = stages.verify_caches(load_catalog(), dataset, is_deep=deep, device=device)
     return [
         {
@@ -29,7 +29,7 @@ def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, A
 
 @fantrans_task()
 def prune_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
-    """One row per store: what was freed."""
+    """Prune a data set's stores; return one row per store: what was freed."""
     pruned = stages.prune_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
     return [{"data set": dataset, "store": folder.name, "freed": str(result)} for folder, result in pruned.items()]
 
@@ -37,7 +37,9 @@ def prune_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
 @fantrans_flow(name="verify-cache")
 def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "cpu") -> None:
     """Verify the crops and caches of one data set, or of all; fails if any are damaged. A refresh repairs them."""
-    rows = [row for name in load_catalog().names(dataset) for row in verify_dataset(name, deep=deep, device=device)]
+    rows = [
+        row for name in load_catalog().dataset_names(dataset) for row in verify_dataset(name, deep=deep, device=device)
+    ]
     create_table_artifact(rows, key="verified-caches", description="What is damaged in each store")
     damaged = [f"{row['data set']}/{row['store']}" for row in rows if row["damaged"]]
     if damaged:
@@ -50,5 +52,7 @@ def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "c
 @fantrans_flow(name="prune-cache")
 def prune_cache(dataset: str | None = None, grace_hours: float = 24.0) -> None:
     """Free dead rows, old revisions and orphaned files of one data set, or of all."""
-    rows = [row for name in load_catalog().names(dataset) for row in prune_dataset(name, grace_hours=grace_hours)]
+    rows = [
+        row for name in load_catalog().dataset_names(dataset) for row in prune_dataset(name, grace_hours=grace_hours)
+    ]
     create_table_artifact(rows, key="pruned-caches", description="What was freed in each store")

@@ -21,7 +21,7 @@ from pipeline.refresh.summary import write_summary
 @fantrans_task()
 def run_stage(name: str, job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
     """Plan a stage and run it, here or on the cluster's workers."""
-    stage = next(stage for stage in stages.stages_of(job) if stage.name == name)
+    stage = next(stage for stage in stages.job_stages(job) if stage.name == name)
     return stages.run_stage(stage, job, ClusterWorkers(job.device) if on_cluster else job.workers)
 
 
@@ -53,7 +53,7 @@ def refresh_cache(
         num_workers=num_workers,
     )
     with nullcontext() if cluster is None else cluster.task_runner() as runner:
-        summaries = [_run(stage, job, runner) for stage in stages.stages_of(job)]
+        summaries = [_run(stage, job, runner) for stage in stages.job_stages(job)]
     markdown, page = write_summary(job, summaries)
     create_markdown_artifact(
         f"{markdown}\n[This page]({page.as_uri()})\n",
@@ -64,7 +64,7 @@ def refresh_cache(
 
 
 def _run(stage: stages.Stage[Any], job: RefreshJob, runner: DaskTaskRunner | None) -> StageSummary:
-    """Run a stage as a task of its name: on the cluster if there is one and the stage spreads its work."""
+    """Run a stage as a task with its name: on the cluster, if one is given and the stage uses workers."""
     task = run_stage.with_options(name=stage.name)
     if runner is None or not stage.uses_workers:
         return task(stage.name, job)

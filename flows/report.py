@@ -1,4 +1,4 @@
-"""Aggregate trained heads into an F1 table: the folds of one experiment, or the runs of a set."""
+"""Report trained heads as an F1 table: the folds of one experiment, or the runs of a set."""
 
 from __future__ import annotations
 

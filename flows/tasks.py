@@ -83,7 +83,7 @@ class ProgressArtifacts:
 
 
 def fantrans_task(**settings: Any) -> Callable[[Callable[_P, _Out]], Task[_P, _Out]]:
-    """Decorator: a task that shows its progress. Fingerprints of the data decide what is done, so it may run again."""
+    """Return a decorator for a task that reports progress. A task computes only what is missing: retries are safe."""
 
     def decorate(function: Callable[_P, _Out]) -> Task[_P, _Out]:
         @wraps(function)

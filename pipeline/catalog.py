@@ -1,6 +1,6 @@
-"""The only code that turns a name into a place: data sets, weights and the roots of what is written.
+"""Names to paths: data sets, weights and roots. No other code does this.
 
-`data_catalog.yaml` is typed and closed. The environment is read here and nowhere below.
+`data_catalog.yaml` is typed, and an unknown key is an error. No other code of `pipeline` reads the environment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import OneOf, PositiveInt, Settings, first_fault, read_yaml
 from pipeline.datasets import LAYOUTS
-from pipeline.datasets.index import FILE_NAME
+from pipeline.datasets.index import INDEX_NAME
 from pipeline.datasets.layout import Layout
 from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
 from pipeline.protocols import PROTOCOLS, Protocol
@@ -26,7 +26,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 class RenderedEntry(Settings):
-    """What a data set of rendered faces is made from."""
+    """Settings of a rendered data set."""
 
     num_subjects: PositiveInt
     num_tasks: PositiveInt
@@ -43,30 +43,30 @@ class DatasetEntry(Settings):
     layout: Annotated[str, OneOf(LAYOUTS)]
     protocol: Annotated[str, OneOf(PROTOCOLS)]
     experiment: str = "fan_trans"
-    """The experiment whose settings count where a command names none."""
+    """The experiment for commands that name none."""
     rendered: RenderedEntry | None = None
 
     @model_validator(mode="after")
-    def _protocol_is_of_the_layout(self) -> DatasetEntry:
+    def _protocol_fits_layout(self) -> DatasetEntry:
         if self.raw_layout.has_intensity != (self.rules.min_positive_intensity is not None):
-            raise ValueError(f"protocol {self.protocol} does not go with layout {self.layout}")
+            raise ValueError(f"protocol {self.protocol} does not fit layout {self.layout}")
         if self.is_rendered and self.raw_layout.rendered_protocol is None:
             raise ValueError(f"faces are not rendered in layout {self.layout}; remove `rendered`")
         return self
 
     @property
     def raw_layout(self) -> Layout:
-        """The layout by its name."""
+        """The layout that the entry names."""
         return LAYOUTS[self.layout]
 
     @property
     def rules(self) -> Protocol:
-        """The protocol by its name."""
+        """The protocol that the entry names."""
         return PROTOCOLS[self.protocol]
 
     @property
     def is_rendered(self) -> bool:
-        """Whether the data set is one of rendered faces."""
+        """Whether the data set is rendered."""
         return self.rendered is not None
 
     def missing_folders(self) -> list[Path]:
@@ -74,7 +74,7 @@ class DatasetEntry(Settings):
         return self.raw_layout.missing_folders(self.root)
 
     def count_unrendered(self) -> tuple[int, int]:
-        """Return how many frames of a rendered data set are missing on disk, and of how many; (0, 0) for others."""
+        """Return the number of missing frames of a rendered data set and that of all its frames; (0, 0) for others."""
         if self.rendered is None:
             return 0, 0
         from pipeline.synthetic.dataset import count_missing_frames  # noqa: PLC0415 - see `render`
@@ -82,7 +82,7 @@ class DatasetEntry(Settings):
         return count_missing_frames(self.root, layout=self.layout, **self.rendered.model_dump())
 
     def render(self, *, num_workers: int | None = None) -> None:
-        """Render what is missing of a data set of rendered faces; does nothing for any other.
+        """Render the missing frames of a rendered data set; does nothing for others.
 
         num_workers: processes; default: one per core.
         """
@@ -95,13 +95,16 @@ class DatasetEntry(Settings):
 
 
 class FileEntry(Settings):
-    """A file (safetensors), known by its bytes."""
+    """A safetensors file and the sha256 of its bytes."""
 
     path: Path
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
     def checked_path(self) -> Path:
-        """The file, once its bytes have the catalog's sha256."""
+        """Return the path after checking that the file has the catalog's sha256.
+
+        Raises `WeightsNotFoundError` if it does not exist, `WeightsError` for another sha256.
+        """
         if not self.path.is_file():
             raise WeightsNotFoundError(
                 f"{self.path} does not exist; put the weights there or fix `path` in the catalog"
@@ -110,33 +113,33 @@ class FileEntry(Settings):
         if found != self.sha256:
             raise WeightsError(
                 f"weights {self.path} have sha256 {found[:12]}..., the catalog expects {self.sha256[:12]}...; "
-                "fetch them again, or fix `sha256` in the catalog if they were meant to change"
+                "fetch them again, or fix `sha256` in the catalog if the change is intended"
             )
         return self.path
 
 
 class WeightsEntry(FileEntry):
-    """Weights and what their tensors cannot tell."""
+    """A file of weights, and what cannot be read from its tensors."""
 
     family: Literal["fan", "resnet18", "retinaface-mobilenet", "retinaface-resnet50"]
     width: PositiveInt | None = None
     """Channels of a FAN."""
     num_stacks: PositiveInt | None = None
     pooling: Literal["avg", "max"] | None = None
-    """A FAN's pooling: the state dict is the same for both, the features are not."""
+    """Pooling of a FAN: both kinds have the same state dict and different features."""
 
     codec: FileEntry | None = None
     """The basis in which the profile compact keeps this FAN's maps."""
 
     @model_validator(mode="after")
-    def _fan_is_described(self) -> WeightsEntry:
+    def _fan_is_complete(self) -> WeightsEntry:
         if self.family == "fan" and None in (self.width, self.num_stacks, self.pooling):
             raise ValueError("a fan needs width, num_stacks and pooling")
         return self
 
 
 class Roots(Settings):
-    """Where the pipeline writes."""
+    """Folders below which the pipeline writes."""
 
     work: Path
     cache: Path
@@ -144,49 +147,49 @@ class Roots(Settings):
 
 
 class Catalog(Settings):
-    """All places by name."""
+    """Roots, and data sets and weights by name."""
 
     roots: Roots
     datasets: dict[str, DatasetEntry]
     weights: dict[str, WeightsEntry]
 
-    def dataset(self, name: str) -> DatasetEntry:
-        """A data set by name."""
+    def get_dataset(self, name: str) -> DatasetEntry:
+        """Return a data set's entry; `CatalogError` for an unknown name."""
         if name not in self.datasets:
-            raise CatalogError(f"there is no data set {name!r} in the catalog; known ones: {', '.join(self.datasets)}")
+            raise CatalogError(f"the catalog has no data set {name!r}; known ones: {', '.join(self.datasets)}")
         return self.datasets[name]
 
-    def names(self, dataset: str | None = None) -> list[str]:
-        """One data set, once it is known, or all."""
+    def dataset_names(self, dataset: str | None = None) -> list[str]:
+        """Return the names of all data sets, or only `dataset`; `CatalogError` if it is unknown."""
         if dataset is not None:
-            self.dataset(dataset)
+            self.get_dataset(dataset)
         return [dataset] if dataset else list(self.datasets)
 
     def get_weights(self, name: str) -> WeightsEntry:
-        """Weights by name."""
+        """Return the entry of weights; `CatalogError` for an unknown name."""
         if name not in self.weights:
-            raise CatalogError(f"there are no weights {name!r} in the catalog; known ones: {', '.join(self.weights)}")
+            raise CatalogError(f"the catalog has no weights {name!r}; known ones: {', '.join(self.weights)}")
         return self.weights[name]
 
-    def work_dir(self, dataset: str) -> Path:
-        """Folder of a data set's index, boxes and crops."""
+    def work_folder(self, dataset: str) -> Path:
+        """Return the folder of a data set's index, boxes and crops."""
         return self.roots.work / dataset
 
     def index_path(self, dataset: str) -> Path:
-        """File of a data set's frame index."""
-        return self.work_dir(dataset) / FILE_NAME
+        """Return the path of a data set's frame index."""
+        return self.work_folder(dataset) / INDEX_NAME
 
-    def crops_dir(self, dataset: str) -> Path:
-        """Folder of a data set's crops, one folder per fingerprint."""
-        return self.work_dir(dataset) / "crops"
+    def crops_folder(self, dataset: str) -> Path:
+        """Return the folder of a data set's crops, one folder per fingerprint."""
+        return self.work_folder(dataset) / "crops"
 
-    def cache_dir(self, dataset: str) -> Path:
-        """Folder of a data set's feature caches, one folder per fingerprint."""
+    def caches_folder(self, dataset: str) -> Path:
+        """Return the folder of a data set's feature caches, one folder per fingerprint."""
         return self.roots.cache / dataset
 
-    def faults(self, dataset: str | None = None) -> list[str]:
-        """Everything that `fantrans catalog check` finds wrong on disk, of one data set or all, a sentence each."""
-        checked = self.datasets if dataset is None else {dataset: self.dataset(dataset)}
+    def find_faults(self, dataset: str | None = None) -> list[str]:
+        """Return the faults on disk of one data set (default: all) and all weights, one sentence each, with its fix."""
+        checked = self.datasets if dataset is None else {dataset: self.get_dataset(dataset)}
         found = [
             f"data set {name!r}: {folder} does not exist; {_repair_hint(name, entry)}"
             for name, entry in checked.items()
@@ -209,13 +212,13 @@ def _repair_hint(name: str, entry: DatasetEntry) -> str:
 
 
 def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Catalog:
-    """Read the catalog (FANTRANS_CATALOG, else the one of this checkout) with its variables filled in.
+    """Read the catalog (FANTRANS_CATALOG, else that of this checkout) and fill in its variables.
 
     Raises `CatalogError`, one sentence, for a missing file, a typo, a duplicate name or an unset variable.
     """
     path = path or Path(environment.get("FANTRANS_CATALOG", CATALOG_FILE))
     if not path.is_file():
-        raise CatalogError(f"there is no catalog at {path}; set FANTRANS_CATALOG to a data_catalog.yaml")
+        raise CatalogError(f"catalog {path} does not exist; set FANTRANS_CATALOG to a data_catalog.yaml")
     content = _filled(read_yaml(path, error=CatalogError), environment, path)
     try:
         catalog = Catalog.model_validate(content)
@@ -225,7 +228,7 @@ def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = o
 
 
 def _filled(value: object, environment: Mapping[str, str], path: Path) -> object:
-    """`value` with each ${NAME:-default} replaced, in strings at any depth."""
+    """Return `value` with each ${NAME:-default} replaced, in strings at any depth."""
 
     def fill(match: re.Match[str]) -> str:
         name, default = match.groups()
@@ -241,9 +244,9 @@ def _filled(value: object, environment: Mapping[str, str], path: Path) -> object
 
 
 def _anchored(catalog: Catalog, folder: Path) -> Catalog:
-    """The catalog with every relative place made absolute against the catalog's folder."""
+    """Return the catalog with relative paths resolved against the catalog's folder."""
     return Catalog(
-        roots=Roots(**{name: folder / place.expanduser() for name, place in catalog.roots}),
+        roots=Roots(**{name: folder / path.expanduser() for name, path in catalog.roots}),
         datasets={n: e.model_copy(update={"root": folder / e.root.expanduser()}) for n, e in catalog.datasets.items()},
         weights={name: _anchored_weights(entry, folder) for name, entry in catalog.weights.items()},
     )

@@ -1,4 +1,4 @@
-"""How a run goes: frozen, closed settings, and YAML files read without a slip passing unseen.
+"""Settings of a run as frozen models, and YAML files read so that a typo is an error.
 
 A setting that can change a cached value is in the cache's fingerprint (see pipeline/fingerprint.py); settings that
 only change speed (device, batch size, workers) are arguments of the stages and not here.
@@ -25,16 +25,16 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 
 class OneOf:
-    """Marks a setting as one of the names in a table, so that no second list of them is kept.
+    """Validator for a setting that is one of the names in a table, so that the names are listed once.
 
-    `Annotated[str, OneOf(VARIANTS)]` takes the keys of `VARIANTS`, those that were added later too.
+    `Annotated[str, OneOf(VARIANTS)]` accepts the keys that `VARIANTS` has when the setting is read.
     """
 
     def __init__(self, known: Collection[str]) -> None:
         self.known = known
 
     def check(self, name: str) -> str:
-        """Return a known name; `ValueError` with all known ones for another."""
+        """Return a known name; raise `ValueError` that lists the known ones for another."""
         if name not in self.known:
             raise ValueError(f"expected one of {', '.join(self.known)}")
         return name
@@ -50,37 +50,37 @@ Part = Annotated[str, OneOf(PARTS)]
 
 
 class Settings(BaseModel):
-    """Frozen and closed: an unknown key stops the run instead of training the default."""
+    """Base of settings: frozen; an unknown key is an error, so that a typo never trains the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DetectorConfig(Settings):
-    """How faces are found."""
+    """Settings of face detection."""
 
     weights: str = "retinaface-mobilenet"
     """Name of a RetinaFace in the catalog."""
     score_threshold: Fraction = 0.5
     nms_iou: Fraction = 0.4
     max_side_px: PositiveInt = 640
-    """Larger frames are shrunk to this long side before detection; boxes come back in full-frame px."""
+    """Longest side before detection; larger frames are shrunk to it. Boxes are in full-frame px."""
     max_gap_frames: Annotated[int, Field(ge=0)] = 5
     """Longest run of missed frames between two found ones, in one sequence, that is filled linearly."""
 
 
 class CropConfig(Settings):
-    """How a face is cut out (paper 4.1)."""
+    """Settings of crops (paper 4.1)."""
 
     side_per_box_frac: PositiveFloat = 200 / 260
     """Side of the square over (width + height) of the box."""
     size_px: PositiveInt = 256
     """Side of the FAN's input."""
     context_frac: Annotated[float, Field(ge=1)] = 1.75
-    """Side of the stored crop over the side of the square, so that no augmented view samples outside."""
+    """Side of the stored crop over the side of the square; large enough that augmented views sample only inside."""
 
 
 class ViewConfig(Settings):
-    """Views of a crop that get cached: 0 clean, 1 clean and flipped, 2 and up augmented (paper 4.1)."""
+    """Cached views of a crop: 0 clean, 1 clean and flipped, 2 and up augmented (paper 4.1)."""
 
     num_views: Annotated[int, Field(ge=2)] = 14
     seed: Annotated[int, Field(ge=0)] = 0
@@ -92,7 +92,7 @@ class ViewConfig(Settings):
 
 
 class FeatureConfig(Settings):
-    """Which frozen features are cached, and in what form."""
+    """Network and storage of the cached features."""
 
     weights: str = "fan-128"
     """Name of a FAN, or a ResNet-18, in the catalog."""
@@ -125,7 +125,7 @@ class HeadConfig(Settings):
     top_k: PositiveInt | None = None
     """Evidence summed by C_o2m; None is half the action units."""
     mask_start: Annotated[float, Field(ge=0)] = 0.0
-    """Where the logits of a learned drop start: 0 or more keeps, less drops. From far above 0 none comes to drop."""
+    """Where the logits of a learned drop start: 0 or more keeps, less drops. Far above 0, training drops none."""
 
 
 class TrainConfig(Settings):
@@ -135,7 +135,7 @@ class TrainConfig(Settings):
     batch_size: PositiveInt = 64
     lr: PositiveFloat = 1e-4
     schedule: Literal["step", "one_cycle"] = "step"
-    """step: x `lr_decay` after every `lr_step_epochs`; one_cycle: rise to `lr`, then fall to zero, a step at a time."""
+    """step: x `lr_decay` after every `lr_step_epochs`; one_cycle: rise to `lr`, then fall to zero, step by step."""
     lr_decay: Fraction = 0.3
     lr_step_epochs: PositiveInt = 4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -156,17 +156,19 @@ class ExperimentConfig(Settings):
 
     name: str
     refresh_args: str
-    """What `fantrans refresh DATASET --config` takes to make the cache that this one trains on."""
+    """Argument of `fantrans refresh DATASET --config` for the cache that this experiment trains on."""
     cache: CacheConfig = CacheConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS
-    """Test parts to train a fold for."""
+    """Test parts; one fold is trained per part."""
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first fault of a pydantic error in words: where, what was found, what was expected."""
-    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a typo makes a gap, too
+    """Describe the first fault of a pydantic error: where, what was found, what was expected."""
+    fault = min(
+        error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"
+    )  # a typo also causes a missing key
     where = ".".join(str(step) for step in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown key `{where}`; fix the spelling or remove it"
@@ -176,7 +178,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
-    """A YAML file's mapping; duplicate keys, which YAML itself lets pass, raise `error`."""
+    """Read a YAML file with a mapping; raises `error` for other content, and for duplicate keys, which YAML accepts."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except UnicodeDecodeError as fault:
@@ -186,7 +188,7 @@ def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         raise error(f"{path}{line}: {getattr(fault, 'problem', fault)}") from None
     if not isinstance(content, dict):
-        raise error(f"{path} must hold a mapping of keys, not {type(content).__name__}")
+        raise error(f"{path} must contain a mapping of keys, not {type(content).__name__}")
     return content
 
 
@@ -196,6 +198,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for i, key in enumerate(keys):
             if key in keys[:i]:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the name {key!r} is there twice; rename or remove one", node.value[i][0].start_mark
+                    None, None, f"the key {key!r} appears twice; rename or remove one", node.value[i][0].start_mark
                 )
         return super().construct_mapping(node, deep)

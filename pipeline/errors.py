@@ -2,7 +2,7 @@
 
 Every message is one sentence: what, where, expected against found, the next command. The command line prints it and
 exits with 2. Any exception that is not a `FantransError` is a defect and keeps its traceback. Each class also inherits
-the builtin that fits, so callers that do not know this package catch what they expect.
+from a builtin exception, so that callers who do not know this package can catch it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class FantransError(Exception):
 
 
 class CatalogError(FantransError, ValueError):
-    """`data_catalog.yaml` is wrong, or lacks the name that was asked for."""
+    """`data_catalog.yaml` is wrong, or lacks the requested name."""
 
 
 class ConfigError(FantransError, ValueError):
@@ -21,7 +21,7 @@ class ConfigError(FantransError, ValueError):
 
 
 class DataError(FantransError, ValueError):
-    """Raw data, a table or a run is not as its format says."""
+    """Raw data, a table or a run violates its format."""
 
 
 class DataNotFoundError(DataError, FileNotFoundError):
@@ -33,7 +33,7 @@ class StoreError(FantransError, ValueError):
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
-    """There is no store, or no finished revision, or no shard where one was asked for."""
+    """A store, a finished revision or a shard does not exist."""
 
 
 class TrainingError(FantransError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Experiments by name: small YAML files that each derive from another, and sets of them that share a table."""
+"""Read experiments and sets from YAML files; an experiment may derive from another one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 
 
 class Member(NamedTuple):
-    """One experiment of a set, once for each seed."""
+    """One experiment of a set, once per seed."""
 
     name: str
     published: str | None
@@ -27,23 +27,23 @@ class ExperimentSet(NamedTuple):
     """Experiments that are trained together and reported in one table."""
 
     name: str
-    """Of its file, and of the member if one was chosen."""
+    """Name of the file, with that of the member if one was chosen."""
     spec: str
-    """What it was asked for by: a name, a path, or SET:MEMBER."""
+    """The name, path or SET:MEMBER that it was read by."""
     published_table: str | None
-    """Such as "table1", in pipeline/report/published_f1.csv."""
+    """Name of a table in pipeline/report/published_f1.csv, such as "table1"."""
     members: tuple[Member, ...]
     is_derived: bool = True
-    """Whether its experiments change another one."""
+    """Whether its experiments are derived from a base."""
 
     @property
     def experiments(self) -> tuple[ExperimentConfig, ...]:
-        """All of them."""
+        """The experiments of all members."""
         return tuple(experiment for member in self.members for experiment in member.experiments)
 
     @property
     def cache(self) -> CacheConfig:
-        """The settings of the cache that they share; `ConfigError` where they need several."""
+        """Settings of the cache that all experiments share; `ConfigError` if they need several."""
         first, *others = self.experiments
         for other in others:
             if other.cache != first.cache:
@@ -55,15 +55,15 @@ class ExperimentSet(NamedTuple):
 
 
 def resolve(catalog: Catalog, dataset: str, name: str | None = None, *, base: str | None = None) -> ExperimentSet:
-    """Read what `name` (default: the data set's experiment) stands for: an experiment, a set, or SET:MEMBER.
+    """Read the experiment, set or SET:MEMBER `name` (default: the data set's experiment).
 
     base: the experiment that a set's members change; default: the data set's. Raises `CatalogError` for an unknown data
     set, `ConfigError` for unknown or faulty experiments.
     """
-    own = catalog.dataset(dataset).experiment
+    own = catalog.get_dataset(dataset).experiment
     chosen = load_set(name or own, base=base or own)
     if base is not None and not chosen.is_derived:
-        raise ConfigError(f"{name or own} is one experiment and not derived from {base}; leave --base away")
+        raise ConfigError(f"{name or own} is one experiment and not derived from {base}; leave --base out")
     return chosen
 
 
@@ -75,7 +75,7 @@ def load_experiment(name_or_path: str, *, folder: Path = CONFIG_FOLDER) -> Exper
     path = _find_file(name_or_path, folder)
     merged = _merged_with_bases(path, seen=())
     if "members" in merged:
-        raise ConfigError(f"{path} names a set of experiments, and one experiment is asked for; name another file")
+        raise ConfigError(f"{path} is a set of experiments, expected one experiment; name another file")
     return _experiment(merged | {"name": path.stem, "refresh_args": name_or_path}, path)
 
 
@@ -88,15 +88,16 @@ class _SetFile(Settings):
     @classmethod
     def _are_different(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if seeds is not None and len(set(seeds)) < len(seeds):
-            raise ValueError("the same seed is there twice")
+            raise ValueError("a seed appears twice")
         return seeds
 
 
 def load_set(spec: str, *, base: str) -> ExperimentSet:
-    """Read a file with `members:`, each overlaid on the experiment `base`; any other file is a set of its own.
+    """Read a set: a file with `members:`, each overlaid on the experiment `base`.
 
-    `SET:MEMBER` is one member of a set. Keys: `published_table`, `seeds`, and `members`, a mapping of names to
-    settings, where `published` names the member's row of that table. Raises `ConfigError` as `load_experiment` does.
+    `SET:MEMBER` is one member of a set; an experiment is read as a set of one. Keys: `published_table`, `seeds`, and
+    `members`, a mapping of names to settings, where `published` names the member's row of that table. Raises
+    `ConfigError` as `load_experiment` does.
     """
     name_or_path, chosen = _split(spec)
     path = _find_file(name_or_path, CONFIG_FOLDER)
@@ -115,9 +116,9 @@ def load_set(spec: str, *, base: str) -> ExperimentSet:
         raise ConfigError(f"{path} has no member {chosen!r}; known ones: {', '.join(file.members)}")
     under = _merged_with_bases(_find_file(base, CONFIG_FOLDER), seen=())
     if "members" in under:
-        raise ConfigError(f"{base} names a set of experiments, and members change one experiment; name another base")
+        raise ConfigError(f"{base} is a set of experiments, and members derive from one experiment; name another base")
     seeds = file.seeds or (under.get("train", {}).get("seed", 0),)
-    made = []
+    members = []
     for name in file.members if chosen is None else [chosen]:
         over = dict(file.members[name] or {})
         published = over.pop("published", None)
@@ -129,13 +130,13 @@ def load_set(spec: str, *, base: str) -> ExperimentSet:
             _experiment(_overlaid(merged, {"train": {"seed": seed}, "name": f"{name}-seed{seed}"}), path)
             for seed in seeds
         )
-        made.append(Member(name, published, experiments))
+        members.append(Member(name, published, experiments))
     set_name = path.stem if chosen is None else f"{path.stem}_{chosen}"
-    return ExperimentSet(set_name, spec, file.published_table, tuple(made))
+    return ExperimentSet(set_name, spec, file.published_table, tuple(members))
 
 
 def _split(spec: str) -> tuple[str, str | None]:
-    """A file's name or path, and the member after the colon if there is one."""
+    """Return a file's name or path, and the member after the colon; None without one."""
     if _is_path(spec) or ":" not in spec:
         return spec, None
     name_or_path, _, member = spec.rpartition(":")
@@ -167,7 +168,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _merged_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"there is no experiment {path.stem!r} in {path.parent}; known ones: {known}")
+        raise ConfigError(f"experiment {path.stem!r} does not exist in {path.parent}; known ones: {known}")
     if path in seen:
         raise ConfigError(f"{path} derives from itself; remove one `base` of {', '.join(p.stem for p in seen)}")
     content = _read(path)

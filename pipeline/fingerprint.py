@@ -1,8 +1,8 @@
-"""What decides reuse: a hash of everything that can change a stored value, and of nothing else.
+"""Fingerprints decide reuse: hashes of everything that can change a stored value, and of nothing else.
 
-In it: the format's version, detector weights and settings, crop settings, the views' ranges and seed, FAN weights,
-width, stacks and pooling, profile and precision. Weights count by content (sha256), not by name or place.
-Not in it: device, batch size, workers, shard size (they change speed or layout), the number of views (a view is a
+Included: the format's version, detector weights and settings, crop settings, the views' ranges and seed, FAN weights,
+width, stacks and pooling, profile and precision. Weights count by content (sha256), not by name or path.
+Left out: device, batch size, workers, shard size (they change speed or layout), the number of views (a view is a
 function of seed, frame and its own number, so more views are added to the same cache), labels (joined at load time),
 and the frames themselves (each row carries a key of its image and box, so that a refresh recomputes just what changed).
 """
@@ -21,11 +21,11 @@ from pipeline.errors import ConfigError
 from pipeline.store.fingerprint import fingerprint
 
 FORMAT_VERSION = 2
-"""Raised when the same settings give other values or another layout."""
+"""Increased when the same settings give other values or another layout."""
 
 
 def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
-    """Everything that decides boxes, given the frames."""
+    """Return everything that decides boxes, given the frames."""
     detector = settings.detector.model_dump(exclude={"weights"})
     return {
         "kind": "boxes",
@@ -35,12 +35,12 @@ def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
 
 
 def crops_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
-    """Everything that decides the pixels of crops, given the frames."""
+    """Return everything that decides the pixels of crops, given the frames."""
     return {**boxes_document(settings, catalog), "kind": "crops", "crop": settings.crop.model_dump()}
 
 
 def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
-    """Everything that decides the values of cached features, given the frames."""
+    """Return everything that decides the values of cached features, given the frames."""
     features = settings.features.model_dump(exclude={"weights"})
     entry = catalog.get_weights(settings.features.weights)
     features["shapes"] = {name: list(shape) for name, shape in map_shapes(entry).items()}
@@ -55,7 +55,7 @@ def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
 
 
 def map_shapes(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
-    """Shape (C, H, W) of each map that a network gives; `ConfigError` for one that gives none."""
+    """Return the shape (C, H, W) of each map of a network; `ConfigError` for one without features."""
     if entry.family == "resnet18":
         return resnet.MAP_SHAPES
     if entry.width is None:
@@ -67,12 +67,12 @@ def map_shapes(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
 
 
 def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:
-    """The file with the basis of the profile compact; `ConfigError` if the catalog names none for this FAN."""
+    """Return the file of the basis of the profile compact; `ConfigError` if the catalog names none for this FAN."""
     name = settings.features.weights
     entry = catalog.get_weights(name)
     if entry.family != "fan":
         raise ConfigError(
-            f"the profile compact is made for a FAN's maps, and {name} is a {entry.family}; set "
+            f"the profile compact stores a FAN's maps, and {name} is a {entry.family}; set "
             "`cache: {features: {profile: standard}}`"
         )
     codec = entry.codec
@@ -85,7 +85,7 @@ def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:
 
 
 def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
-    """Name of the folder of the settings' feature cache."""
+    """Return the fingerprint of the settings' feature cache: the name of its folder."""
     return fingerprint(cache_document(settings, catalog))
 
 
@@ -95,8 +95,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def weights_in(features: Mapping[str, Any], catalog: Catalog) -> WeightsEntry | None:
-    """The catalog's entry of the weights that a cache's `features` are made with; None if it has none any more."""
+def find_weights(features: Mapping[str, Any], catalog: Catalog) -> WeightsEntry | None:
+    """Return the catalog's entry of the weights in a cache's `features` document; None if the catalog has none."""
     return next((entry for entry in catalog.weights.values() if _weights(entry).items() <= features.items()), None)
 
 

@@ -1,4 +1,4 @@
-"""Who is in which part, which action units count, and what a label code means: the one place that decides it.
+"""Protocols: the part of each subject, the action units that are scored, and the meaning of label codes.
 
 Parts are those of the field's three-fold protocol, identical in all public lists; folds are named by the part they
 test, because fold *numbers* differ between repositories. See docs/protocols.md.
@@ -37,49 +37,51 @@ class Protocol:
     bad_frames: Mapping[str, tuple[tuple[int, int], ...]]
 
     def get_part(self, subject: str) -> str:
-        """Part of a subject; a `DataError` for somebody the protocol does not know."""
+        """Return the part of a subject; `DataError` for a subject outside the protocol."""
         if self.assigns_by_number:
             number = re.search(r"(\d+)$", subject)
             if number is None:
-                raise DataError(f"subject {subject!r} has no number at its end, which protocol {self.name} goes by")
+                raise DataError(
+                    f"subject {subject!r} has no number at its end, from which protocol {self.name} assigns parts"
+                )
             return PARTS[int(number.group(1)) % len(PARTS)]
         if subject not in self.subject_parts:
             raise DataError(
                 f"subject {subject!r} is in no part of protocol {self.name}; expected one of "
                 f"{', '.join(sorted(self.subject_parts)[:3])}..., "
-                f"or `protocol: rendered_{self.name}` in the catalog, which goes by number"
+                f"or `protocol: rendered_{self.name}` in the catalog, which assigns parts by number"
             )
         return self.subject_parts[subject]
 
     def is_bad_frame(self, subject: str, frame: int) -> bool:
-        """Whether 1-based `frame` lies in one of the subject's known bad ranges."""
+        """Return whether 1-based `frame` is in one of the subject's known bad ranges."""
         return any(first <= frame <= last for first, last in self.bad_frames.get(subject, ()))
 
 
 def presence_from_occurrence(codes: np.ndarray) -> np.ndarray:
-    """BP4D's occurrence codes to labels, int8: 0, 1, and -1 (unknown) for 9 and anything else."""
+    """Convert BP4D's occurrence codes to labels, int8: 0, 1, and -1 (unknown) for 9 and any other code."""
     codes = np.asarray(codes)
     return np.where((codes == 0) | (codes == 1), codes, UNKNOWN).astype(np.int8)
 
 
 def presence_from_intensity(intensities: np.ndarray, *, min_positive: int) -> np.ndarray:
-    """Intensities 0..5 to labels, int8: 1 from `min_positive` up, else 0, and -1 (unknown) outside 0..5."""
+    """Convert intensities 0..5 to labels, int8: 1 from `min_positive` up, else 0, and -1 (unknown) outside 0..5."""
     intensities = np.asarray(intensities)
     is_known = (intensities >= 0) & (intensities <= 5)
     return np.where(is_known, intensities >= min_positive, UNKNOWN).astype(np.int8)
 
 
-def _part_of_each(**parts: str) -> dict[str, str]:
-    """Subjects listed in words, per part, to a part for each subject."""
+def _part_by_subject(**parts: str) -> dict[str, str]:
+    """Return the part of each subject from the subjects of each part, separated by spaces."""
     return {subject: part for part, subjects in parts.items() for subject in subjects.split()}
 
 
-_BP4D_PARTS = _part_of_each(
+_BP4D_PARTS = _part_by_subject(
     P1="F001 F002 F008 F009 F010 F016 F018 F023 M001 M004 M007 M008 M012 M014",
     P2="F003 F005 F011 F013 F020 F022 M002 M005 M010 M011 M013 M016 M017 M018",
     P3="F004 F006 F007 F012 F014 F015 F017 F019 F021 M003 M006 M009 M015",
 )
-_DISFA_PARTS = _part_of_each(
+_DISFA_PARTS = _part_by_subject(
     P1="SN001 SN002 SN009 SN010 SN016 SN026 SN027 SN030 SN032",
     P2="SN006 SN011 SN012 SN013 SN018 SN021 SN024 SN028 SN031",
     P3="SN003 SN004 SN005 SN007 SN008 SN017 SN023 SN025 SN029",
@@ -137,16 +139,18 @@ PROTOCOLS = {
 
 
 def train_parts(test_part: str) -> tuple[str, ...]:
-    """The parts that train when `test_part` tests."""
+    """Return the parts to train on when `test_part` is tested."""
     return tuple(part for part in PARTS if part != test_part)
 
 
 def check_subject_exclusive(frames: pd.DataFrame) -> None:
     """Raise `DataError` if a subject has frames in two parts, or a part has no frames."""
-    parts_a_subject = frames.groupby("subject")["part"].nunique()
-    crossing = parts_a_subject[parts_a_subject > 1]
+    num_parts = frames.groupby("subject")["part"].nunique()
+    crossing = num_parts[num_parts > 1]
     if len(crossing):
-        raise DataError(f"subject {crossing.index[0]} has frames in {crossing.iloc[0]} parts; each belongs in one")
+        raise DataError(
+            f"subject {crossing.index[0]} has frames in {crossing.iloc[0]} parts; each subject belongs to one part"
+        )
     empty = [part for part in PARTS if part not in set(frames["part"])]
     if empty:
         raise DataError(f"part {empty[0]} has no frames; a fold needs subjects in each of {', '.join(PARTS)}")

@@ -1,4 +1,4 @@
-"""The tables that stages hand over: their columns, and Parquet files that are whole or absent."""
+"""Tables that stages pass on: their columns, and atomic reading and writing of Parquet and JSON files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.runtime.atomic import write_atomically
 logger = logging.getLogger("fantrans")
 
 UNKNOWN = -1
-"""Label of an action unit that nobody coded."""
+"""Label of an action unit that is not coded."""
 
 FRAME_COLUMNS = ("frame_id", "subject", "task", "frame", "source_file", "source_frame", "part")
 """`frames.parquet`, followed by `au_01`... (Int8: 0, 1, -1 unknown) and, where coded, `int_01`... (Int8: 0..5, -1).
 
-`source_file` is relative to the dataset's root; `source_frame` is the 0-based frame of a video, -1 for an image.
+`source_file` is relative to the data set's root; `source_frame` is the 0-based frame of a video, -1 for an image.
 """
 
 BOX_COLUMNS = (
@@ -39,7 +39,7 @@ BOX_COLUMNS = (
 
 
 class Status(StrEnum):
-    """What became of a frame in detection."""
+    """Whether a frame has a face, and if not, why."""
 
     OK = "ok"
     NO_FACE = "no_face"
@@ -48,40 +48,43 @@ class Status(StrEnum):
 
 
 def au_column(au: int) -> str:
-    """Column of an action unit's presence: `au_column(1) == "au_01"`."""
+    """Return the column name of an action unit's presence: `au_column(1) == "au_01"`."""
     return f"au_{au:02d}"
 
 
 def intensity_column(au: int) -> str:
-    """Column of an action unit's intensity: `intensity_column(1) == "int_01"`."""
+    """Return the column name of an action unit's intensity: `intensity_column(1) == "int_01"`."""
     return f"int_{au:02d}"
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet, whole or not at all."""
+    """Write a table as Parquet, atomically."""
     write_atomically(path, lambda temp: table.to_parquet(temp, index=False))
 
 
 def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.DataFrame:
-    """Read a Parquet table that must have `columns`; `made_by` is the command that makes it anew."""
+    """Read a Parquet table that must have `columns`.
+
+    made_by: the command that creates it, for messages. Raises `DataNotFoundError`, or `DataError` for a damaged file.
+    """
     if not path.is_file():
-        raise DataNotFoundError(f"{path} does not exist; run `{made_by}` to make it")
+        raise DataNotFoundError(f"{path} does not exist; run `{made_by}` to create it")
     table = _parquet(path)
     if table is None:
-        raise DataError(f"{path} is damaged; delete it, and run `{made_by}` to make it anew")
+        raise DataError(f"{path} is damaged; delete it, and run `{made_by}` to rebuild it")
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `{made_by}` to make it anew")
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; run `{made_by}` to rebuild it")
     return table
 
 
 def read_table_if_intact(path: Path) -> pd.DataFrame | None:
-    """Read a Parquet table that is made anew if it does not exist, or damaged, which is said."""
+    """Read a Parquet table; None if it does not exist, or, with a warning, if it is damaged: the caller rebuilds it."""
     if not path.is_file():
         return None
     table = _parquet(path)
     if table is None:
-        logger.warning("%s is damaged and is made anew", path)
+        logger.warning("%s is damaged and will be rebuilt", path)
     return table
 
 
@@ -91,21 +94,24 @@ def _parquet(path: Path) -> pd.DataFrame | None:
     except ValueError:
         return None
     except OSError as error:
-        if error.errno is not None:  # the file system's word, not that of the file's own checks
+        if error.errno is not None:  # from the file system, not from pyarrow's own checks
             raise
         return None
 
 
 def read_record(path: Path, *, keys: tuple[str, ...], made_by: str) -> dict[str, Any]:
-    """Read a JSON file that must have `keys`; `made_by` is the command that makes it anew."""
+    """Read a JSON file that must have `keys`.
+
+    made_by: the command that creates it, for messages. Raises `DataNotFoundError`, or `DataError` for a damaged file.
+    """
     if not path.is_file():
-        raise DataNotFoundError(f"{path} does not exist; run `{made_by}` to make it")
+        raise DataNotFoundError(f"{path} does not exist; run `{made_by}` to create it")
     try:
         record = json.loads(path.read_bytes())
     except ValueError:
         record = None
     if not isinstance(record, dict) or not record.keys() >= set(keys):
         raise DataError(
-            f"{path} is damaged: expected JSON with {', '.join(keys)}; delete it, and run `{made_by}` to make it anew"
+            f"{path} is damaged: expected JSON with {', '.join(keys)}; delete it, and run `{made_by}` to rebuild it"
         )
     return record

@@ -1,4 +1,4 @@
-"""Refreshes to kill: a rendered data set before and after changes, and processes that refresh it."""
+"""Helpers for kill tests: a rendered data set before and after changes, and processes that refresh it."""
 
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ datasets:
 weights:
 {weights}
 """
-UNCOMPARED = ("rates.json", "refresh.html", ".lock")  # times, places, owners
+UNCOMPARED = ("rates.json", "refresh.html", ".lock")  # times, paths, lock holders
 
 
 class World:
@@ -43,8 +43,8 @@ class World:
         images = sorted((folder / "late/BP4D-training").rglob("*.jpg"))
         cv2.imwrite(str(images[0]), cv2.flip(cv2.imread(str(images[0])), 1))
         images[3].unlink()
-        newcomer = sorted(path.name for path in (folder / "late/BP4D-training").iterdir())[-1]
-        for path in (folder / "early").rglob(f"*{newcomer}*"):
+        new_subject = sorted(path.name for path in (folder / "late/BP4D-training").iterdir())[-1]
+        for path in (folder / "early").rglob(f"*{new_subject}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         torch.manual_seed(0)
         tiny = folder / "tiny.safetensors"
@@ -77,7 +77,7 @@ class World:
 
     @property
     def config(self) -> str:
-        """Path of the settings."""
+        """Path of the experiment's file."""
         return str(self.folder / "small.yaml")
 
     def start(self, state: Path, data: str, *, kill_before: str | None = None, trace: Path | None = None):

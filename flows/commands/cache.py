@@ -1,4 +1,4 @@
-"""`fantrans cache`: look after feature caches and the crops that they are made from."""
+"""`fantrans cache`: maintain feature caches and the crops that they are computed from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def list_caches(dataset: OptionalDataset = None) -> None:
     from pipeline.refresh.maintenance import list_caches
 
     catalog = load_catalog()
-    for name in catalog.names(dataset):
+    for name in catalog.dataset_names(dataset):
         caches = list_caches(catalog, name)
         table = Table(
             "fingerprint",
@@ -81,15 +81,15 @@ def verify_caches(
         refuse_ignored(context, ["device"], when="without --deep, which recomputes frames")
     from pipeline.catalog import load_catalog
     from pipeline.refresh.maintenance import verify_caches
-    from pipeline.runtime.text import listed
+    from pipeline.runtime.text import join_first
 
     catalog = load_catalog()
     is_intact = True
-    for name in catalog.names(dataset):
+    for name in catalog.dataset_names(dataset):
         for folder, damages in verify_caches(catalog, name, is_deep=deep, device=device).items():
             print_line(f"{folder}: {f'{len(damages)} damaged' if damages else 'intact'}")
             if damages:
-                print_line("  " + listed((str(damage) for damage in damages), separator="\n  "))
+                print_line("  " + join_first((str(damage) for damage in damages), separator="\n  "))
             is_intact = is_intact and not damages
     if not is_intact:
         print_line("run `fantrans refresh` with the settings of the damaged cache (`fantrans cache ls`) to repair it")
@@ -103,13 +103,13 @@ def prune_caches(
 ) -> None:
     """Free the disk space of dead rows, old revisions and orphaned files.
 
-    The newest revision, and those that readers hold, are kept. Prints per store what was freed.
+    The newest revision, and those that readers pin, are kept. Prints per store what was freed.
     """
     from pipeline.catalog import load_catalog
     from pipeline.refresh.maintenance import prune_stores
 
     catalog = load_catalog()
-    for name in catalog.names(dataset):
+    for name in catalog.dataset_names(dataset):
         for folder, result in prune_stores(catalog, name, grace_s=grace_hours * 3600).items():
             print_line(f"{folder}: {result}")
 
@@ -141,7 +141,7 @@ def export_cache(
     dataset: Dataset,
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     fingerprint: CacheFingerprint = None,
-    crops: Annotated[bool, typer.Option("--crops", help="Export the crops that the cache is made from.")] = False,
+    crops: Annotated[bool, typer.Option("--crops", help="Export the crops that the cache is computed from.")] = False,
 ) -> None:
     """Export the newest revision of a cache as HDF5.
 
@@ -156,7 +156,7 @@ def export_cache(
     cache = open_cache(find_cache(catalog, dataset, fingerprint))
     store: StoreReader = cache
     if crops:
-        store = CropReader(catalog.crops_dir(dataset) / cache.manifest["provenance"]["crops"]["folder"])
+        store = CropReader(catalog.crops_folder(dataset) / cache.manifest["provenance"]["crops"]["folder"])
     for path in export_store(store, out):
         print_line(str(path))
 
@@ -174,6 +174,6 @@ def import_cache(
     from pipeline.refresh.maintenance import import_store
 
     catalog = load_catalog()
-    catalog.dataset(dataset)
+    catalog.get_dataset(dataset)
     store = import_store(catalog, dataset, files)
     print_line(f"{store.folder}: revision {store.revision}, {len(store.index):,} frames")

@@ -64,7 +64,7 @@ def check_catalog(dataset: OptionalDataset = None) -> None:
     """
     from pipeline.catalog import load_catalog
 
-    faults = load_catalog().faults(dataset)
+    faults = load_catalog().find_faults(dataset)
     for fault in faults:
         print_line(fault)
     if faults:
@@ -94,7 +94,7 @@ def render(
         refuse_ignored(context, ignored, when=f"with --dataset {dataset}, whose settings are in the catalog")
         from pipeline.catalog import load_catalog
 
-        entry = load_catalog().dataset(dataset)
+        entry = load_catalog().get_dataset(dataset)
         if not entry.is_rendered:
             raise ConfigError(
                 f"data set {dataset!r} has no `rendered:` in the catalog; render into a folder with --out"
@@ -102,7 +102,7 @@ def render(
         entry.render(num_workers=workers)
         return
     if out is None:
-        raise ConfigError("there is no folder to render into; give --out FOLDER, or --dataset NAME of the catalog")
+        raise ConfigError("`fantrans render` needs a folder; give --out FOLDER, or --dataset NAME of the catalog")
     from pipeline.datasets import LAYOUTS
     from pipeline.synthetic.dataset import write_dataset
 
@@ -165,7 +165,7 @@ def refresh(
 
 
 def _find_refresh() -> Callable[..., Any]:
-    """The Prefect flow if a server is named to record it, else the same function without Prefect."""
+    """Return the Prefect flow if a server is named to record it, else the same function without Prefect."""
     if is_server_named():
         from flows.refresh import refresh_cache as refresh_flow
 

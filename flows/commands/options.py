@@ -34,14 +34,14 @@ def _layout_names() -> Sequence[str]:
 
 
 _CHOICES: dict[str, Callable[[], Sequence[str]]] = {"profile": _profile_names, "layout": _layout_names}
-"""Choices by the name of their option. They are looked up when a command needs them: `fantrans --help` does not."""
+"""Functions that return the choices of an option, by its name; called by the commands that have it."""
 
 
 def _checked_choice(param: typer.CallbackParam, value: str | None) -> str | None:
     assert param.name is not None
     names = _CHOICES[param.name]()
     if value is not None and value not in names:
-        raise ConfigError(f"there is no {param.name} {value!r}; known ones: {', '.join(names)}")
+        raise ConfigError(f"{param.name} {value!r} does not exist; known ones: {', '.join(names)}")
     return value
 
 
@@ -49,7 +49,7 @@ class CommandWithChoices(TyperCommand):
     """A command whose help shows the choices of its options."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, each choice with its names as the metavar."""
+        """Return the parameters; the metavar of an option with choices lists them."""
         params = super().get_params(ctx)
         for param in params:
             if param.name in _CHOICES:
@@ -82,7 +82,7 @@ Profile = Annotated[
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether the user gave the parameter, even if with its default value."""
+    """Return whether the user gave the parameter, even if with its default value."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -96,7 +96,7 @@ def refuse_ignored(context: typer.Context, names: Sequence[str], *, when: str) -
 
 
 def print_line(line: str) -> None:
-    """Print a line as it is, however long."""
+    """Print a line unchanged, of any length."""
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

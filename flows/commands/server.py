@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def is_server_named() -> bool:
-    """Whether PREFECT_API_URL names a server to record runs; if so, Prefect is set up.
+    """Return whether PREFECT_API_URL names a server to record runs, and set up Prefect if so.
 
     Raises `ConfigError` if the server does not answer.
     """
@@ -21,7 +21,7 @@ def is_server_named() -> bool:
 
 
 def prefect_home() -> Path:
-    """Folder of Prefect's state, where PREFECT_HOME names no other."""
+    """Return the default folder of Prefect's state, for when PREFECT_HOME is not set."""
     from pipeline.catalog import load_catalog
 
     return load_catalog().roots.work / "prefect"
@@ -30,11 +30,11 @@ def prefect_home() -> Path:
 def set_up_prefect(**overrides: str) -> None:
     """Set Prefect's environment variables that the user has not set: patient start-up, no telemetry, few log lines.
 
-    Call it before Prefect is first imported, which reads them then. `overrides` replace what the user has set.
+    Call it before Prefect is first imported, because Prefect reads them then. `overrides` replace the user's values.
     """
     os.environ |= overrides
     home = prefect_home()
-    home.mkdir(parents=True, exist_ok=True)  # Prefect creates only the last folder, and its server dies without it
+    home.mkdir(parents=True, exist_ok=True)  # Prefect creates only the last folder of the path, and its server needs it
     for name, value in {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",

@@ -13,7 +13,7 @@ from flows.commands.server import is_server_named, set_up_prefect
 from pipeline.errors import DataError
 
 _OF_EXPERIMENTS = ("dataset", "base", "init_from")
-"""Options that find the runs of an experiment; a run needs none."""
+"""Options that find the runs of an experiment; they have no effect on a run."""
 
 
 def demo(
@@ -29,7 +29,7 @@ def demo(
     from pipeline.training.runs import finished_run
 
     dataset = "demo_quick" if quick else "bp4d-synthetic"
-    run = finished_run(load_catalog().dataset(dataset).experiment, dataset=dataset)
+    run = finished_run(load_catalog().get_dataset(dataset).experiment, dataset=dataset)
     if run is not None and _is_up_to_date(dataset, device):
         console.print("nothing to refresh, nothing to train: this is the report of the last run")
         result = write_report(run.folder)
@@ -44,7 +44,7 @@ def demo(
 
 
 def _is_up_to_date(dataset: str, device: str) -> bool:
-    """Whether a refresh of a data set would do nothing; found out without a Prefect server."""
+    """Return whether a refresh of a data set would do nothing; needs no Prefect server."""
     from pipeline.refresh.job import prepare_refresh
     from pipeline.refresh.stages import plan_refresh
 
@@ -78,7 +78,7 @@ def train(
 
 
 def _find_training() -> Callable[..., list[Path]]:
-    """The Prefect flow if a server is named to record it, else the same function without Prefect."""
+    """Return the Prefect flow if a server is named to record it, else the same function without Prefect."""
     if is_server_named():
         from flows.train import train_folds as train_flow
 

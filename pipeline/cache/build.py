@@ -87,7 +87,7 @@ class CacheBuild:
         and for views that it lacks. A killed build resumes; one that finds nothing to do publishes nothing. `workers`
         compute and stage whole blocks, and this process commits them; the bytes are the same. Raises `StoreError` if
         another process writes this cache, and, once all other blocks are committed, for blocks that failed: then
-        nothing is published, and completed work is kept.
+        nothing is published, and finished work is kept.
         """
         folder = self.folder
         with open_writer(folder, self.format) as writer:

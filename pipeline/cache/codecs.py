@@ -118,8 +118,8 @@ class Codec:
         """Names of the arrays that `decode` reads."""
         return tuple(spec.name for spec in self.arrays if spec.name != RELATIVE_L2)
 
-    def check_serves(self, *, plain: Collection[str], gated: Collection[str], experiment: str) -> None:
-        """Raise `ConfigError` if `experiment` reads maps, plain or gated, that this cache does not store that way."""
+    def check_has_maps(self, *, plain: Collection[str], gated: Collection[str], experiment: str) -> None:
+        """Raise `ConfigError` if `experiment` reads maps, plain or gated, that rows of this codec do not have."""
         absent = [name for name in (*plain, *gated) if name not in self.shapes]
         if absent:
             raise ConfigError(

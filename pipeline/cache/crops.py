@@ -1,8 +1,8 @@
-"""Boxes to crops: the face with enough context around it for every view, kept with its affine to the frame.
+"""Cut crops from frames: the face with the context that every view needs, and the crop's affine to the frame.
 
-A store (pipeline/store) with arrays `crops` (RGB uint8) and `affines` (crop px to frame px), a row a face in the order
-of the frame index. Frames without a face, or that cannot be read, are listed with their status and have no row.
-Frame of reference: pixel centres at whole numbers, x to the right, y down.
+The store (pipeline/store) has the arrays `crops` (RGB uint8) and `affines` (crop px to frame px), one row per face in
+the order of the frame index. Frames without a face and unreadable frames are listed with their status and have no row.
+Pixel centres are whole numbers, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class CropReader(StoreReader):
     """Crops of one revision."""
 
     def read_crops(self, rows: np.ndarray) -> np.ndarray:
-        """Crops (n, S, S, 3), RGB uint8."""
+        """Return crops (n, S, S, 3), RGB uint8."""
         return self.read_rows("crops", rows)
 
     def read_affines(self, rows: np.ndarray) -> np.ndarray:
-        """Affines (n, 2, 3) float64, crop px to frame px."""
+        """Return affines (n, 2, 3) float64, crop px to frame px."""
         return self.read_rows("affines", rows)
 
 
 def crops_format(
     document: Mapping[str, Any], settings: CropConfig, *, block_rows: int = DEFAULT_BLOCK_ROWS
 ) -> StoreFormat:
-    """What a folder of crops holds."""
+    """Return the format of a store of crops."""
     side = crop_side_px(settings)
     return StoreFormat(
         document=document,
@@ -83,7 +83,10 @@ def crops_format(
 def plan_crops(
     folder_root: Path, frames: pd.DataFrame, boxes: pd.DataFrame, *, images_root: Path, format: StoreFormat
 ) -> Plan:
-    """What `refresh_crops` would do; reads only images whose size or time changed since the last revision."""
+    """Return what `refresh_crops` would do; changes nothing.
+
+    Reads only images whose size or modification time differs from the newest revision's.
+    """
     folder = format.folder_in(folder_root)
     return plan_store(folder, format, _wanted(frames, boxes, images_root, folder), [_ROOT_GROUP])
 
@@ -97,38 +100,42 @@ def refresh_crops(
     settings: CropConfig,
     format: StoreFormat,
     provenance: Mapping[str, Any] = MappingProxyType({}),
-    step: ProgressCallback = no_progress,
+    on_progress: ProgressCallback = no_progress,
 ) -> CropReader:
     """Bring the crops of `frames` up to date and return a reader of the newest revision.
 
-    frames: `FRAME_COLUMNS`; boxes: `BOX_COLUMNS`, a row a frame in the same order. A face is cut anew if its image's
-    bytes or its box changed; a killed refresh goes on where it was. `step` is told of faces as they are cut.
+    frames: `FRAME_COLUMNS`. boxes: `BOX_COLUMNS`, one row per frame in the same order. A face is cut again if its box
+    or the bytes of its image changed. A killed refresh resumes. `on_progress` is called after each face. Raises
+    `DataError` if the tables list different frames, `StoreError` if another process writes these crops.
     """
     if not frames["frame_id"].equals(boxes["frame_id"]):
-        raise DataError("boxes.parquet and frames.parquet list different frames; run `fantrans refresh` to detect anew")
+        raise DataError(
+            "boxes.parquet and frames.parquet list different frames; run `fantrans refresh` to detect again"
+        )
     folder = format.folder_in(folder_root)
     with open_writer(folder, format) as writer:
         plan = writer.plan(_wanted(frames, boxes, images_root, folder), [_ROOT_GROUP])
-        box_of = dict(zip(boxes["frame_id"], boxes[_BOX].to_numpy(), strict=True))
+        box_by_frame = dict(zip(boxes["frame_id"], boxes[_BOX].to_numpy(), strict=True))
         rows_in = {unit: plan.rows_in(unit.block) for unit in plan.units}
-        ids_of = {unit: rows["frame_id"].tolist() for unit, rows in rows_in.items()}
-        unit_of = {frame_id: unit for unit, frame_ids in ids_of.items() for frame_id in frame_ids}
-        todo = frames[frames["frame_id"].isin(unit_of.keys())]
+        frame_ids = {unit: rows["frame_id"].tolist() for unit, rows in rows_in.items()}
+        unit_by_frame = {frame_id: unit for unit, ids in frame_ids.items() for frame_id in ids}
+        todo = frames[frames["frame_id"].isin(unit_by_frame.keys())]
         todo_ids = todo["frame_id"].tolist()
-        coming: dict[Unit, dict[str, _Cut | None]] = {}  # one or two: images come in the index's order, video by video
+        unfinished: dict[Unit, dict[str, _Cut | None]] = {}  # one or two: images are read in the order of the index
         for position, image in read_frames(images_root, todo):
             frame_id = todo_ids[position]
-            unit = unit_of[frame_id]
-            cuts = coming.setdefault(unit, {})
-            cuts[frame_id] = None if image is None else _cut(image, box_of[frame_id], settings)
-            if len(cuts) == len(ids_of[unit]):
-                in_order = [cuts[frame_id] for frame_id in ids_of[unit]]
+            unit = unit_by_frame[frame_id]
+            cuts = unfinished.setdefault(unit, {})
+            cuts[frame_id] = None if image is None else _cut(image, box_by_frame[frame_id], settings)
+            if len(cuts) == len(frame_ids[unit]):
+                in_order = [cuts[frame_id] for frame_id in frame_ids[unit]]
                 is_present = np.array([cut is not None for cut in in_order])
                 writer.write_unit(unit, rows_in[unit], _stacked(in_order, format.arrays), is_present=is_present)
-                del coming[unit]
-            step(1)
-        made_with = {**provenance, "versions": versions()}
-        writer.publish(plan, provenance=made_with, absent_as={"status": Status.UNREADABLE.value})
+                del unfinished[unit]
+            on_progress(1)
+        writer.publish(
+            plan, provenance={**provenance, "versions": versions()}, absent_as={"status": Status.UNREADABLE.value}
+        )
     return CropReader(folder)
 
 
@@ -146,7 +153,7 @@ def _stacked(cuts: list[_Cut | None], specs: tuple[ArraySpec, ...]) -> dict[str,
 
 
 def _wanted(frames: pd.DataFrame, boxes: pd.DataFrame, images_root: Path, folder: Path) -> pd.DataFrame:
-    """The table that the store plans from: a key for each frame with a face, and what its image was."""
+    """Return the table that the store plans from: key ("" without a face), part, status and source per frame."""
     revision = load_revision(folder)
     known = None if revision is None else revision.index
     sources = source_hashes(images_root, frames["source_file"], known=known)
@@ -160,19 +167,19 @@ def _wanted(frames: pd.DataFrame, boxes: pd.DataFrame, images_root: Path, folder
         }
     )
     wanted[list(SOURCE_COLUMNS[1:])] = sources.loc[frames["source_file"]].to_numpy()
-    was_unreadable = _unreadable_before(wanted, known)
-    is_gone = (wanted["source_sha256"] == "").to_numpy()
+    was_unreadable = _was_unreadable(wanted, known)
+    is_missing = (wanted["source_sha256"] == "").to_numpy()
     has_face = boxes["status"].isin(HAS_FACE).to_numpy()
-    wanted.loc[has_face & (was_unreadable | is_gone), "status"] = Status.UNREADABLE.value
-    has_key = has_face & ~was_unreadable & ~is_gone
-    box_of = boxes[_BOX].to_numpy(np.float32)
-    values = zip(wanted["source_sha256"], frames["source_frame"], box_of, has_key, strict=True)
+    wanted.loc[has_face & (was_unreadable | is_missing), "status"] = Status.UNREADABLE.value
+    has_key = has_face & ~was_unreadable & ~is_missing
+    boxes_xyxy = boxes[_BOX].to_numpy(np.float32)
+    values = zip(wanted["source_sha256"], frames["source_frame"], boxes_xyxy, has_key, strict=True)
     wanted["key"] = [_crop_key(sha, int(number), box) if has else "" for sha, number, box, has in values]
     return wanted.astype({"source_bytes": np.int64, "source_mtime_ns": np.int64})
 
 
-def _unreadable_before(wanted: pd.DataFrame, known: pd.DataFrame | None) -> np.ndarray:
-    """Frames whose very same image could not be read when it was their turn."""
+def _was_unreadable(wanted: pd.DataFrame, known: pd.DataFrame | None) -> np.ndarray:
+    """Return which frames, bool (n,), have an image that an earlier refresh could not read and that has not changed."""
     if known is None:
         return np.zeros(len(wanted), bool)
     unreadable = known[known["status"] == Status.UNREADABLE.value]
@@ -181,12 +188,12 @@ def _unreadable_before(wanted: pd.DataFrame, known: pd.DataFrame | None) -> np.n
 
 
 def _crop_key(source_sha256: str, source_frame: int, box_xyxy: np.ndarray) -> str:
-    """What a crop depends on beside the fingerprint, as 32 hex digits."""
+    """Return the hash, 32 hex digits, of what decides a crop beside the fingerprint."""
     content = f"{source_sha256}/{source_frame}/".encode() + box_xyxy.astype("<f4").tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def stored_crops_format(folder: Path) -> StoreFormat:
-    """The format of a folder of crops that is there."""
+    """Return the format of an existing store of crops."""
     document = read_fingerprint(folder)
     return crops_format(document, CropConfig.model_validate(document["crop"]))

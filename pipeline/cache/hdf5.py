@@ -23,6 +23,7 @@ import pandas as pd
 from pipeline.cache.format import CODEC_NAME
 from pipeline.errors import StoreError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.store.format import StoreFormat
 from pipeline.store.plan import NO_ROW
 from pipeline.store.reader import StoreReader
@@ -36,20 +37,21 @@ _BATCH_ROWS = 64
 _TEXT = h5py.string_dtype("utf-8")
 
 
-def export_hdf5(store: StoreReader, out: Path, *, step: Callable[[int], None] = lambda _: None) -> list[Path]:
+def export_hdf5(store: StoreReader, out: Path, *, on_progress: ProgressCallback = no_progress) -> list[Path]:
     """Write a revision to the folder `out`, one file per part, each atomically; return the paths.
 
-    Values stay as stored (int8 with scales, fp16), so that a round trip is exact. `step` is called with rows per group.
+    Values stay as stored (int8 with scales, fp16), so that a round trip is exact. `on_progress` is called after each
+    group, with its number of rows.
     """
     paths = []
     for part in sorted(store.listed["part"].unique()):
         path = out / f"{part or NO_PART_NAME}.h5"
-        write_atomically(path, partial(_write_part, store=store, part=part, step=step))
+        write_atomically(path, partial(_write_part, store=store, part=part, on_progress=on_progress))
         paths.append(path)
     return paths
 
 
-def _write_part(path: Path, *, store: StoreReader, part: str, step: Callable[[int], None]) -> None:
+def _write_part(path: Path, *, store: StoreReader, part: str, on_progress: ProgressCallback) -> None:
     listed = store.listed[store.listed["part"] == part]
     arrays = [store.spec(name) for name in store.array_names]
     with h5py.File(path, "w") as file:
@@ -86,7 +88,7 @@ def _write_part(path: Path, *, store: StoreReader, part: str, step: Callable[[in
                 for start in range(0, len(rows), _BATCH_ROWS):
                     here = rows[start : start + _BATCH_ROWS]
                     dataset[start : start + len(here)] = store.read_rows(spec.name, here, group=group)
-            step(len(rows))
+            on_progress(len(rows))
 
 
 def import_hdf5(
@@ -94,10 +96,10 @@ def import_hdf5(
     paths: list[Path],
     make_format: Callable[[dict[str, Any], bytes | None, int], StoreFormat],
 ) -> StoreReader:
-    """Write the store that the files of `export_hdf5` hold below the root of its kind; return its reader.
+    """Write the store of these files of `export_hdf5` below the root of its kind; return its reader.
 
-    roots: by kind. make_format: called with fingerprint document, basis and rows per block. Frames that an existing
-    store has are kept. Raises `StoreError` for files of different stores or of another schema, and without files.
+    roots: by kind. make_format: called with fingerprint document, basis and rows per block. The frames of an existing
+    store are kept. Raises `StoreError` for files of different stores or of another schema, and without files.
     """
     if not paths:
         raise StoreError("no .h5 file to import was found; pass the files that `fantrans cache export` wrote")

@@ -38,7 +38,7 @@ _MAX_LOADED_BLOCKS = 2
 
 @dataclass(frozen=True)
 class UnitTask:
-    """A unit to compute: its rows of the plan, and whether damaged shards of it may still hold good rows."""
+    """A unit to compute: its rows of the plan, and whether its damaged shards may still have good rows."""
 
     unit: Unit
     rows: pd.DataFrame
@@ -53,7 +53,7 @@ class UnitTask:
 class UnitInput(NamedTuple):
     """What a unit is computed from.
 
-    rows: the task's rows, and with them dead rows that a damaged shard still holds. is_kept: (n,) bool, rows whose
+    rows: the task's rows, and dead rows that are still good in a damaged shard. is_kept: (n,) bool, rows whose
     stored arrays `kept` are good. For the other rows `maps` has exact maps, or, if it is None, `images` the views.
     """
 
@@ -133,7 +133,7 @@ class UnitWorker:
         return UnitInput(rows, is_kept, kept, maps, images)
 
     def _salvage(self, task: UnitTask) -> tuple[pd.DataFrame, np.ndarray, dict[str, np.ndarray]]:
-        """Find all readable rows of a damaged unit, also dead ones, which older revisions may name."""
+        """Find all readable rows of a damaged unit, dead ones included: older revisions may list them."""
         spec = self.spec
         first = task.unit.block * spec.block_rows
         dead = np.setdiff1d(np.arange(spec.block_rows), task.rows["row"].to_numpy() - first)
@@ -226,7 +226,7 @@ def stage_block(worker: UnitWorker, tasks: list[UnitTask]) -> list[StagedUnit]:
         for result in worker.staged(tasks):
             staged.append(result.unwrap())
     except BaseException:
-        for unit in staged:  # on a full disk they would be in the way
+        for unit in staged:  # they would take space on a full disk
             unit.discard()
         raise
     return staged

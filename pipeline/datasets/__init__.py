@@ -1,4 +1,4 @@
-"""Data sets as their owners ship them: raw layouts, the frame index, and frames as images.
+"""Raw layouts of data sets, the frame index, and the images of frames.
 
 A new layout is one file with a `LAYOUT`, and its entry here.
 """

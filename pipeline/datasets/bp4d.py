@@ -24,12 +24,12 @@ IMAGES = Path("BP4D-training")
 
 
 def codes_file(subject: str, task: str) -> Path:
-    """Return where a task's occurrence codes lie, below the root."""
+    """Return the path of a task's occurrence codes, relative to the root."""
     return CODES / f"{subject}_{task}.csv"
 
 
 def images_folder(subject: str, task: str) -> Path:
-    """Return where a task's images lie, below the root."""
+    """Return the folder of a task's images, relative to the root."""
     return IMAGES / subject / task
 
 
@@ -55,17 +55,17 @@ def _sequence_columns(path: Path, root: Path, rules: Protocol) -> dict[str, np.n
         is_occluded = codes.iloc[:, -1].to_numpy() == 1
         codes = codes.iloc[:, :-1]
     codes.columns = [int(name) for name in codes.columns]
-    absent = [au for au in rules.aus if au not in codes.columns]
-    if absent:
-        raise DataError(f"{path} has no column for AU {', '.join(map(str, absent))}; protocol {rules.name} needs it")
+    missing = [au for au in rules.aus if au not in codes.columns]
+    if missing:
+        raise DataError(f"{path} has no column for AU {', '.join(map(str, missing))}; protocol {rules.name} needs it")
 
     frames = codes.iloc[:, 0].to_numpy()
     if len(np.unique(frames)) != len(frames):
         raise DataError(f"{path} codes a frame twice; remove one of the rows")
     folder = images_folder(subject, task)
-    name_of = {int(p.stem): p.name for p in (root / folder).glob("*.jpg") if p.stem.isdigit()}
+    name_by_frame = {int(p.stem): p.name for p in (root / folder).glob("*.jpg") if p.stem.isdigit()}
     labels = {au_column(au): presence_from_occurrence(codes[au].to_numpy()) for au in rules.aus}
-    files = [f"{folder}/{name_of[frame]}" if frame in name_of else "" for frame in frames]
+    files = [f"{folder}/{name_by_frame[frame]}" if frame in name_by_frame else "" for frame in frames]
     return {
         "frame_id": np.array([f"{subject}/{task}/{frame}" for frame in frames], object),
         "subject": np.full(len(frames), subject, object),

@@ -1,4 +1,4 @@
-"""Tables of whole numbers, as coders write them: what is not a whole number is never taken for a label."""
+"""Read tables of integer codes; any other cell is an error, so that it never becomes a label."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pipeline.errors import DataError
 
 
 def read_codes(path: Path, *, names: list[str | int] | None = None) -> pd.DataFrame:
-    """A comma-separated table, int64, with its own header or, if it has none, with `names`.
+    """Read a comma-separated table, int64, with its own header or, if it has none, with `names`.
 
     Raises `DataError` with the line of a cell that is missing or not a whole number, or for a file that is not a table.
     """
     header = None if names else 0
-    with suppress(ValueError, OverflowError):  # a table without a fault, five times as fast
+    with suppress(ValueError, OverflowError):  # five times as fast, for a table without faults
         return pd.read_csv(path, names=names, header=header, index_col=False, dtype=np.int64)
     try:
         cells = pd.read_csv(path, names=names, header=header, index_col=False, dtype=str)
-    except ValueError as error:  # empty, ragged, or no text
+    except ValueError as error:  # empty, ragged, or not text
         fault = " ".join(str(error).split())
         raise DataError(
             f"{path} is not a table of comma-separated whole numbers: {fault}; fetch the file again"

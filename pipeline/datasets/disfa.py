@@ -1,7 +1,7 @@
 """DISFA's raw layout to index rows.
 
     Videos_LeftCamera/LeftVideo{subject}_comp.avi
-    ActionUnit_Labels/{subject}/{subject}_au{n}.txt    a line "frame,intensity"; frame is 1-based, intensity 0..5
+    ActionUnit_Labels/{subject}/{subject}_au{n}.txt    lines "frame,intensity"; frame is 1-based, intensity 0..5
 
 Label line n belongs to the video frame of 0-based index n - 1. A video can be one frame shorter than its labels.
 """
@@ -27,12 +27,12 @@ TASK = "left"
 
 
 def video_file(subject: str) -> Path:
-    """Return where a subject's video lies, below the root."""
+    """Return the path of a subject's video, relative to the root."""
     return VIDEOS / f"LeftVideo{subject}_comp.avi"
 
 
 def intensity_file(subject: str, au: int) -> Path:
-    """Return where a subject's intensities of one action unit lie, below the root."""
+    """Return the path of a subject's intensities of one action unit, relative to the root."""
     return LABELS / subject / f"{subject}_au{au}.txt"
 
 
@@ -40,7 +40,7 @@ def index_rows(root: Path, rules: Protocol) -> pd.DataFrame:
     """Return one row per coded frame, without its part; `source_file` is empty where the subject has no video."""
     folders = sorted(folder for folder in (root / LABELS).glob("*") if folder.is_dir())
     if not folders:
-        raise DataNotFoundError(f"{root / LABELS} holds no subject's folder; expected DISFA's intensity labels there")
+        raise DataNotFoundError(f"{root / LABELS} has no subject's folder; expected DISFA's intensity labels there")
     return pd.concat([_subject_rows(folder, root, rules) for folder in folders], ignore_index=True)
 
 
@@ -72,7 +72,7 @@ def _subject_rows(folder: Path, root: Path, rules: Protocol) -> pd.DataFrame:
 
 
 def _intensities(path: Path, au: int) -> pd.Series:
-    """Intensities by 1-based frame, named by the AU."""
+    """Return intensities by 1-based frame, named by the AU."""
     if not path.is_file():
         raise DataNotFoundError(
             f"{path} does not exist; DISFA has one such file per AU: {', '.join(map(str, CODED_AUS))}"

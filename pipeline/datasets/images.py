@@ -1,4 +1,4 @@
-"""Frames of an index as images, from JPEG folders and from videos."""
+"""Read the images of an index's frames, from image files and videos."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_TRAILER_BYTES = 1024
 
 
 def read_frames(root: Path, frames: pd.DataFrame) -> Iterator[tuple[int, np.ndarray | None]]:
-    """Each row's 0-based position in `frames` with its image, RGB uint8 (H, W, 3), or None if it cannot be read.
+    """Yield each row's 0-based position in `frames` and its image, RGB uint8 (H, W, 3), or None if it cannot be read.
 
-    Image files come in the table's order, decoded in threads a few ahead; then video by video, each decoded once from
-    its beginning to its last wanted frame (so hand over a video's rows together). Missing, damaged and truncated files
-    and frames beyond a video's end give None. Needs the columns `source_file` (relative to `root`) and `source_frame`.
+    Image files come first, in the table's order, decoded on threads a few ahead. Then each video is decoded once, up to
+    its last wanted frame; so pass all rows of a video in one call. Missing, damaged and truncated files and frames
+    beyond a video's end yield None. Needs the columns `source_file` (relative to `root`) and `source_frame`.
     """
     files = frames["source_file"].to_numpy()
     numbers = frames["source_frame"].to_numpy()
@@ -38,19 +38,19 @@ def read_frames(root: Path, frames: pd.DataFrame) -> Iterator[tuple[int, np.ndar
 
 
 def read_image(path: Path) -> np.ndarray | None:
-    """An image file as RGB uint8 (H, W, 3), or None if it is missing, damaged or truncated."""
+    """Read an image file as RGB uint8 (H, W, 3); None if it is missing, damaged or truncated."""
     if not path.is_file():
         return None
     data = path.read_bytes()
     is_truncated = data.startswith(_JPEG_START) and _JPEG_END not in data[-_MAX_TRAILER_BYTES:]
-    if not data or is_truncated:  # the decoder would fill a truncated JPEG with grey and say nothing
+    if not data or is_truncated:  # the decoder fills a truncated JPEG with grey, without an error
         return None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _read_video(path: Path, positions: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:
-    """The rows of one video, whose 0-based frame numbers are `numbers`, in the order of the numbers."""
+    """Yield position and image of each row of one video, ordered by the 0-based frame numbers `numbers`."""
     order = np.argsort(numbers, kind="stable")
     wanted = deque(zip(numbers[order].tolist(), positions[order].tolist(), strict=True))
     try:
@@ -58,7 +58,7 @@ def _read_video(path: Path, positions: np.ndarray, numbers: np.ndarray) -> Itera
             while wanted and wanted[0][0] == number:
                 yield wanted.popleft()[1], image
     except av.FFmpegError:
-        pass  # whatever the damage hid is given out as None below
+        pass  # frames after the damage are yielded as None below
     for _, position in wanted:
         yield position, None
 

@@ -11,13 +11,13 @@ from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import PARTS, Protocol
 from pipeline.tables import FRAME_COLUMNS, UNKNOWN, au_column, read_table, write_table
 
-FILE_NAME = "frames.parquet"
+INDEX_NAME = "frames.parquet"
 
 
 def index_frames(root: Path, layout: Layout, rules: Protocol, *, limit: int | None = None) -> pd.DataFrame:
     """Index a data set in its raw layout: `FRAME_COLUMNS`, then labels; known bad frames are left out.
 
-    `limit` keeps that many frames, drawn from the whole set. Raises `DataError` for a missing folder, a file
+    limit: number of frames to keep, sampled from all (default: all). Raises `DataError` for a missing folder, a file
     out of format or a subject outside the protocol.
     """
     missing = layout.missing_folders(root)
@@ -31,8 +31,8 @@ def index_frames(root: Path, layout: Layout, rules: Protocol, *, limit: int | No
             f"none of the {len(rows):,} coded frames in {root} has its image or video; expected "
             f"{root / layout.source_pattern}"
         )
-    get_part = {subject: rules.get_part(subject) for subject in rows["subject"].unique()}
-    rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(get_part))
+    part_by_subject = {subject: rules.get_part(subject) for subject in rows["subject"].unique()}
+    rows.insert(len(FRAME_COLUMNS) - 1, "part", rows["subject"].map(part_by_subject))
     rows = rows.sort_values(["subject", "task", "frame"], ignore_index=True)
     if limit is not None and limit < len(rows):
         rows = rows.sample(limit, random_state=0).sort_index().reset_index(drop=True)
@@ -40,15 +40,15 @@ def index_frames(root: Path, layout: Layout, rules: Protocol, *, limit: int | No
 
 
 def write_index(folder: Path, frames: pd.DataFrame) -> Path:
-    """Write `frames.parquet` into `folder`; returns its path."""
-    write_table(folder / FILE_NAME, frames)
-    return folder / FILE_NAME
+    """Write `frames.parquet` into `folder`; return its path."""
+    write_table(folder / INDEX_NAME, frames)
+    return folder / INDEX_NAME
 
 
 def read_index(folder: Path, *, dataset: str, config: str = "CONFIG") -> pd.DataFrame:
-    """Read `frames.parquet` of a data set; `config` is named in the command that makes it."""
+    """Read `frames.parquet` of a data set; errors name the command with `config` that creates it."""
     made_by = f"fantrans refresh {dataset} --config {config}"
-    return read_table(folder / FILE_NAME, columns=FRAME_COLUMNS, made_by=made_by)
+    return read_table(folder / INDEX_NAME, columns=FRAME_COLUMNS, made_by=made_by)
 
 
 def summarise(frames: pd.DataFrame, rules: Protocol) -> pd.DataFrame:

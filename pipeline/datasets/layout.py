@@ -1,4 +1,4 @@
-"""What the pipeline must know of a data set's raw layout: one `Layout` per file beside this one."""
+"""The description of a raw layout: one `Layout` per file beside this one."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from pipeline.protocols import Protocol
 class Layout:
     """The raw folders and files of a data set, and how they become index rows.
 
-    `index_rows(root, protocol)` gives one row per coded frame: `FRAME_COLUMNS` without the part, then `au_01`... of the
-    protocol's action units and, where coded, `int_01`...; `source_file` is empty where a frame has no image or video.
+    `index_rows(root, protocol)` returns one row per coded frame: `FRAME_COLUMNS` without the part, then `au_01`... of
+    the protocol's action units and, where coded, `int_01`...; `source_file` is empty where a frame has no image or
+    video.
     """
 
     name: str
     """As in the catalog's `layout:`."""
     folders: tuple[Path, ...]
-    """Below the root; a data set is there when all of them are."""
+    """Relative to the root; a data set exists if all of them do."""
     index_rows: Callable[[Path, Protocol], pd.DataFrame]
     source_pattern: Path
-    """An image or video below the root, with {names} in place of what varies; for error messages."""
+    """Path of an image or video relative to the root, with {names} for what varies; for error messages."""
     has_intensity: bool
-    """Whether action units are coded by intensity, which needs a protocol that says what counts as present."""
+    """Whether action units are coded by intensity, which needs a protocol that defines what counts as present."""
     rendered_protocol: str | None = None
-    """The protocol of faces rendered in this layout; None where the renderer does not write it."""
+    """The protocol of faces rendered in this layout; None if the renderer does not write this layout."""
 
     def missing_folders(self, root: Path) -> list[Path]:
         """Return the folders that do not exist below `root`."""

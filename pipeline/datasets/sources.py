@@ -1,4 +1,4 @@
-"""The image and video files of a data set, known by their bytes."""
+"""Hash the image and video files of a data set."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pandas as pd
 from pipeline.runtime.atomic import file_sha256
 
 SOURCE_COLUMNS = ("source_file", "source_bytes", "source_mtime_ns", "source_sha256")
-_NAMES_A_TASK = 256
+_NAMES_PER_TASK = 256
 
 
 def source_hashes(root: Path, files: pd.Series, *, known: pd.DataFrame | None, num_threads: int = 4) -> pd.DataFrame:
-    """Size, time of change and sha256 of each distinct file, by `source_file`; -1, -1 and "" for a missing one.
+    """Return size, modification time and sha256 of each distinct file, by `source_file`; -1, -1, "" for a missing one.
 
-    A file whose size and time are those in `known` (with `SOURCE_COLUMNS`) is taken to have the hash it had; all others
-    are read. What decides reuse is the hash; size and time only save reading.
+    Files whose size and time are those in `known` (with `SOURCE_COLUMNS`) keep their hash; all others are read. The
+    hash decides reuse; size and time only save reading.
     """
     names = pd.unique(files)
     before = {}
@@ -41,7 +41,7 @@ def source_hashes(root: Path, files: pd.Series, *, known: pd.DataFrame | None, n
     def describe_all(names: Sequence[str]) -> list[tuple[int, int, str]]:
         return [describe(name) for name in names]
 
-    chunks = [names[start : start + _NAMES_A_TASK] for start in range(0, len(names), _NAMES_A_TASK)]
+    chunks = [names[start : start + _NAMES_PER_TASK] for start in range(0, len(names), _NAMES_PER_TASK)]
     with ThreadPoolExecutor(num_threads) as pool:
         rows = [row for chunk in pool.map(describe_all, chunks) for row in chunk]
     return pd.DataFrame(rows, columns=list(SOURCE_COLUMNS[1:]), index=names)

@@ -55,16 +55,18 @@ def detect_frames(
     device: torch.device,
     batch_size: int = 8,
     done: pd.DataFrame | None = None,
-    step: ProgressCallback = no_progress,
+    on_progress: ProgressCallback = no_progress,
 ) -> pd.DataFrame:
     """Return `BOX_COLUMNS`, one row per frame in the order of `frames`: box, score and points of the best-scoring face.
 
     Coordinates are in full-frame px. `status` is ok, no_face or unreadable; `fill_gaps` fills gaps once all chunks of a
-    sequence are detected. `done`: rows of an earlier call, which are reused. `step` is called as frames finish.
+    sequence are detected. `done`: rows of an earlier call, which are reused. `on_progress` is called as frames finish.
     """
     if done is not None:
         left = frames[~frames["frame_id"].isin(done["frame_id"])]
-        new = detect_frames(left, root, detector, settings=settings, device=device, batch_size=batch_size, step=step)
+        new = detect_frames(
+            left, root, detector, settings=settings, device=device, batch_size=batch_size, on_progress=on_progress
+        )
         return pd.concat([done, new]).set_index("frame_id").loc[frames["frame_id"]].reset_index()
 
     values = np.full((len(frames), len(VALUE_COLUMNS)), np.nan, np.float32)
@@ -74,13 +76,13 @@ def detect_frames(
     def detect(batch: _Batch) -> tuple[list[int], list[_FacesOfFrame]]:
         return batch[0], faces_in(batch[1], detector, settings=settings, device=device)
 
-    for positions, found in map_batches(detect, _batches(root, frames, batch_size, step), device):
+    for positions, found in map_batches(detect, _batches(root, frames, batch_size, on_progress), device):
         for position, (boxes, scores, points) in zip(positions, found, strict=True):
             num_faces[position] = len(scores)
             statuses[position] = (Status.OK if len(scores) else Status.NO_FACE).value
             if len(scores):
                 values[position] = np.concatenate([boxes[0], scores[:1], points[0].ravel()])
-        step(len(positions))
+        on_progress(len(positions))
 
     table = pd.DataFrame(values, columns=VALUE_COLUMNS)
     table.insert(0, "frame_id", frames["frame_id"].to_numpy())
@@ -92,12 +94,12 @@ _Batch = tuple[list[int], list[np.ndarray]]
 _FacesOfFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _batches(root: Path, frames: pd.DataFrame, batch_size: int, step: ProgressCallback) -> Iterator[_Batch]:
-    """Yield the readable images of a table in batches of one image size; calls `step` for unreadable ones."""
+def _batches(root: Path, frames: pd.DataFrame, batch_size: int, on_progress: ProgressCallback) -> Iterator[_Batch]:
+    """Yield the readable images of a table in batches of one image size; calls `on_progress` for unreadable ones."""
     waiting: dict[tuple[int, ...], _Batch] = {}
     for position, image in read_frames(root, frames):
         if image is None:
-            step(1)
+            on_progress(1)
             continue
         positions, images = waiting.setdefault(image.shape, ([], []))
         positions.append(position)

@@ -107,14 +107,14 @@ def _render_chunks(
         if num_workers == 1
         else ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
     )
-    with pool as workers, track("render faces", total=sum(map(len, chunks)), unit="faces") as step:
+    with pool as workers, track("render faces", total=sum(map(len, chunks)), unit="faces") as on_progress:
         jobs = {workers.submit(render, chunk): chunk for chunk in chunks}
         for job in as_completed(jobs):
             chunk = jobs.pop(job)
             for name, values in zip(_NAMES, job.result(), strict=True):
                 arrays[name][chunk] = values
             arrays["is_done"][chunk] = True
-            step(len(chunk))
+            on_progress(len(chunk))
 
 
 def _render_faces(

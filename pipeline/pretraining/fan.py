@@ -184,10 +184,12 @@ def train_on_pool(
     """
     settings = settings.model_copy(update={"start_sha256": file_sha256(start) if start else None})
     run = _Run(out, settings, torch.device(device), start)
-    with track(f"train FAN-{settings.width}", total=settings.num_steps, unit="steps", num_before=run.step) as step:
+    with track(
+        f"train FAN-{settings.width}", total=settings.num_steps, unit="steps", num_before=run.step
+    ) as on_progress:
         while run.step < settings.num_steps:
             run.take_step(pool)
-            step(1)
+            on_progress(1)
             run.checkpoint.save_if_due(run.step)
     write_safetensors(out, run.average.state_dict(), half=True)
     run.checkpoint.remove()

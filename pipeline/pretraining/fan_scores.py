@@ -70,10 +70,10 @@ def score_fan(fan: FAN, pool: FacePool) -> dict[str, float]:
     """
     fan.eval()
     found = []
-    with track("score FAN", total=len(pool), unit="faces") as step:
+    with track("score FAN", total=len(pool), unit="faces") as on_progress:
         for i in range(len(pool)):
             found.append(find_landmarks(fan, pool.images[i], pool.boxes[i]))
-            step(1)
+            on_progress(1)
     percent_BP = interocular_percent(np.stack(found), pool.landmarks)
     errors = percent_BP.mean(1)
     overall = {

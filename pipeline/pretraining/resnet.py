@@ -72,7 +72,7 @@ def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device:
     )
     first = checkpoint.resume(device)
     net.train()
-    with track("train ResNet-18", total=settings.num_steps, unit="steps", num_before=first) as step:
+    with track("train ResNet-18", total=settings.num_steps, unit="steps", num_before=first) as on_progress:
         for i in range(first, settings.num_steps):
             images, faces = exemplar_batch(pool, settings, i)
             with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -82,7 +82,7 @@ def train_resnet(out: Path, settings: ResNetTraining, pool: FacePool, *, device:
             loss.backward()
             optimiser.step()
             schedule.step()
-            step(1)
+            on_progress(1)
             checkpoint.save_if_due(i + 1)
     kept = {name: values for name, values in net.state_dict().items() if name.startswith(KEPT)}
     write_safetensors(out, kept, half=True)

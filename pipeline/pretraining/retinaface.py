@@ -268,12 +268,12 @@ def evaluate_detector(
     """Return `detection_scores` on scenes that no training with a seed below a million has seen."""
     unseen = scenes(bank_path, seed=EVALUATION_SEED_OFFSET + seed, indices=range(num_scenes), size_px=size_px)
     found, truths = [], []
-    with track("evaluate RetinaFace", total=num_scenes, unit="scenes") as step:
+    with track("evaluate RetinaFace", total=num_scenes, unit="scenes") as on_progress:
         for image, truth in unseen:
             batch_B3HW = torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device)
             found.append(Faces(*(v.cpu() for v in detector(batch_B3HW, score_threshold=LOWEST_SCORE)[0])))
             truths.append(truth)
-            step(1)
+            on_progress(1)
     return detection_scores(found, truths, min_side_px=min_side_px)
 
 

@@ -1,1 +1,1 @@
-"""Bring a data set's feature cache up to date, and look after what is there."""
+"""Bring a data set's feature cache up to date, and maintain its stores."""

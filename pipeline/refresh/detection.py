@@ -15,7 +15,7 @@ from pipeline.faces.detect import VALUE_COLUMNS, detect_frames, fill_gaps, load_
 from pipeline.refresh.job import RefreshJob
 from pipeline.runtime.executors import WorkerPool, Workers, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
-from pipeline.runtime.text import listed
+from pipeline.runtime.text import join_first
 from pipeline.tables import BOX_COLUMNS, Status, read_table_if_intact, write_table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class KnownBoxes(NamedTuple):
 
 
 def find_known_boxes(job: RefreshJob, frames: pd.DataFrame) -> KnownBoxes:
-    """Read the boxes, finished or of a killed run, whose images are unchanged; unreadable images are tried again."""
+    """Read the boxes of finished and killed refreshes, but not of changed images, nor of unreadable ones."""
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
     read = (read_table_if_intact(file) for file in (path, *sorted(parts.glob("*.parquet"))))
     known = [boxes for boxes in read if boxes is not None]
@@ -58,7 +58,7 @@ def find_known_boxes(job: RefreshJob, frames: pd.DataFrame) -> KnownBoxes:
 
 
 def expected_boxes(job: RefreshJob, frames: pd.DataFrame, known: KnownBoxes) -> pd.DataFrame:
-    """Return the boxes that detection is expected to leave: a frame that is still to be looked at has a face."""
+    """Return the boxes to plan with: a frame without a known box is expected to have a face."""
     seen = frames[frames["frame_id"].isin(known.found["frame_id"])]
     boxes = frames[["frame_id"]].merge(_filled(job, seen, known.found), on="frame_id", how="left")
     return boxes.assign(status=boxes["status"].fillna(Status.OK.value))
@@ -67,7 +67,7 @@ def expected_boxes(job: RefreshJob, frames: pd.DataFrame, known: KnownBoxes) -> 
 def detect_missing(job: RefreshJob, frames: pd.DataFrame, known: KnownBoxes, *, workers: Workers) -> pd.DataFrame:
     """Detect faces in the frames without a known box, write the table of all boxes and return it.
 
-    Finished chunks are kept by a killed run. Raises `StoreError` at the end if chunks failed.
+    After a kill, finished chunks are reused. Raises `StoreError` at the end if chunks failed.
     """
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
     missing, found = known.missing(frames), known.found
@@ -102,7 +102,7 @@ class DetectionWorker:
         job = self._job
         detector, device = self._detector
         return detect_frames(
-            frames, job.entry.root, detector, settings=job.config.detector, device=device, step=on_progress
+            frames, job.entry.root, detector, settings=job.config.detector, device=device, on_progress=on_progress
         )
 
     @cached_property
@@ -138,7 +138,7 @@ def _detect_chunk(worker: DetectionWorker, named: tuple[str, pd.DataFrame]) -> p
 def _filled(job: RefreshJob, frames: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """Return the frames' boxes in the order of the index, with short gaps filled.
 
-    What an earlier refresh interpolated is a missed face again before that.
+    Faces that an earlier refresh interpolated count as missed, and are interpolated again.
     """
     boxes = found.set_index("frame_id").loc[frames["frame_id"]].reset_index()
     is_filled = boxes["status"] == Status.INTERPOLATED
@@ -148,10 +148,10 @@ def _filled(job: RefreshJob, frames: pd.DataFrame, found: pd.DataFrame) -> pd.Da
 
 
 def describe_missed(boxes: pd.DataFrame) -> str:
-    """Say how many frames have no detected face of their own, and name the first fifty with their status."""
+    """Return a sentence on the frames without a detected face: their counts by status, and the first fifty names."""
     missed = boxes[boxes["status"] != Status.OK]
     if missed.empty:
         return "a face in every frame"
     counts = ", ".join(f"{count} {status}" for status, count in missed["status"].value_counts().items())
-    names = listed(f"{name} {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True))
+    names = join_first(f"{name} {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True))
     return f"{counts} of {len(boxes):,}: {names}"

@@ -1,4 +1,4 @@
-"""Fitting the basis of the profile compact: without labels, on a recorded sample of a data set's faces."""
+"""Fit the basis of the profile compact: without labels, on a recorded sample of a data set's faces."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pipeline.store.plan import NO_ROW
 
 NUM_FRAMES = 96
 NUM_VIEWS = 3
-"""Views 0 to 2 of each: clean, flipped, augmented."""
+"""Views per frame: clean, flipped, augmented."""
 COMPONENTS_FRAC = {"lf": 3 / 4, "hm_h1": 3 / 4, "hm_h2": 3 / 4}
-"""Components kept of a map, over its channels; more are nearly all zero."""
+"""Number of components over number of channels, by map; further components would be nearly all zero."""
 STEP = 0.5
 """Quantiser step where each channel has rms 1; `benchmarks/fidelity.py` measures what it costs in bytes and F1."""
 
@@ -34,16 +34,16 @@ STEP = 0.5
 def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Path:
     """Fit the basis of the job's FAN on `num_frames` faces of its data set and write it to `out` (safetensors).
 
-    The crops must be there (`fantrans refresh`). The sample's features lie, exact, in a small cache of their own below
-    the work folder; its frames are named in the file.
+    The crops must exist (`fantrans refresh`). The sample's features are in a small cache of the profile exact, below
+    the work folder. The file lists the sample's frames. Raises `DataError` for fewer than `num_frames` crops.
     """
     views = job.config.views.model_copy(update={"num_views": NUM_VIEWS})
     job = with_profile(replace(job, config=job.config.model_copy(update={"views": views})), "exact")
     table, crops = frames.read_index(job.work, dataset=job.dataset), crop_reader(job)
     sample = sample_frames(table, crops.listed, num_frames=num_frames)
     build = replace(cache_build(job), root=job.work / "codec-sample")
-    with track("extract a sample", total=len(sample) * NUM_VIEWS, unit="views") as step:
-        cache = build.run(sample, crops, on_progress=step)
+    with track("extract a sample", total=len(sample) * NUM_VIEWS, unit="views") as on_progress:
+        cache = build.run(sample, crops, on_progress=on_progress)
     tensors = fit_basis(cache)
     names = sorted(cache.index["frame_id"])
     record: dict[str, object] = {
@@ -58,22 +58,22 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
 
 
 def sample_frames(table: pd.DataFrame, listed: pd.DataFrame, *, num_frames: int) -> pd.DataFrame:
-    """Rows of `table` for `num_frames` frames with a crop, chosen by a hash of their names."""
+    """Return the rows of `table` of `num_frames` frames with a crop, chosen by a hash of their names."""
     has_crop = set(listed.loc[listed["row"] != NO_ROW, "frame_id"])
-    there = table[table["frame_id"].isin(has_crop)]
-    if len(there) < num_frames:
+    found = table[table["frame_id"].isin(has_crop)]
+    if len(found) < num_frames:
         raise DataError(
-            f"only {len(there)} frames have crops, and the basis is fitted on {num_frames}; "
+            f"only {len(found)} frames have crops, and the basis is fitted on {num_frames}; "
             "ask for fewer with --frames, or refresh more of the data set first"
         )
-    order = there["frame_id"].map(lambda name: hashlib.sha256(name.encode()).hexdigest())
-    return there.loc[order.sort_values().index[:num_frames]].sort_index().reset_index(drop=True)
+    order = found["frame_id"].map(lambda name: hashlib.sha256(name.encode()).hexdigest())
+    return found.loc[order.sort_values().index[:num_frames]].sort_index().reset_index(drop=True)
 
 
 def fit_basis(cache: CacheReader, *, components_frac: Mapping[str, float] = COMPONENTS_FRAC) -> dict[str, np.ndarray]:
-    """The tensors of a basis file from an exact cache: `{map}.vectors`, `.channel_rms`, `.step` for each stored map.
+    """Return the tensors of a basis file from an exact cache: `{map}.vectors`, `.channel_rms`, `.step` per stored map.
 
-    A map's channels are divided by their rms, and turned onto the eigenvectors of their second moments.
+    A map's channels are divided by their rms and projected on the leading eigenvectors of their second moments.
     """
     (moments,) = compute(codec_moments(cache, cache.rows(), views=range(cache.num_views)))
     tensors = {}

@@ -34,7 +34,7 @@ from pipeline.store.revisions import load_revision
 
 _RATES_NAME = "rates.json"
 _MIN_RATED_S = 10.0
-"""Shorter stages are mostly start-up and would give a wrong rate."""
+"""Rates of shorter stages are not recorded: they measure start-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,17 @@ class RefreshJob:
     @property
     def entry(self) -> DatasetEntry:
         """The data set's entry in the catalog."""
-        return self.catalog.dataset(self.dataset)
+        return self.catalog.get_dataset(self.dataset)
 
     @property
     def work(self) -> Path:
         """Folder of the data set's index, boxes and crops."""
-        return self.catalog.work_dir(self.dataset)
+        return self.catalog.work_folder(self.dataset)
 
     @property
     def crops_root(self) -> Path:
         """Folder of the data set's crop stores, one per fingerprint."""
-        return self.catalog.crops_dir(self.dataset)
+        return self.catalog.crops_folder(self.dataset)
 
     @property
     def boxes_path(self) -> Path:
@@ -76,7 +76,7 @@ class RefreshJob:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What made the values, beside the fingerprint and the versions."""
+        """What the manifest records of the values' origin, beside fingerprint and versions."""
         return {"dataset": self.dataset, "device": self.device}
 
 
@@ -131,7 +131,7 @@ def cache_build(job: RefreshJob) -> CacheBuild:
     """Return the job's feature cache and how its values are computed."""
     codec, basis = _load_codec(job)
     return CacheBuild(
-        root=job.catalog.cache_dir(job.dataset),
+        root=job.catalog.caches_folder(job.dataset),
         format=features_format(fingerprint.cache_document(job.config, job.catalog), codec),
         codec=codec,
         basis=basis,
@@ -174,7 +174,7 @@ def _find_exact_cache(job: RefreshJob) -> Path | None:
 
 
 def remember_rate(job: RefreshJob, stage: str, num: int, *, seconds: float) -> None:
-    """Record a stage's rate for the times that the next plans state."""
+    """Record a stage's rate, from which later plans estimate times."""
     if num and seconds >= _MIN_RATED_S:
         rates = {**_read_rates(job), stage: num / seconds}
         write_bytes_atomically(job.work / _RATES_NAME, json.dumps(rates).encode())

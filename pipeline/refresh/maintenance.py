@@ -1,4 +1,4 @@
-"""Looking after the stores of a data set: list, verify, collect, count, export and import."""
+"""Maintain the stores of a data set, its crops and feature caches: list, verify, prune, measure, export, import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.config import CropConfig, ViewConfig
 from pipeline.datasets.index import read_index
 from pipeline.errors import DataError, StoreError
 from pipeline.faces.features import Precision, extract_features, load_network
-from pipeline.fingerprint import weights_in
+from pipeline.fingerprint import find_weights
 from pipeline.runtime.progress import track
 from pipeline.store.fingerprint import fingerprint
 from pipeline.store.format import StoreFormat
@@ -49,16 +49,21 @@ from pipeline.tables import read_record
 logger = logging.getLogger("fantrans")
 
 NUM_RECOMPUTED = 8
-"""Frames that a deep verification computes again from their crops, in the first and the last view."""
+"""Frames that a deep verification recomputes from their crops, in the first and in the last view."""
 _TOLERANCE = 0.1
-"""Relative L2 that other hardware than the writer's may differ by; on the same kind of device bytes must agree.
+"""Greatest relative L2 difference from a recomputation where bytes need not agree: unless both were made on a CPU.
 
-`tests/integration/test_cuda.py` bounds what a GPU and a CPU differ by; two rendered frames of one task were 0.3 apart.
+A GPU and a CPU differ by less (`tests/integration/test_cuda.py`), two frames of one task by more (0.3 if rendered).
 """
 
 
 class CacheSummary(NamedTuple):
-    """A line of `fantrans cache ls`."""
+    """One row of `fantrans cache ls`.
+
+    fingerprint: of the cache. revision, num_frames, num_views, megabytes: of its newest revision. age: time since that
+    was published, with its unit. weights, profile: what the features were computed with. used_by: number of runs, and
+    whether a reader pins the revision; "-" if neither.
+    """
 
     fingerprint: str
     revision: int
@@ -72,8 +77,11 @@ class CacheSummary(NamedTuple):
 
 
 def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
-    """A data set's caches that have a finished revision, and the runs and readers that use them."""
-    used = _runs_by_cache(catalog.roots.runs)
+    """Return a data set's feature caches that have a finished revision, with the runs and readers that use each.
+
+    Caches whose tables are damaged are logged and left out.
+    """
+    num_runs_by_cache = _count_runs(catalog.roots.runs)
     summaries = []
     for folder in cache_folders(catalog, dataset):
         try:
@@ -82,9 +90,9 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
             logger.warning("%s", error)
             continue
         if revision is None:
-            continue  # a first refresh that has not finished
+            continue  # the first refresh has not finished
         features, manifest = document["features"], revision.manifest
-        num_runs = used[fingerprint(document)]
+        num_runs = num_runs_by_cache[fingerprint(document)]
         users = [f"{num_runs} run{'s' * (num_runs > 1)}"] * (num_runs > 0)
         users += ["a reader"] * is_held(folder / manifest_name(revision.number))
         age_s = time.time() - (folder / POINTER_NAME).stat().st_mtime if (folder / POINTER_NAME).is_file() else 0
@@ -98,43 +106,46 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
                 _age(age_s),
                 _network_name(features),
                 features["profile"],
-                ", ".join(users) or "nobody",
+                ", ".join(users) or "-",
             )
         )
     return summaries
 
 
 def _network_name(features: Mapping[str, Any]) -> str:
+    """Return the network of a fingerprint document's features, such as FAN 128."""
     return f"FAN {features['width']}" if features["family"] == "fan" else features["family"]
 
 
 def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
-    """Folders of a data set's feature caches, by name."""
-    root = catalog.cache_dir(dataset)
-    names = {
+    """Return the folders of a data set's feature caches, sorted; a fingerprint in either copy counts."""
+    root = catalog.caches_folder(dataset)
+    folders = {
         path.parent if path.parent.name != MIRROR_NAME else path.parent.parent
         for pattern in (f"*/{FINGERPRINT_NAME}", f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")
         for path in root.glob(pattern)
     }
-    return sorted(names)
+    return sorted(folders)
 
 
 def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
-    """Folders of a data set's crops, by name."""
-    return sorted(path.parent for path in catalog.crops_dir(dataset).glob(f"*/{FINGERPRINT_NAME}"))
+    """Return the folders of a data set's stores of crops, sorted."""
+    return sorted(path.parent for path in catalog.crops_folder(dataset).glob(f"*/{FINGERPRINT_NAME}"))
 
 
-def _runs_by_cache(root: Path) -> Counter[str]:
+def _count_runs(root: Path) -> Counter[str]:
+    """Return the number of runs below the runs root by the fingerprint of their cache; damaged runs are logged."""
     runs: Counter[str] = Counter()
     for path in root.glob("*/run.json"):
         try:
             runs[read_record(path, keys=("cache",), made_by="fantrans train")["cache"]] += 1
         except DataError as error:
-            logger.warning("no user of any cache: %s", error)
+            logger.warning("this run is not counted as a user of its cache: %s", error)
     return runs
 
 
 def _age(seconds: float) -> str:
+    """Return a duration in its largest whole unit, such as 3 h; a negative one is "in the future"."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
@@ -142,18 +153,19 @@ def _age(seconds: float) -> str:
 
 
 def verify_caches(catalog: Catalog, dataset: str, *, is_deep: bool, device: str = "cpu") -> dict[Path, list[Damage]]:
-    """Verify a data set's crops and caches, and leave word for `refresh` of what it must compute anew.
+    """Verify a data set's crops and caches; return the damage in each store that has a revision, by folder.
 
-    Deep, every byte is read, and some frames are computed again from their crops.
+    Damaged units are marked, and the next refresh recomputes them. is_deep: also read every byte, and recompute a
+    sample of frames on `device` (`recompute_sample`). Raises `StoreError` for a store that cannot be opened.
     """
     found = {}
     for folder in (*crop_folders(catalog, dataset), *cache_folders(catalog, dataset)):
         revision = load_revision(folder)
         if revision is None:
             continue
-        with track(f"verify {folder.name}", total=len(revision.records), unit="units") as step:
-            damages = verify_store(folder, is_deep=is_deep, step=step)
-        if is_deep and not damages and folder.parent == catalog.cache_dir(dataset):
+        with track(f"verify {folder.name}", total=len(revision.records), unit="units") as on_progress:
+            damages = verify_store(folder, is_deep=is_deep, on_progress=on_progress)
+        if is_deep and not damages and folder.parent == catalog.caches_folder(dataset):
             damages = recompute_sample(catalog, dataset, folder, device=device)
         mark_damaged(folder, damages)
         found[folder] = damages
@@ -163,10 +175,11 @@ def verify_caches(catalog: Catalog, dataset: str, *, is_deep: bool, device: str 
 def recompute_sample(
     catalog: Catalog, dataset: str, folder: Path, *, device: str = "cpu", num_frames: int = NUM_RECOMPUTED
 ) -> list[Damage]:
-    """Compute a few frames of a cache again from their crops, and tell those that differ.
+    """Recompute `num_frames` frames of a cache from their crops, in the first and last view; return those that differ.
 
-    On a CPU, of what a CPU wrote, every byte must agree. The frames are chosen anew for each revision. What cannot be
-    compared (crops that have moved on, weights that the catalog lacks) is said in the log.
+    If both devices are CPUs, every byte must agree, else arrays may differ by `_TOLERANCE`. Each revision has another
+    sample. Frames whose crop has changed since are skipped. If crops or weights are missing, that is logged and
+    nothing is recomputed.
     """
     cache = open_cache(folder)
     spec = _unit_spec(catalog, dataset, cache, device)
@@ -192,23 +205,25 @@ def recompute_sample(
                 gap = _relative_l2(values, computed.arrays[name])
                 if gap > (0 if must_agree else _TOLERANCE):
                     names = tuple(task.rows["frame_id"])
-                    what = f"{name} of {names[0]} in {group} is {gap:.2g} (relative L2) off its recomputation"
+                    what = f"{name} of {names[0]} in {group} differs from its recomputation by {gap:.2g} (relative L2)"
                     damages.append(Damage(what, task.unit, names))
     return damages
 
 
 def _relative_l2(found: np.ndarray, true: np.ndarray) -> float:
+    """Return the L2 norm of the difference over that of `true`; the difference's norm if `true` is zero."""
     size = float(np.linalg.norm(true.astype(np.float64)))
     return float(np.linalg.norm(found.astype(np.float64) - true.astype(np.float64))) / (size or 1.0)
 
 
 def _unit_spec(catalog: Catalog, dataset: str, cache: CacheReader, device: str) -> UnitSpec | None:
+    """Return how the units of an existing cache are computed; None, with a warning, without its crops or weights."""
     features = cache.document["features"]
-    weights = weights_in(features, catalog)
-    crops = catalog.crops_dir(dataset) / cache.manifest["provenance"]["crops"]["folder"]
+    weights = find_weights(features, catalog)
+    crops = catalog.crops_folder(dataset) / cache.manifest["provenance"]["crops"]["folder"]
     if weights is None or not crops.is_dir():
-        lacking = f"{crops} does not exist" if weights else f"the catalog has no weights {features['sha256'][:12]}"
-        logger.warning("%s: no frame was computed again, as %s", cache.folder, lacking)
+        reason = f"{crops} does not exist" if weights else f"the catalog has no weights {features['sha256'][:12]}"
+        logger.warning("%s: no frame was recomputed, because %s", cache.folder, reason)
         return None
     return UnitSpec(
         folder=cache.folder,
@@ -225,44 +240,52 @@ def _unit_spec(catalog: Catalog, dataset: str, cache: CacheReader, device: str) 
 
 
 def _extractor(weights: WeightsEntry, cache: CacheReader, device: str, precision: Precision) -> Extractor:
+    """Load a network and return a function from images to arrays of the cache's codec."""
     return partial(extract_features, load_network(weights, device), encode=cache.codec.encode, precision=precision)
 
 
 def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRACE_S) -> dict[Path, PruneResult]:
-    """Free what a data set's crops and caches no longer need; see `pipeline.store.prune`."""
-    done = {}
-    for folders, format_of in ((crop_folders, stored_crops_format), (cache_folders, stored_format)):
-        for folder in folders(catalog, dataset):
+    """Prune each of a data set's stores that has a revision (`prune_store`); return what was freed, by folder."""
+    results = {}
+    for list_folders, read_format in ((crop_folders, stored_crops_format), (cache_folders, stored_format)):
+        for folder in list_folders(catalog, dataset):
             if load_revision(folder) is not None:
-                done[folder] = prune_store(folder, format_of(folder), grace_s=grace_s)
-    return done
+                results[folder] = prune_store(folder, read_format(folder), grace_s=grace_s)
+    return results
 
 
 def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
-    """The folder of a data set's cache by the beginning of its fingerprint, or the only one there is."""
+    """Return the folder of the cache whose fingerprint begins with `name` (default: the data set's only cache).
+
+    Raises `StoreError` with all fingerprints if none fits, or several do.
+    """
     folders = [folder for folder in cache_folders(catalog, dataset) if folder.name.startswith(name or "")]
     if len(folders) != 1:
-        there = ", ".join(folder.name for folder in cache_folders(catalog, dataset)) or "none"
+        known = ", ".join(folder.name for folder in cache_folders(catalog, dataset)) or "none"
         which = f"no cache {name!r}" if name and not folders else f"{len(folders)} caches to choose from"
         raise StoreError(
-            f"{dataset} has {which}; there are: {there} (`fantrans cache ls {dataset}`); name one with --fingerprint"
+            f"{dataset} has {which}; known ones: {known} (`fantrans cache ls {dataset}`); name one with --fingerprint"
         )
     return folders[0]
 
 
 def export_store(store: StoreReader, out: Path) -> list[Path]:
-    """Write a store's newest revision as HDF5 files below `out`."""
-    with track("export", total=len(store.index) * len(store.groups), unit="rows") as step:
-        return export_hdf5(store, out, step=step)
+    """Write a store's pinned revision as HDF5 files, one per part, into the folder `out`; return their paths."""
+    with track("export", total=len(store.index) * len(store.groups), unit="rows") as on_progress:
+        return export_hdf5(store, out, on_progress=on_progress)
 
 
 def import_store(catalog: Catalog, dataset: str, paths: Sequence[Path]) -> StoreReader:
-    """Make a data set's cache, or crops, from files of `export_store`."""
-    kinds = {"features": catalog.cache_dir(dataset), "crops": catalog.crops_dir(dataset)}
+    """Write a data set's cache, or crops, from files of `export_store`; return its reader.
+
+    Raises `StoreError` for files of different stores or of another schema, and without files.
+    """
+    kinds = {"features": catalog.caches_folder(dataset), "crops": catalog.crops_folder(dataset)}
     return import_hdf5(kinds, list(paths), _format_from)
 
 
 def _format_from(document: Mapping[str, Any], basis: bytes | None, block_rows: int) -> StoreFormat:
+    """Return the format of an exported store from its fingerprint document, basis and rows per block."""
     if document["kind"] == "crops":
         return crops_format(document, CropConfig.model_validate(document["crop"]), block_rows=block_rows)
     features = document["features"]
@@ -273,14 +296,15 @@ def _format_from(document: Mapping[str, Any], basis: bytes | None, block_rows: i
 def cache_statistics(
     catalog: Catalog, dataset: str, folder: Path, *, num_frames: int
 ) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Tables with titles: base rates of the frames that the cache holds, ranges of its channels, fidelity.
+    """Yield titled tables: base rates of the labels, ranges of the channels, and, if the profile is lossy, its error.
 
-    Ranges and fidelity are of the clean view of `num_frames` frames, in rows that lie together.
+    Base rates are of all frames in the cache, in percent of the known labels. Ranges and errors are of the clean view
+    of the first `num_frames` rows.
     """
     cache = open_cache(folder)
-    frames = read_index(catalog.work_dir(dataset), dataset=dataset)
+    frames = read_index(catalog.work_folder(dataset), dataset=dataset)
     frames = frames[frames["frame_id"].isin(cache.index["frame_id"])]
-    aus = catalog.dataset(dataset).rules.aus
+    aus = catalog.get_dataset(dataset).rules.aus
     rows = cache.rows()[:num_frames]
     graphs = (
         statistics.base_rates(frames, aus),

@@ -1,4 +1,4 @@
-"""What stages plan and report: counts, and the tables that one stage hands to the next."""
+"""Plans and summaries of stages: counts, and the tables that one stage passes to the next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """What earlier stages hand over: read from disk, or as their plans expect it (None: not known).
+    """Tables of earlier stages: read from disk, or as their plans expect them (None: not known).
 
     frames: the index. boxes: `BOX_COLUMNS`, one row per frame of the index. crops: frame_id, key and status.
     """
@@ -39,7 +39,7 @@ class StagePlan(Counts):
     """What a stage would do.
 
     num_bytes: to write, None if unknown. seconds: at the stage's last rate, None if it has none. is_current: whether
-    running the plan would change nothing on disk. expected: what the next stage finds after this one has run.
+    running the plan would change nothing on disk. expected: the tables that the next stage will read.
     """
 
     num_bytes: int | None = None

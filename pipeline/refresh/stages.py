@@ -1,7 +1,7 @@
 """The stages of a refresh: render, index, detect, crop, extract.
 
-Each stage plans what it would keep, compute and drop, and runs such a plan. A dry run makes the plans; a refresh, with
-or without Prefect, makes the same plans and runs them, one stage after the other.
+Each stage plans what it would keep, compute and drop, and runs its plan. A dry run only plans; a refresh, with or
+without Prefect, makes the same plans and runs them, one stage after the other.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Stage(Protocol[_P]):
     """Whether `run` spreads its work over `workers`."""
 
     def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> _P:
-        """Return what `run` would do; changes nothing. `tables` stand in for those that earlier stages left on disk."""
+        """Return what `run` would do; changes nothing. `tables`, as earlier stages expect them, replace the disk's."""
 
     def run(self, job: RefreshJob, plan: _P, workers: Workers) -> StageSummary:
         """Do what was planned from the tables on disk."""
@@ -64,7 +64,7 @@ class Stage(Protocol[_P]):
 
 
 class RenderStage:
-    """Raw data of a rendered data set, where it is missing."""
+    """Render the missing raw data of a rendered data set."""
 
     name, uses_workers = "render", False
 
@@ -89,15 +89,15 @@ class RenderStage:
 
 
 class IndexStage:
-    """Raw layout to `frames.parquet`."""
+    """Read the raw layout and write `frames.parquet`."""
 
     name, uses_workers = "index", False
 
     def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> StagePlan:
         """Compare the raw layout with the index on disk.
 
-        Raises `ConfigError` for a limit that would shrink the index: a frame that leaves it leaves every cache of the
-        data set at its next refresh, and a trial must not do that.
+        Raises `ConfigError` for a limit that would shrink the index: every cache of the data set would drop those
+        frames at its next refresh, and a trial must not do that.
         """
         frames = index.index_frames(job.entry.root, job.entry.raw_layout, job.entry.rules, limit=job.limit)
         before = read_table_if_intact(job.catalog.index_path(job.dataset))
@@ -141,12 +141,12 @@ class DetectPlan(StagePlan):
 
 
 class DetectStage:
-    """Frames to boxes; a killed run keeps finished chunks, and a changed image is looked at again."""
+    """Detect faces in new and changed frames; after a kill, finished chunks are reused."""
 
     name, uses_workers = "detect", True
 
     def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> DetectPlan:
-        """Find the boxes that are known. A frame that was not looked at yet is expected to have a face."""
+        """Find the known boxes. A frame without one is expected to have a face."""
         frames = _frames(job, tables)
         known = find_known_boxes(job, frames)
         num_missing = len(known.missing(frames))
@@ -155,7 +155,7 @@ class DetectStage:
             num_kept=len(frames) - num_missing,
             num_computed=num_missing,
             seconds=expected_seconds(job, self.name, num_missing),
-            is_current=False,  # filling gaps again is cheap, and settings of it may have changed
+            is_current=False,  # filling gaps again is cheap, and its settings may have changed
             expected=Tables(frames=frames, boxes=expected_boxes(job, frames, known)),
             known=known,
         )
@@ -174,7 +174,7 @@ class DetectStage:
 
 
 class CropStage:
-    """Boxes to crops."""
+    """Cut crops for new and changed boxes."""
 
     name, uses_workers = "crop", False
 
@@ -202,7 +202,7 @@ class CropStage:
                     settings=job.config.crop,
                     format=crop_format(job),
                     provenance=job.provenance,
-                    step=on_progress,
+                    on_progress=on_progress,
                 )
         return _summarise(plan)
 
@@ -218,14 +218,14 @@ class ExtractPlan(StagePlan):
 
 
 class ExtractStage:
-    """Crops to cached features: the only stage that runs the FAN, and not for what an exact cache holds already."""
+    """Compute cached features from crops. Only this stage runs the FAN, and not for maps that an exact cache has."""
 
     name, uses_workers = "extract", True
 
     def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> ExtractPlan:
         """Compare crops and settings with the cache on disk.
 
-        Bytes are those of the cache's frames now, else uncompressed.
+        Bytes are estimated from the cache's present size per frame; for a new cache, they are uncompressed.
         """
         check_context(job.config.crop, job.config.views)
         frames = _frames(job, tables)
@@ -254,7 +254,7 @@ class ExtractStage:
 
 
 def _packing(build: CacheBuild) -> float:
-    """Return bytes on disk per byte of values in the cache as it is; 1 without one."""
+    """Return bytes on disk per byte of values in the existing cache; 1 without one."""
     revision = load_revision(build.folder)
     if revision is None or not revision.manifest["num_rows"]:
         return 1.0
@@ -266,7 +266,7 @@ def _packing(build: CacheBuild) -> float:
 # ------------------------------------------------------------------------------------------------------------- refresh
 
 
-def stages_of(job: RefreshJob) -> tuple[Stage[Any], ...]:
+def job_stages(job: RefreshJob) -> tuple[Stage[Any], ...]:
     """Return the stages of a job, in order."""
     stages = (IndexStage(), DetectStage(), CropStage(), ExtractStage())
     return (RenderStage(), *stages) if job.entry.is_rendered else stages
@@ -275,11 +275,11 @@ def stages_of(job: RefreshJob) -> tuple[Stage[Any], ...]:
 def plan_refresh(job: RefreshJob) -> list[StagePlan]:
     """Return the plan of each stage, as a refresh would make them; writes nothing.
 
-    While faces are still to be rendered, nothing is known of the stages after that, and theirs are left out.
+    While faces are still to be rendered, later stages cannot be planned and are left out.
     """
     plans: list[StagePlan] = []
     tables = _ON_DISK
-    for stage in stages_of(job):
+    for stage in job_stages(job):
         plan = stage.plan(job, tables)
         plans.append(plan)
         if stage.name == RenderStage.name and not plan.is_current:
@@ -291,7 +291,7 @@ def plan_refresh(job: RefreshJob) -> list[StagePlan]:
 def refresh_cache(dataset: str, **settings: Any) -> list[StageSummary]:
     """Bring a data set's cache up to date and write the summary; see `job.prepare_refresh` for the settings."""
     job = prepare_refresh(dataset, **settings)
-    summaries = [run_stage(stage, job, job.workers) for stage in stages_of(job)]
+    summaries = [run_stage(stage, job, job.workers) for stage in job_stages(job)]
     write_summary(job, summaries)
     return summaries
 
@@ -303,8 +303,8 @@ def run_stage(stage: Stage[Any], job: RefreshJob, workers: Workers) -> StageSumm
     """
     tune_allocator()
     with writer_lock(job.work):
-        for left in (*job.work.glob(f"{TEMP_PREFIX}*"), *job.work.glob(f"*.parts/{TEMP_PREFIX}*")):
-            left.unlink()
+        for leftover in (*job.work.glob(f"{TEMP_PREFIX}*"), *job.work.glob(f"*.parts/{TEMP_PREFIX}*")):
+            leftover.unlink()
         started = time.monotonic()
         plan = stage.plan(job)
         planned = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a refresh did, and the cache that it left, as a page for people."""
+"""Summarise a refresh and its cache as a page: Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.refresh.job import RefreshJob, cache_build, crop_reader
 from pipeline.refresh.plan import StageSummary
 from pipeline.runtime.html import write_html
-from pipeline.runtime.text import listed
+from pipeline.runtime.text import join_first
 from pipeline.tables import Status
 
 PAGE_NAME = "refresh.html"
 
 
 def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str, Path]:
-    """The page as Markdown, and where it was written as HTML: in the data set's work folder."""
+    """Write the page as HTML into the data set's work folder; return it as Markdown, and the path of the HTML."""
     cache = open_cache(cache_build(job).folder)
     now = datetime.now().astimezone()
     lines = [
@@ -53,7 +53,9 @@ def _frames(job: RefreshJob) -> list[str]:
     counts = ", ".join(f"{count:,} {status}" for status, count in frames["status"].value_counts().items())
     lines = [f"**{len(frames):,} frames:** {counts}."]
     if len(missed):
-        names = listed(f"`{name}` {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True))
+        names = join_first(
+            f"`{name}` {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True)
+        )
         lines += ["", f"Without features: {names}."]
     return lines
 

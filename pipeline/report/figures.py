@@ -29,14 +29,14 @@ from pipeline.catalog import Catalog
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.faces.features import Network, load_network
 from pipeline.faces.views import ViewParams, render_view
-from pipeline.fingerprint import weights_in
+from pipeline.fingerprint import find_weights
 from pipeline.runtime.progress import track
 from pipeline.tables import au_column
 from pipeline.training.export import load_deployed
 from pipeline.training.loader import CachedFrames, evaluation_batches
 from pipeline.training.metrics import THRESHOLD
 from pipeline.training.predict import probability_column
-from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, done_folds, read_history, read_predictions, read_run
+from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, finished_folds, read_history, read_predictions, read_run
 
 logger = logging.getLogger("fantrans")
 
@@ -100,11 +100,11 @@ def write_figures(catalog: Catalog, folders: Mapping[str, Path], *, together: Pa
 
 def _opened(catalog: Catalog, folder: Path) -> tuple[dict[str, Any], CacheReader]:
     record = read_run(folder)
-    return record, open_cache(catalog.cache_dir(record["dataset"]) / record["cache"])
+    return record, open_cache(catalog.caches_folder(record["dataset"]) / record["cache"])
 
 
 def _folds(folder: Path) -> dict[str, Path]:
-    folds = done_folds(folder)
+    folds = finished_folds(folder)
     if not folds:
         raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings")
     return folds
@@ -127,7 +127,7 @@ def probe_run(name: str, folder: Path, record: Mapping[str, Any], cache: CacheRe
         tested = read_predictions(fold)
         found = CachedFrames(cache, tested.sample(min(len(tested), MAX_FRAMES), random_state=0), aus=aus)
         labels.append(found.labels_NA)
-        with track(f"probe fold {part}", total=len(found.rows), unit="frames") as step:
+        with track(f"probe fold {part}", total=len(found.rows), unit="frames") as on_progress:
             for batch in evaluation_batches(cache, found, batch_size=_BATCH_SIZE):
                 f_c_BDHW = head.forward_features(batch.features)
                 tokens = [trunk(head.embedding(f_c_BDHW)) for trunk in head.trunks]
@@ -141,7 +141,7 @@ def probe_run(name: str, folder: Path, record: Mapping[str, Any], cache: CacheRe
                     gates.append(head.gate(f_c_BDHW).mean(0).numpy())
                 if head.shape.variant != "baseline":
                     similarities.append(_pair_cosines(tokens[head.shape.branches[-1].trunk]))
-                step(len(batch.frame_ids))
+                on_progress(len(batch.frame_ids))
         if head.shape.attention_drop == "learned" and head.shape.variant != "baseline":
             trunk = head.trunks[head.shape.branches[-1].trunk]
             drops = [module for module in trunk.modules() if isinstance(module, AttentionDrop)]
@@ -368,7 +368,7 @@ def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, li
 
 def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequence[str]) -> list[np.ndarray]:
     """Clean views of frames, RGB uint8 (S, S, 3)."""
-    crops = CropReader(catalog.crops_dir(dataset) / cache.manifest["provenance"]["crops"]["folder"])
+    crops = CropReader(catalog.crops_folder(dataset) / cache.manifest["provenance"]["crops"]["folder"])
     rows = crops.index.set_index("frame_id")["row"].loc[list(frame_ids)].to_numpy()
     side = cache.document["crop"]["size_px"]
     return [render_view(crop, ViewParams(), view_px=side) for crop in crops.read_crops(rows)]
@@ -376,7 +376,7 @@ def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequen
 
 def _load_features(catalog: Catalog, cache: CacheReader) -> Network:
     features = cache.document["features"]
-    entry = weights_in(features, catalog)
+    entry = find_weights(features, catalog)
     if entry is None:
         raise DataError(
             f"{cache.folder} was computed with weights that are not in the catalog (sha256 "

@@ -19,7 +19,7 @@ from rich.table import Table
 from pipeline.errors import DataError
 from pipeline.protocols import PARTS
 from pipeline.training.metrics import interval_percent, mean_of_defined, resampled_percent
-from pipeline.training.runs import done_folds, read_counts
+from pipeline.training.runs import finished_folds, read_counts
 
 NUM_RESAMPLES = 2000
 
@@ -109,7 +109,7 @@ def read_row(name: str, folders: Sequence[Path], *, published: str | None, parts
     Raises `DataError` if the runs were tested on different frames or labels.
     """
     tables = [
-        pd.concat([read_counts(fold) for part, fold in done_folds(folder).items() if part in parts])
+        pd.concat([read_counts(fold) for part, fold in finished_folds(folder).items() if part in parts])
         for folder in folders
     ]
     return row_from_counts(name, tables, folders=tuple(folders), published=published)

@@ -16,7 +16,7 @@ from pipeline.errors import DataNotFoundError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
-from pipeline.training.runs import done_folds, read_counts, read_run
+from pipeline.training.runs import finished_folds, read_counts, read_run
 
 AVERAGES = "mean over folds of each part's F1, then mean over action units"
 
@@ -99,7 +99,7 @@ class Report:
 def read_report(folder: Path) -> Report:
     """Return the report of the finished folds in a run's folder; `DataNotFoundError` if there is none."""
     record = read_run(folder)
-    done = done_folds(folder)
+    done = finished_folds(folder)
     if not done:
         raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings")
     counts = [read_counts(fold) for fold in done.values()]

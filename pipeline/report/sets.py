@@ -25,7 +25,7 @@ from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
-from pipeline.training.runs import Runs, done_folds, run_folder
+from pipeline.training.runs import Runs, finished_folds, run_folder
 
 logger = logging.getLogger("fantrans")
 
@@ -196,7 +196,7 @@ def write_set_report(
     are finished. Raises `DataError` if no run is, `ConfigError` for an unknown set or published table.
     """
     catalog = load_catalog()
-    entry = catalog.dataset(dataset)
+    entry = catalog.get_dataset(dataset)
     chosen, runs = resolve(catalog, dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
     rows = tuple(_read_member(member, runs) for member in chosen.members)
     if all(row.values is None for row in rows):
@@ -264,7 +264,7 @@ def compare_runs(
 def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | None, init_from: str | None) -> Row:
     folder = run_folder(catalog, name)
     if folder is not None:
-        return read_row(name, [folder] if done_folds(folder) else [], published=None)
+        return read_row(name, [folder] if finished_folds(folder) else [], published=None)
     if dataset is None:
         raise DataError(
             f"{name} is not a run; for an experiment, or a member of a set such as table1:baseline, pass its --dataset"

@@ -12,7 +12,7 @@ import torch
 
 _T = TypeVar("_T")
 
-_MAX_HELD = 3
+_MAX_BUFFERED = 3
 """Buffer size in items: how far the fastest consumer may run ahead of the slowest."""
 
 
@@ -53,7 +53,7 @@ class _Broadcast(Generic[_T]):
         self._consumers = consumers
         self._next = [0] * len(consumers)  # number of each consumer's next item
         self._busy: set[int] = set()
-        self._held: deque[_T] = deque()
+        self._buffer: deque[_T] = deque()
         self._num_dropped = 0
         self._is_over = False
         self._changed = threading.Condition()
@@ -61,10 +61,10 @@ class _Broadcast(Generic[_T]):
     def put(self, item: _T) -> None:
         """Add an item as soon as there is room."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._held) < _MAX_HELD or self.error is not None)
+            self._changed.wait_for(lambda: len(self._buffer) < _MAX_BUFFERED or self.error is not None)
             if self.error is not None:
                 raise self.error
-            self._held.append(item)
+            self._buffer.append(item)
             self._changed.notify_all()
 
     def end(self) -> None:
@@ -94,7 +94,7 @@ class _Broadcast(Generic[_T]):
     def _claim(self) -> tuple[int, _T] | None:
         with self._changed:
             started = time.monotonic()
-            is_starved = len(self._held) < _MAX_HELD and not self._is_over
+            is_starved = len(self._buffer) < _MAX_BUFFERED and not self._is_over
             self._changed.wait_for(lambda: self.error is not None or self._is_done() or self._waiting() is not None)
             number = self._waiting()
             if is_starved:
@@ -102,22 +102,22 @@ class _Broadcast(Generic[_T]):
             if self.error is not None or number is None:
                 return None
             self._busy.add(number)
-            return number, self._held[self._next[number] - self._num_dropped]
+            return number, self._buffer[self._next[number] - self._num_dropped]
 
     def _release(self, number: int) -> None:
         with self._changed:
             self._busy.remove(number)
             self._next[number] += 1
-            while self._held and min(self._next) > self._num_dropped:
-                self._held.popleft()
+            while self._buffer and min(self._next) > self._num_dropped:
+                self._buffer.popleft()
                 self._num_dropped += 1
             self._changed.notify_all()
 
     def _waiting(self) -> int | None:
         """Return the idle consumer with an available item that is furthest behind; None if there is none."""
-        num_items = self._num_dropped + len(self._held)
+        num_items = self._num_dropped + len(self._buffer)
         idle = [i for i, number in enumerate(self._next) if i not in self._busy and number < num_items]
         return min(idle, key=self._next.__getitem__, default=None)
 
     def _is_done(self) -> bool:
-        return self._is_over and min(self._next) == self._num_dropped + len(self._held)
+        return self._is_over and min(self._next) == self._num_dropped + len(self._buffer)

@@ -21,12 +21,12 @@ import torch
 from pipeline.errors import FantransError, StoreError, is_io_failure
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.prefetch import prefetch_map
-from pipeline.runtime.text import listed
+from pipeline.runtime.text import join_first
 
 logger = logging.getLogger("fantrans")
 
 _MAX_IN_FLIGHT = 256
-"""Tasks submitted at once, so that a plan of millions does not lie in an executor's queue."""
+"""Tasks submitted at once, so that an executor's queue never has millions."""
 _MAX_NAMED = 5
 _ORPHAN_CHECK_S = 1.0
 
@@ -38,7 +38,7 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class Result(Generic[_Task, _Out]):
-    """A task with its value, or with the error that concerns this task alone."""
+    """A task with its value, or with an error of this task alone."""
 
     task: _Task
     value: _Out | None = None
@@ -54,8 +54,8 @@ class Result(Generic[_Task, _Out]):
 def attempt(task: _Task, function: Callable[[], _Out]) -> Result[_Task, _Out]:
     """Run a function for a task and wrap what it returns or raises.
 
-    Errors that would meet every further task are raised: failed input or output, a broken executor, a lost device. A
-    task that Dask abandons after repeated worker deaths counts as failed by itself.
+    Errors that would also affect all other tasks are raised: failed input or output, a broken executor, a lost device.
+    A task that Dask abandons after repeated worker deaths counts as failed by itself.
     """
     try:
         return Result(task, function())
@@ -131,7 +131,7 @@ class Workers(Protocol):
     """Where tasks run, other than in this process."""
 
     def open(self, state: _State, *, num_tasks: int) -> AbstractContextManager[WorkerPool[_State] | None]:
-        """Give each worker a copy of `state` and return the pool; None means that this process works alone."""
+        """Give each worker a copy of `state` and return the pool; None if this process works alone."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class LocalWorkers:
             for worker in set(active_children()) - before:  # one that started as another died would wait forever
                 worker.kill()
             raise StoreError(
-                "a worker process died, perhaps for lack of memory; completed work is kept: rerun with fewer --workers"
+                "a worker process died, perhaps for lack of memory; finished work is kept: rerun with fewer --workers"
             ) from None
         finally:
             executor.shutdown(cancel_futures=True)
@@ -195,7 +195,7 @@ def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) 
     """Raise `StoreError` that names the failed tasks, if there are any."""
     if failed:
         errors = (f"{name}: {str(error) or type(error).__name__}" for name, error in failed.items())
-        named = listed(errors, _MAX_NAMED, separator="; ")
+        named = join_first(errors, _MAX_NAMED, separator="; ")
         raise StoreError(
             f"{len(failed)} of {num_all} {what} failed ({named}); the others are kept, and a rerun tries only these"
         )

@@ -28,7 +28,7 @@ LOG_EVERY_S = 10.0
 
 
 class ProgressCallback(Protocol):
-    """Callback for finished work."""
+    """Callback for finished work; parameters and variables of this type are named `on_progress`."""
 
     def __call__(self, num_done: int, piece: str = "") -> None:
         """Report `num_done` more items; `piece` names the unit of work that they complete, if any."""
@@ -74,7 +74,7 @@ def track(description: str, *, total: int, unit: str, num_before: int = 0) -> It
     def rate() -> float:
         return done / max(time.monotonic() - started, 1e-9)
 
-    def step(num_done: int, piece: str = "") -> None:
+    def on_progress(num_done: int, piece: str = "") -> None:
         nonlocal done, logged_at, reported_at
         done += num_done
         now = time.monotonic()
@@ -102,7 +102,7 @@ def track(description: str, *, total: int, unit: str, num_before: int = 0) -> It
     with ExitStack() as stack:
         bar = stack.enter_context(_bar(console)) if console.is_terminal else None
         task = TaskID(0) if bar is None else bar.add_task(description, total=total, unit=unit, completed=num_before)
-        yield step
+        yield on_progress
     if bar is None:
         logger.info("%s: %d %s in %.0f s, %.1f/s", description, done, unit, time.monotonic() - started, rate())
     if listener is not None:

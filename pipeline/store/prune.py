@@ -38,14 +38,14 @@ class PruneResult:
     num_files: int
     num_revisions: int
     num_moved_rows: int
-    num_held: int
+    num_pinned: int
     """Stale revisions that were kept because a reader pins them."""
     num_young: int
     """Stale revisions and orphans that were kept because they are younger than the grace period."""
 
     def __str__(self) -> str:
         """Return a summary in one line."""
-        kept = [f"{n} {why}" for n, why in ((self.num_held, "pinned by readers"), (self.num_young, "too young")) if n]
+        kept = [f"{n} {why}" for n, why in ((self.num_pinned, "pinned by readers"), (self.num_young, "too young")) if n]
         return (
             f"freed {self.num_bytes / 1e6:,.1f} MB in {self.num_files:,} files, {self.num_revisions} revisions; "
             f"moved {self.num_moved_rows:,} rows" + (f"; kept: {', '.join(kept)}" if kept else "")
@@ -63,15 +63,15 @@ def prune_store(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_G
         num_moved = _compact(writer)
         newest = load_revision(folder)
         if newest is None:
-            return PruneResult(num_bytes=0, num_files=0, num_revisions=0, num_moved_rows=0, num_held=0, num_young=0)
-        kept, dropped, num_held, num_young = [newest], [], 0, 0
+            return PruneResult(num_bytes=0, num_files=0, num_revisions=0, num_moved_rows=0, num_pinned=0, num_young=0)
+        kept, dropped, num_pinned, num_young = [newest], [], 0, 0
         for number in revision_numbers(folder):
             if number == newest.number:
                 continue
             if number < newest.number and _is_young(folder / manifest_name(number), grace_s):
                 num_young += 1
             elif not _drop_revision(folder, number):
-                num_held += 1
+                num_pinned += 1
             else:
                 dropped.append(number)
                 continue
@@ -87,7 +87,7 @@ def prune_store(folder: Path, format: StoreFormat, *, grace_s: float = DEFAULT_G
             num_files=len(files),
             num_revisions=len(dropped),
             num_moved_rows=num_moved,
-            num_held=num_held,
+            num_pinned=num_pinned,
             num_young=num_young + young,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import StoreNotFoundError
+from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.reader import readable_rows
 from pipeline.store.revisions import (
@@ -39,10 +40,10 @@ class Damage:
         return self.message + (f": {', '.join(self.frame_ids)}" if self.frame_ids else "")
 
 
-def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = lambda _: None) -> list[Damage]:
+def verify_store(folder: Path, *, is_deep: bool, on_progress: ProgressCallback = no_progress) -> list[Damage]:
     """Return the damage in the newest revision: missing files, wrong sizes and, if `is_deep`, wrong checksums.
 
-    Changes nothing; see `mark_damaged`. Calls `step(1)` after each unit. Raises `StoreError` without a revision.
+    Changes nothing; see `mark_damaged`. Calls `on_progress(1)` after each unit. Raises `StoreError` without a revision.
     """
     revision = load_revision(folder)
     if revision is None:
@@ -65,7 +66,7 @@ def verify_store(folder: Path, *, is_deep: bool, step: Callable[[int], None] = l
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for damages in pool.map(verify, sorted(revision.records)):
             found += damages
-            step(1)
+            on_progress(1)
     return found
 
 

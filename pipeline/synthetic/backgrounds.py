@@ -62,7 +62,7 @@ def _room(rng: np.random.Generator, side: int) -> np.ndarray:
     image = _ramp(rng, side, _colour(rng), _colour(rng) * 0.8)
     floor = int(side * rng.uniform(0.5, 1.0))
     image[floor:] = _ramp(rng, side, _colour(rng), _colour(rng))[floor:]
-    for _ in range(rng.integers(1, 8)):  # doors, windows, shelves, pictures
+    for _ in range(rng.integers(1, 8)):  # doors, windows, shelves, paintings
         w, h = (rng.uniform(0.05, 0.5, 2) * side).astype(int)
         x, y = (rng.uniform(-0.2, 1.0, 2) * side).astype(int)
         colour = _colour(rng) * (rng.uniform(1.5, 5) if rng.random() < 0.2 else 1)

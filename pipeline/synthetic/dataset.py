@@ -78,15 +78,15 @@ def write_dataset(
     load_bank(path)
     sizes = {"num_subjects": num_subjects, "num_tasks": num_tasks, "num_frames": num_frames}
     plan = plan_intensities(settings.rates, **sizes, rng=np.random.default_rng([seed, 3]))
-    with track("render subjects", total=len(missing) * num_tasks * num_frames, unit="frames") as step:
+    with track("render subjects", total=len(missing) * num_tasks * num_frames, unit="frames") as on_progress:
         if num_workers == 1 or len(missing) < 2:
             for i in missing:
-                step(_write_subject(out, settings, i, plan[i], path))
+                on_progress(_write_subject(out, settings, i, plan[i], path))
         else:
             with ProcessPoolExecutor(min(num_workers, len(missing)), get_context("spawn"), _one_thread) as pool:
                 tasks = [pool.submit(_write_subject, out, settings, i, plan[i], path) for i in missing]
                 for done in as_completed(tasks):
-                    step(done.result())
+                    on_progress(done.result())
     parts = [truth_path(out, subject, task) for subject in subjects for task in sequence_names(settings)]
     rows = [row for part in parts for row in json.loads(part.read_text())]
     write_table(out / "truth.parquet", pd.DataFrame(rows))

@@ -70,15 +70,15 @@ def render_scenes(
     render = partial(_render_chunk, folder, bank_path=bank_path, seed=seed, size_px=size_px)
     if missing:
         load_bank(bank_path)  # builds it once, before the workers need it
-    with track("render scenes", total=len(missing) * SCENES_PER_CHUNK, unit="scenes") as step:
+    with track("render scenes", total=len(missing) * SCENES_PER_CHUNK, unit="scenes") as on_progress:
         if num_workers > 1:
             with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
                 for _ in pool.map(render, missing):
-                    step(SCENES_PER_CHUNK)
+                    on_progress(SCENES_PER_CHUNK)
         else:
             for i in missing:
                 render(i)
-                step(SCENES_PER_CHUNK)
+                on_progress(SCENES_PER_CHUNK)
     return SceneFolder(folder, num_scenes=num_scenes)
 
 

@@ -73,7 +73,7 @@ class HeadTraining:
     weights_A: Tensor
     optimiser: torch.optim.Optimizer
     history: list[dict[str, float]] = field(default_factory=list)
-    """One entry per completed epoch: epoch, loss, loss_cls, loss_kd, lr of the last step, seconds."""
+    """One entry per finished epoch: epoch, loss, loss_cls, loss_kd, lr of the last step, seconds."""
     fault: str | None = None
     """Why the training stopped, as a sentence; None while all is well."""
     _epoch: list[Tensor] = field(default_factory=list)
@@ -137,7 +137,7 @@ class HeadTraining:
 
     @property
     def num_epochs_done(self) -> int:
-        """Number of completed epochs."""
+        """Number of finished epochs."""
         return len(self.history)
 
     @property
@@ -145,10 +145,11 @@ class HeadTraining:
         """Number of frames per epoch that are trained on."""
         return self.batches.num_batches * self.settings.batch_size
 
-    def train_on_page(self, page: Page, *, step: ProgressCallback) -> None:
-        """Train on a page of the next epoch, and ignore pages of other epochs; `step` is called after each batch.
+    def train_on_page(self, page: Page, *, on_progress: ProgressCallback) -> None:
+        """Train on a page of the next epoch, and ignore pages of other epochs.
 
-        The last page of an epoch writes the checkpoint, that of the last epoch the fold's files (`finish`).
+        `on_progress` is called after each batch. The last page of an epoch writes the checkpoint, that of the last
+        epoch the fold's files (`finish`).
         """
         if self.fault or page.epoch != self.num_epochs_done or page.epoch >= self.settings.num_epochs:
             return
@@ -158,7 +159,7 @@ class HeadTraining:
             self._epoch, self._seconds = [], 0.0
         for batch in self.batches.from_page(page):
             self._epoch.append(self._learn(batch))
-            step(len(batch.labels_BA))
+            on_progress(len(batch.labels_BA))
         self._seconds += time.monotonic() - started
         if page.is_last:
             self._end_epoch()
@@ -200,7 +201,7 @@ class HeadTraining:
         self._checkpoint.save(self.num_epochs_done * self.batches.num_batches)
 
     def finish(self) -> None:
-        """Write the fold's files, `result.json` last since it marks the fold as done, and remove the checkpoint."""
+        """Write the fold's files, `result.json` last since it marks the fold as finished, and remove the checkpoint."""
         run, folder = self.run, self.run.fold_folder(self.test_part)
         deployed = self.head.deployed()
         write_safetensors(folder / HEAD_NAME, self.head.state_dict())

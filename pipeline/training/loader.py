@@ -199,14 +199,14 @@ class HeadBatches:
         mine = np.flatnonzero(np.isin(page.rows, self.frames.rows, assume_unique=True))
         rows = np.concatenate((self._left_rows, page.rows[mine]))
         order = np.random.default_rng((self._seed, page.epoch, page.number)).permutation(len(rows))
-        num_whole = len(order) // self._batch_size * self._batch_size
-        for chosen in order[:num_whole].reshape(-1, self._batch_size):
+        num_used = len(order) // self._batch_size * self._batch_size
+        for chosen in order[:num_used].reshape(-1, self._batch_size):
             stored = {name: self._gathered(name, page.stored[name], mine, chosen) for name in page.stored}
             at = np.searchsorted(self.frames.rows, rows[chosen])
             labels_BA = torch.from_numpy(self.frames.labels_NA[at])
             device = next(iter(stored.values())).device
             yield Batch(self._codec.decode(stored), labels_BA.to(device), [self.frames.frame_ids[i] for i in at])
-        rest = order[num_whole:]
+        rest = order[num_used:]
         if page.is_last:
             self._left, self._left_rows = {}, np.empty(0, np.int64)
             return

@@ -31,7 +31,7 @@ class Scores:
     aus: one row per AU. `f1_percent` and `always_positive_percent` are averaged over the folds where they are defined,
     `pooled_percent` is the F1 of the folds' summed counts, `low_percent` and `high_percent` are the 95 % interval of
     `f1_percent`; `num_positive` and `num_known` count labels, `num_undefined` folds without an F1.
-    f1_percent, always_positive_percent, pooled_percent: averages over the AUs; the first is what the field reports.
+    f1_percent, always_positive_percent, pooled_percent: averaged over the AUs; the first is what the field reports.
     low_percent, high_percent: 95 % interval of `f1_percent`. num_undefined: pairs of fold and AU without an F1.
     """
 

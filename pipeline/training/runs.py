@@ -2,11 +2,11 @@
 
 runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
-    fold-P1/checkpoint.pt    state after the last complete epoch; removed when the fold is done
+    fold-P1/checkpoint.pt    state after the last finished epoch; removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
     fold-P1/deployed/                the deployed head, see pipeline/training/export.py
     fold-P1/predictions.parquet, counts.parquet
-    fold-P1/result.json      history and sizes; written last, so it marks the fold as done
+    fold-P1/result.json      history and sizes; written last, so it marks the fold as finished
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class TrainingRun:
         """Return the folder of the fold that tests `test_part`."""
         return fold_folder(self.folder, test_part)
 
-    def is_done(self, test_part: str) -> bool:
+    def is_fold_finished(self, test_part: str) -> bool:
         """Return whether the fold that tests `test_part` is finished."""
-        return _is_done(self.fold_folder(test_part))
+        return _is_fold_finished(self.fold_folder(test_part))
 
     @property
     def is_finished(self) -> bool:
         """Whether all folds of the experiment are finished."""
-        return all(self.is_done(part) for part in self.experiment.parts)
+        return all(self.is_fold_finished(part) for part in self.experiment.parts)
 
 
 class Runs:
@@ -105,14 +105,14 @@ class Runs:
         catalog, dataset = self._catalog, self._dataset
         source = self._source if self._sources is None else self._sources.resolve(experiment).folder
         frames, cache = self._frames_for(experiment), self._cache_for(experiment)
-        num_views, rules = experiment.cache.views.num_views, catalog.dataset(dataset).rules
+        num_views, rules = experiment.cache.views.num_views, catalog.get_dataset(dataset).rules
         if cache.num_views < num_views:
             raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
                 f"refresh {dataset} --config {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
             )
         plain, gated = INPUT_MAPS[experiment.head.input_features]
-        cache.codec.check_serves(plain=plain, gated=gated, experiment=experiment.name)
+        cache.codec.check_has_maps(plain=plain, gated=gated, experiment=experiment.name)
         document = {
             "head": experiment.head.model_dump(),
             "train": experiment.train.model_dump(),
@@ -140,13 +140,13 @@ class Runs:
 
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
         if self._frames is None:
-            work = self._catalog.work_dir(self._dataset)
+            work = self._catalog.work_folder(self._dataset)
             self._frames = read_index(work, dataset=self._dataset, config=experiment.refresh_args)
             check_subject_exclusive(self._frames)
         return self._frames
 
     def _cache_for(self, experiment: ExperimentConfig) -> CacheReader:
-        folder = self._catalog.cache_dir(self._dataset) / cache_fingerprint(experiment.cache, self._catalog)
+        folder = self._catalog.caches_folder(self._dataset) / cache_fingerprint(experiment.cache, self._catalog)
         if not folder.is_dir():
             raise StoreNotFoundError(
                 f"{self._dataset} has no cache with the settings of {experiment.name} ({folder} does not exist); "
@@ -229,13 +229,13 @@ def fold_folder(folder: Path, test_part: str) -> Path:
     return folder / f"{_FOLD_PREFIX}{test_part}"
 
 
-def done_folds(folder: Path) -> dict[str, Path]:
+def finished_folds(folder: Path) -> dict[str, Path]:
     """Return the folders of a run's finished folds by test part, in order of the parts."""
     folds = sorted(folder.glob(f"{_FOLD_PREFIX}*"))
-    return {path.name.removeprefix(_FOLD_PREFIX): path for path in folds if _is_done(path)}
+    return {path.name.removeprefix(_FOLD_PREFIX): path for path in folds if _is_fold_finished(path)}
 
 
-def _is_done(fold: Path) -> bool:
+def _is_fold_finished(fold: Path) -> bool:
     return all((fold / name).is_file() for name in (RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME))
 
 

@@ -50,7 +50,7 @@ def train_folds(
 def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu") -> float:
     """Train and score folds, given by run and test part; return the share of time (0..1) spent waiting for data.
 
-    Finished folds are skipped; interrupted ones resume after their last complete epoch, to the same weights. Each cache
+    Finished folds are skipped; interrupted ones resume after their last finished epoch, to the same weights. Each cache
     is read once for all of its heads. Raises `DataError` or `ConfigError` before the first step. Heads whose loss is
     not finite stop; the others are finished, then `TrainingError` names those that stopped.
     """
@@ -60,7 +60,7 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
         head_shape(run)  # raises before the first record is written
     readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
     for run, part in {run.fold_folder(part): (run, part) for run, part in folds}.values():
-        if not run.is_done(part):
+        if not run.is_fold_finished(part):
             reading = (run.cache.folder, run.cache.revision, run.experiment.cache.views.num_views)
             readings.setdefault(reading, []).append(HeadTraining.start(run, part, device))
     shares = [_train_together(heads, device) for heads in readings.values()]
@@ -92,11 +92,13 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     total = sum(head.settings.num_epochs * head.num_epoch_frames for head in heads)
     with (
         exact_convolutions(),
-        track(f"train {names}", total=total, unit="frames", num_before=num_before) as step,
+        track(f"train {names}", total=total, unit="frames", num_before=num_before) as on_progress,
         closing(pages.epochs(first, end)) as coming,
     ):
-        share = broadcast(coming, [partial(head.train_on_page, step=step) for head in heads], num_threads=num_threads)
-    trained_before = [head for head in heads if head.fault is None and not head.run.is_done(head.test_part)]
+        share = broadcast(
+            coming, [partial(head.train_on_page, on_progress=on_progress) for head in heads], num_threads=num_threads
+        )
+    trained_before = [head for head in heads if head.fault is None and not head.run.is_fold_finished(head.test_part)]
     broadcast([None], [partial(_finish, head) for head in trained_before], num_threads=num_threads)
     logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
     return share

@@ -52,8 +52,8 @@ def test_bad_input_fails_the_run_with_its_sentence_and_posts_it_to_the_webhook(t
     run = trial.begin("train-folds/bp4d-synthetic", config="nothing")
     state, message = trial.wait_for_end(run)
     assert state == "Failed"
-    assert "there is no experiment 'nothing'" in message
-    trial.until(lambda: any(run in line and "there is no experiment 'nothing'" in line for line in posted[0]))
+    assert "experiment 'nothing' does not exist" in message
+    trial.until(lambda: any(run in line and "experiment 'nothing' does not exist" in line for line in posted[0]))
 
 
 def test_a_wrong_parameter_is_refused_before_a_run_is_created(trial):

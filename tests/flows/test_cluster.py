@@ -1,4 +1,4 @@
-"""Work on the workers of a Dask cluster: which of them get it, and the error if none can."""
+"""Tasks on the workers of a Dask cluster: which workers get them, and the error if none can."""
 
 import sys
 
@@ -18,16 +18,16 @@ def client():
         yield client
 
 
-def names_of_workers(device, num_pieces):
-    with ClusterWorkers(device).open("worker", num_tasks=num_pieces) as pool:
-        return [result.unwrap() for result in pool.run(name_of_worker, range(num_pieces))]
+def names_of_workers(device, num_tasks):
+    with ClusterWorkers(device).open("worker", num_tasks=num_tasks) as pool:
+        return [result.unwrap() for result in pool.run(name_of_worker, range(num_tasks))]
 
 
 def name_of_worker(state, _):
     return f"{state} {get_worker().name}"
 
 
-def test_without_a_worker_that_offers_a_gpu_it_fails_at_once(client):
+def test_a_gpu_device_without_a_worker_that_offers_a_gpu_is_an_error(client):
     with pytest.raises(
         ConfigError,
         match=r"none of the 1 workers of .* offers a GPU, which device cuda:0 needs; start "
@@ -37,7 +37,7 @@ def test_without_a_worker_that_offers_a_gpu_it_fails_at_once(client):
     assert len(client.submit(names_of_workers, "cpu", 3, pure=False).result(60)) == 3
 
 
-def test_work_for_a_gpu_goes_to_a_worker_that_offers_one():
+def test_tasks_for_a_gpu_go_to_a_worker_that_offers_one():
     workers = {"plain": {"nthreads": 1}, "gpu": {"nthreads": 1, "resources": {GPU: 1}}}
     spec = {name: {"cls": "distributed.Nanny", "options": options} for name, options in workers.items()}
     scheduler = {"cls": "distributed.Scheduler", "options": {"dashboard_address": ":0"}}
@@ -51,7 +51,7 @@ def test_a_cluster_is_given_in_exactly_one_way(given):
         Cluster(**given)
 
 
-def test_without_dask_cuda_it_names_the_package(monkeypatch):
+def test_the_error_without_dask_cuda_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     with pytest.raises(ConfigError, match="run `pip install dask-cuda`"):
         Cluster(cuda=True).task_runner()

@@ -37,14 +37,14 @@ def refreshed(environment):
     refresh_cache("small", config=environment)
 
 
-def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(environment):
+def test_main_job_runs_from_raw_frames_to_a_report_and_a_second_run_computes_nothing(environment):
     from flows.main_job import main_job
     from flows.refresh import refresh_cache
 
     report = main_job("small", config=environment)
     assert report.parts == ("P1", "P2")
     assert report.table()["au"].tolist()[-1] == "mean"
-    frames = read_index(load_catalog().work_dir("small"), dataset="small")
+    frames = read_index(load_catalog().work_folder("small"), dataset="small")
     assert len(frames) == NUM_FRAMES
     for name in ("report.json", "report.csv", "report.md"):
         assert (report.folder / name).is_file()
@@ -58,14 +58,14 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_then_finds_nothing_to_do(
     main_job("small", config=environment)
     more_views = Path(environment).with_name("more.yaml")
     more_views.write_text(f"base: {Path(environment).with_suffix('')}\ncache: {{views: {{num_views: 5}}}}\n")
-    advice = r"has 2 views, more trains on 5; run `fantrans refresh small --config .*/more.yaml`"
-    with pytest.raises(StoreError, match=advice):
+    message = r"has 2 views, more trains on 5; run `fantrans refresh small --config .*/more.yaml`"
+    with pytest.raises(StoreError, match=message):
         prepare_run(str(more_views), dataset="small")
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
 
 @pytest.mark.usefixtures("refreshed")
-def test_init_from_a_data_set_means_its_run_of_the_same_experiment(environment):
+def test_init_from_a_data_set_starts_from_its_run_of_the_same_experiment(environment):
     from flows.train import train_folds
 
     (source,) = train_folds(environment, dataset="small")
@@ -94,7 +94,7 @@ def test_a_set_is_trained_in_one_pass_over_the_cache_and_reported_and_drawn(envi
         "small-t1_o2o_t2_o2m-seed1",
     ]
     first = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.safetensors")}
-    assert len(first) == 4 * 2 * 2  # runs, folds, the whole head and the deployed one
+    assert len(first) == 4 * 2 * 2  # runs, folds, the trained head and the deployed one
     assert train_folds(str(path), dataset="small", base=environment) == folders
     assert {path: path.stat().st_mtime_ns for path in first} == first
     table, written = write_set_report(str(path), dataset="small", base=environment)
@@ -129,19 +129,17 @@ def test_tasks_never_use_prefects_cache():
 
 
 @pytest.mark.usefixtures("refreshed")
-def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, monkeypatch):
+def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_catalog, monkeypatch):
     from flows.refresh import refresh_cache
     from pipeline.refresh import stages
 
     content = yaml.safe_load(small_catalog[0].read_text())
-    del content["datasets"]["small"][
-        "rendered"
-    ]  # otherwise rendering would restore the frames that are changed by hand below
+    del content["datasets"]["small"]["rendered"]  # else the stage render would restore the changed frames
     grown = small_catalog[0].with_name("grown.yaml")
     grown.write_text(yaml.safe_dump(content))
     monkeypatch.setenv("FANTRANS_CATALOG", str(grown))
     catalog = load_catalog()
-    root = catalog.dataset("small").root
+    root = catalog.get_dataset("small").root
     codes = sorted((root / "AUCoding/AU_OCC").glob("*.csv"))[0]
     subject, task = codes.stem.split("_")
     image = sorted((root / "BP4D-training" / subject / task).glob("*.jpg"))[0]
@@ -170,7 +168,7 @@ def test_a_new_frame_adds_one_and_keeps_the_rest(environment, small_catalog, mon
 
 
 @pytest.mark.usefixtures("refreshed")
-def test_a_member_with_its_own_cache_names_the_command_that_makes_it_and_trains_on_it(environment):
+def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command_that_creates_it(environment):
     from pipeline.refresh.maintenance import list_caches
     from pipeline.refresh.stages import refresh_cache
     from pipeline.report.sets import compare_runs
@@ -182,8 +180,8 @@ def test_a_member_with_its_own_cache_names_the_command_that_makes_it_and_trains_
         "  r18: {head: {variant: baseline, input_features: lf_only},\n"
         "        cache: {features: {weights: resnet18-rendered}}}\n"
     )
-    advice = rf"run `fantrans refresh small --config {path}:r18 --base {environment}`"
-    with pytest.raises(StoreError, match=advice):
+    message = rf"run `fantrans refresh small --config {path}:r18 --base {environment}`"
+    with pytest.raises(StoreError, match=message):
         train_folds(str(path), dataset="small", base=environment)
     with pytest.raises(ConfigError, match="trains on several caches"):
         refresh_cache("small", config=str(path), base=environment)

@@ -23,11 +23,11 @@ class State:
 @pytest.mark.parametrize(
     ("error", "is_retried"),
     [
-        (OSError(errno.EIO, "the disk hiccuped"), True),
+        (OSError(errno.EIO, "a transient fault"), True),
         (ConnectionResetError(errno.ECONNRESET, "peer"), True),
         (OSError(errno.ENOSPC, "full"), False),
         (FileNotFoundError(errno.ENOENT, "gone"), False),
-        (WriteError("a hiccup", errno.EIO), True),
+        (WriteError("a transient fault", errno.EIO), True),
         (WriteError("full", errno.ENOSPC), False),
         (DataError("bad input"), False),
         (KeyError("a defect"), False),
@@ -41,10 +41,10 @@ def test_a_task_is_retried_until_it_works():
     tries = []
 
     @fantrans_task(retry_delay_seconds=0)
-    def hiccup():
+    def fail_twice():
         tries.append(1)
         if len(tries) < 3:
-            raise OSError(errno.EIO, "the disk hiccuped")
+            raise OSError(errno.EIO, "a transient fault")
         return len(tries)
 
     @fantrans_task(retry_delay_seconds=0)
@@ -54,7 +54,7 @@ def test_a_task_is_retried_until_it_works():
 
     @flow
     def trying():
-        assert hiccup() == 3
+        assert fail_twice() == 3
         with pytest.raises(DataError):
             bad_input()
 

@@ -70,13 +70,13 @@ class CacheLife(RuleBasedStateMachine):
         for _ in range(num):
             self.num_made += 1
             name = f"F{self.num_made % 4:03d}/T1/{self.num_made}"
-            self.wanted[name] = {"picture": self._draw(name), "label": self.num_made % 2}
+            self.wanted[name] = {"image": self._draw(name), "label": self.num_made % 2}
 
     @rule(data=st.data())
     @precondition(lambda self: self.wanted)
     def replace(self, data):
         name = data.draw(st.sampled_from(sorted(self.wanted)))
-        self.wanted[name] = {**self.wanted[name], "picture": self._draw(name)}
+        self.wanted[name] = {**self.wanted[name], "image": self._draw(name)}
 
     @rule(data=st.data())
     @precondition(lambda self: len(self.wanted) > 1)
@@ -190,7 +190,7 @@ class CacheLife(RuleBasedStateMachine):
         self.num_made += 1
         path = self.folder / "raw" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), small_cache.picture(self.num_made)[..., ::-1])
+        cv2.imwrite(str(path), small_cache.draw_image(self.num_made)[..., ::-1])
         os.utime(path, ns=(self.num_made * 10**9,) * 2)  # a clock too coarse to see two changes in a row
         return self.num_made
 
@@ -214,7 +214,7 @@ class CacheLife(RuleBasedStateMachine):
         return frames, boxes
 
     def _true(self, name, state, view):
-        crop = cut_crop(small_cache.picture(state[name]["picture"]), frame_from_crop(BOX, CROP), CROP)
+        crop = cut_crop(small_cache.draw_image(state[name]["image"]), frame_from_crop(BOX, CROP), CROP)
         image = render_view(crop, view_params(name, view, small_cache.VIEWS), view_px=CROP.size_px)
         return {array: values[0] for array, values in small_cache.extract(image[None]).items()}
 

@@ -48,29 +48,32 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("refresh", "bp5d"), "there is no data set 'bp5d' in the catalog; known ones: bp4d"),
-        (("refresh", "bp4d", "--config", "fantrans"), "there is no experiment 'fantrans'"),
+        (("refresh", "bp5d"), "the catalog has no data set 'bp5d'; known ones: bp4d"),
+        (("refresh", "bp4d", "--config", "fantrans"), "experiment 'fantrans' does not exist"),
         (("refresh", "bp4d", "--device", "cuda:9"), "device 'cuda:9' does not exist"),
         (("train", "fan_trans", "--dataset", "bp4d", "--device", "foo"), "device 'foo' is not known; expected cpu"),
-        (("cache", "ls", "bp5d"), "there is no data set 'bp5d'"),
+        (("cache", "ls", "bp5d"), "the catalog has no data set 'bp5d'"),
         (("report", "[/b]"), "[/b] is not a run"),
         (("refresh", "bp4d"), "does not exist; run `fantrans catalog check`"),
-        (("refresh", "bp4d", "--profile", "tiny"), "there is no profile 'tiny'; known ones: exact, standard, compact"),
-        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
+        (
+            ("refresh", "bp4d", "--profile", "tiny"),
+            "profile 'tiny' does not exist; known ones: exact, standard, compact",
+        ),
+        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to create it"),
         (("report", "nowhere"), "is not a run"),
         (
             ("compare", "a", "b"),
             "a is not a run; for an experiment, or a member of a set such as table1:baseline, pass",
         ),
         (("export", "nowhere", "--out", "model"), "nowhere is not a run; pass a folder printed by `fantrans train`"),
-        (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 names a set of experiments"),
-        (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to make it"),
-        (("report", "table9", "--dataset", "bp4d"), "there is no experiment 'table9'"),
-        (("render",), "there is no folder to render into; give --out FOLDER, or --dataset NAME of the catalog"),
+        (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 is a set of experiments"),
+        (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to create it"),
+        (("report", "table9", "--dataset", "bp4d"), "experiment 'table9' does not exist"),
+        (("render",), "`fantrans render` needs a folder; give --out FOLDER, or --dataset NAME of the catalog"),
         (("render", "--dataset", "bp4d"), "data set 'bp4d' has no `rendered:` in the catalog"),
         (
             ("render", "--out", "faces", "--layout", "affectnet"),
-            "there is no layout 'affectnet'; known ones: bp4d, disfa",
+            "layout 'affectnet' does not exist; known ones: bp4d, disfa",
         ),
     ],
 )
@@ -164,7 +167,7 @@ def test_the_printed_entry_of_rendered_faces_indexes_all_their_frames(tmp_path):
     entries = yaml.safe_load(rendered.stdout.split("\n", 1)[1])
     path = tmp_path / "catalog.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(CATALOG_FILE.read_text()) | {"datasets": entries}))
-    entry = load_catalog(path).dataset("faces")
+    entry = load_catalog(path).get_dataset("faces")
     assert len(index_frames(entry.root, entry.raw_layout, entry.rules)) == num_subjects
 
 

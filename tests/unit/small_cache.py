@@ -44,7 +44,7 @@ FORMAT = make_format()
 CODEC = make_codec("exact", SHAPES)
 
 
-def picture(seed):
+def draw_image(seed):
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return cv2.resize(blocks, (80, 60), interpolation=cv2.INTER_LINEAR)
 
@@ -78,11 +78,11 @@ def make_boxes(frames):
     return boxes.astype(dict.fromkeys(BOX_COLUMNS[1:-2], np.float32)).assign(num_faces=1, status="ok")
 
 
-def write_pictures(root, frames):
+def write_images(root, frames):
     for seed, file in enumerate(frames["source_file"]):
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), picture(seed)[..., ::-1])
+        cv2.imwrite(str(path), draw_image(seed)[..., ::-1])
 
 
 def make_crops(folder, frames, boxes):
@@ -101,14 +101,14 @@ def extract(images):
 
 
 def cache_build(folder, *, extractor=extract, views=VIEWS, format=FORMAT, codec=CODEC, **more):
-    """The feature cache below `folder`; `more` are fields of `CacheBuild`."""
+    """Return the build of a feature cache below `folder`; `more` are fields of `CacheBuild`."""
     return CacheBuild(
         root=folder / "cache",
         format=format,
         codec=codec,
         views=views,
         view_px=CROP.size_px,
-        make_extractor=partial(_same, extractor),
+        make_extractor=partial(_return_extractor, extractor),
         **more,
     )
 
@@ -135,13 +135,13 @@ class ThreadWorkers:
             drop_state(name)
 
 
-def _same(it):
-    return it
+def _return_extractor(extractor):
+    return extractor
 
 
 def make_world(folder, **sizes):
     frames = make_frames(**sizes)
-    write_pictures(folder / "raw", frames)
+    write_images(folder / "raw", frames)
     return frames, make_boxes(frames)
 
 

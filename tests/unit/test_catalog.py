@@ -33,12 +33,12 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
     path = write(tmp_path)
     catalog = load_catalog(path, environment={"WORK": "/elsewhere"})
     assert catalog.roots.work == Path("/elsewhere")
-    assert catalog.dataset("faces").root == tmp_path / "raw"
-    assert catalog.cache_dir("faces") == tmp_path / "c" / "faces"
-    assert catalog.crops_dir("faces") == Path("/elsewhere/faces/crops")
+    assert catalog.get_dataset("faces").root == tmp_path / "raw"
+    assert catalog.caches_folder("faces") == tmp_path / "c" / "faces"
+    assert catalog.crops_folder("faces") == Path("/elsewhere/faces/crops")
     assert catalog.index_path("faces") == Path("/elsewhere/faces/frames.parquet")
     named = load_catalog(environment={"FANTRANS_CATALOG": str(path)})
-    assert named.work_dir("faces") == tmp_path / "w" / "faces"
+    assert named.work_folder("faces") == tmp_path / "w" / "faces"
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
         ("layout: bp4d", "layout: bp5d", "`datasets.faces.layout` is 'bp5d'"),
         ("protocol: bp4d", "protocol: ck", "expected one of bp4d"),
         ("layout:", "layuot:", "unknown key `datasets.faces.layuot`"),
-        ("layout: bp4d", "layout: disfa", "protocol bp4d does not go with layout disfa"),
+        ("layout: bp4d", "layout: disfa", "protocol bp4d does not fit layout disfa"),
         ("weights:", "weight:", "weight"),
-        ("weights:\n", "weights:\n  fan: {}\n", "'fan' is there twice"),
+        ("weights:\n", "weights:\n  fan: {}\n", "'fan' appears twice"),
         ("${WORK:-w}", "${WORK}", "variable WORK is not set"),
         ("pooling: avg", "pooling: mean", "pooling"),
         (", width: 64", "", "a fan needs width"),
@@ -66,20 +66,20 @@ def test_faults_are_one_sentence(tmp_path, old, new, sentence):
 def test_unknown_names_list_the_known_ones(tmp_path):
     catalog = load_catalog(write(tmp_path), environment={})
     with pytest.raises(CatalogError, match="known ones: faces"):
-        catalog.dataset("face")
+        catalog.get_dataset("face")
     with pytest.raises(CatalogError, match="known ones: fan"):
         catalog.get_weights("fun")
-    with pytest.raises(CatalogError, match="there is no catalog"):
+    with pytest.raises(CatalogError, match=r"catalog .* does not exist"):
         load_catalog(tmp_path / "nowhere.yaml")
 
 
 def test_check_names_missing_folders_and_damaged_weights(tmp_path):
     catalog = load_catalog(write(tmp_path, data=b"tensorz"), environment={})
-    faults = catalog.faults()
+    faults = catalog.find_faults()
     assert len(faults) == 3
     assert "raw/BP4D-training does not exist" in faults[0]
     assert "fix `root` of faces" in faults[0]
-    assert catalog.faults("faces")[:2] == faults[:2]
+    assert catalog.find_faults("faces")[:2] == faults[:2]
     assert "have sha256" in faults[2]
     with pytest.raises(WeightsError, match="have sha256"):
         catalog.get_weights("fan").checked_path()
@@ -94,10 +94,10 @@ def test_rendered_entries_are_rendered_and_others_left_alone(tmp_path, monkeypat
         "pipeline.synthetic.dataset.write_dataset", lambda out, **settings: asked.append((out, settings))
     )
     catalog = load_catalog(CATALOG_FILE, environment={"DISFA_SYNTHETIC_ROOT": str(tmp_path)})
-    assert not catalog.dataset("disfa").is_rendered
-    catalog.dataset("disfa").render(num_workers=3)
+    assert not catalog.get_dataset("disfa").is_rendered
+    catalog.get_dataset("disfa").render(num_workers=3)
     assert asked == []
-    entry = catalog.dataset("disfa-synthetic")
+    entry = catalog.get_dataset("disfa-synthetic")
     assert entry.is_rendered
     entry.render(num_workers=3)
     assert asked == [(tmp_path, {"layout": "disfa", "num_workers": 3, **entry.rendered.model_dump()})]
@@ -106,4 +106,4 @@ def test_rendered_entries_are_rendered_and_others_left_alone(tmp_path, monkeypat
 def test_check_is_silent_when_all_is_there(tmp_path):
     for name in ("raw/BP4D-training", "raw/AUCoding/AU_OCC"):
         (tmp_path / name).mkdir(parents=True)
-    assert load_catalog(write(tmp_path), environment={}).faults() == []
+    assert load_catalog(write(tmp_path), environment={}).find_faults() == []

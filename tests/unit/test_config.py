@@ -60,9 +60,9 @@ def test_settings_and_layouts_load_no_large_library(module, absent):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"a: 1\nb: 2\na: 3", "line 3: the name 'a' is there twice"),
+        (b"a: 1\nb: 2\na: 3", "line 3: the key 'a' appears twice"),
         (b"a: [", "line 1"),
-        (b"- a", "must hold a mapping of keys, not list"),
+        (b"- a", "must contain a mapping of keys, not list"),
         (b"a: \xff", "not UTF-8 text"),
     ],
 )

@@ -55,10 +55,10 @@ def test_a_file_that_is_no_text_is_said(tmp_path):
         ("train: {learning_rate: 1}", "unknown key `train.learning_rate`"),
         ("train: {lr: -1}", "`train.lr` is -1"),
         ("head: {variant: fan}", "`head.variant` is 'fan'"),
-        ("train: {lr: 1}\ntrain: {lr: 2}", "'train' is there twice"),
+        ("train: {lr: 1}\ntrain: {lr: 2}", "'train' appears twice"),
         ("base: a", "derives from itself"),
-        ("base: nobody", "no experiment 'nobody'"),
-        ("[1, 2]", "must hold a mapping"),
+        ("base: unknown", "experiment 'unknown' does not exist"),
+        ("[1, 2]", "must contain a mapping"),
         ("train: {lr: [}", "line 1"),
         ("parts: []", "`parts`"),
     ],
@@ -122,7 +122,7 @@ def test_a_name_is_resolved_on_a_data_set(tmp_path):
     assert resolve(catalog, "bp4d-synthetic").experiments == (load_experiment("demo"),)
     assert resolve(catalog, "bp4d-synthetic", "table1").experiments[0].train.batch_size == 16
     assert resolve(catalog, "bp4d-synthetic", "table1", base="fan_trans").experiments[0].train.batch_size == 64
-    with pytest.raises(ConfigError, match="demo is one experiment and not derived from fan_trans; leave --base away"):
+    with pytest.raises(ConfigError, match="demo is one experiment and not derived from fan_trans; leave --base out"):
         resolve(catalog, "bp4d-synthetic", "demo", base="fan_trans")
     with pytest.raises(CatalogError, match="no data set 'nowhere'"):
         resolve(catalog, "nowhere", "table1")
@@ -146,7 +146,7 @@ def test_the_old_key_of_a_set_is_refused_with_the_new_one(tmp_path, content, cho
     [
         ("members: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
         ("members: {a: 3}", "`members.a` is 3: input should be a valid dictionary"),
-        ("seeds: [0, 0]\nmembers: {a: {}}", "`seeds`: the same seed is there twice"),
+        ("seeds: [0, 0]\nmembers: {a: {}}", "`seeds`: a seed appears twice"),
         ("seeds: []\nmembers: {a: {}}", "`seeds`"),
         ("members: {a: {train: {seed: 7}}}", "member a has a `train.seed`; list its seeds in the set's `seeds`"),
         ("members: [a, b]", "`members`: input should be a valid dictionary"),
@@ -160,7 +160,7 @@ def test_faults_of_a_set_are_one_sentence(tmp_path, content, fault):
 
 
 def test_a_set_is_not_taken_for_an_experiment():
-    with pytest.raises(ConfigError, match="names a set of experiments"):
+    with pytest.raises(ConfigError, match="is a set of experiments"):
         load_experiment("table1")
 
 

@@ -16,8 +16,14 @@ WORDS = {
     r"for ever": "forever, or state the limit",
     r"leave_word": "mark_damaged",
     r"hurts?": "damaged, affected",
+    r"hears?": "is called with, receives",
+    r"look(?:s|ed|ing)? after": "maintain",
+    r"(?:goes|went) on": "continues, resumes",
+    r"(?:is|are|was) there twice": "appears twice",
+    r"images?": "image, figure",
+    r"(?:hands?|handed) over": "pass",
     r"told of": "notified of, receives",
-    r"(?:a row|a file) a": "one per ...",
+    r"a (?:row|file|table|sentence) (?:a|each)": "one per ...",
     r"one a (?:fold|device|view|face|frame|head|file)": "one per ...",
 }
 """Patterns, and what to write instead. A space stands for any white space, line ends included."""

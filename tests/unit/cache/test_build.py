@@ -40,7 +40,7 @@ def world(in_memory):
 
 
 def no_extractor(images):
-    raise AssertionError("nothing was to be computed")
+    raise AssertionError("computed although nothing was missing")
 
 
 def expected_features(crops, frame_id, view):
@@ -61,7 +61,7 @@ def test_every_frame_has_its_own_features_in_every_view(world):
                 np.testing.assert_array_equal(found[name][i], values)
 
 
-def test_any_zarr_reader_opens_it(world):
+def test_zarr_opens_a_cache(world):
     _, _, cache = world
     root = zarr.open(cache.folder / "arrays.zarr", mode="r")
     assert sorted(root.group_keys()) == ["view_00", "view_01", "view_02"]
@@ -82,7 +82,7 @@ def test_any_zarr_reader_opens_it(world):
         np.testing.assert_array_equal(group["params"][:][cache.rows()], params)
 
 
-def test_shards_are_those_that_zarr_itself_would_write(world, tmp_path):
+def test_shards_have_the_bytes_that_zarr_writes(world, tmp_path):
     _, _, cache = world
     group = zarr.open(cache.folder / "arrays.zarr", mode="r")["view_02"]
     copy = zarr.create_array(
@@ -110,7 +110,7 @@ def test_rows_are_shuffled_inside_parts_and_blocks_hold_one_part(world):
     assert set(cache.rows(["P2"])) == set(cache.index.loc[cache.index["part"] == "P2", "row"])
 
 
-def test_a_second_refresh_does_nothing_and_changed_labels_touch_no_feature(world, tmp_path):
+def test_a_second_refresh_does_nothing_even_with_changed_labels(world, tmp_path):
     frames, crops, cache = world
     before = stored_bytes(cache.folder)
     relabelled = frames.assign(au_01=1 - frames["au_01"])
@@ -119,7 +119,7 @@ def test_a_second_refresh_does_nothing_and_changed_labels_touch_no_feature(world
     assert stored_bytes(cache.folder) == before
 
 
-def test_the_plan_of_a_first_refresh_counts_what_it_will_write(world, tmp_path):
+def test_the_plan_of_a_first_refresh_counts_frames_and_bytes(world, tmp_path):
     frames, crops, cache = world
     plan = cache_build(tmp_path / "elsewhere").plan(frames, crops.listed)
     assert (plan.num_kept, plan.num_computed, plan.num_dropped) == (0, 30, 0)
@@ -129,7 +129,7 @@ def test_the_plan_of_a_first_refresh_counts_what_it_will_write(world, tmp_path):
     assert (done.num_kept, done.num_computed, done.num_bytes, done.is_new) == (30, 0, 0, False)
 
 
-def test_new_frames_changed_pictures_and_removed_frames_cost_what_they_are(tmp_path):
+def test_only_new_and_changed_frames_are_computed(tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     early = frames["frame"] < 4
     first = make_cache(
@@ -140,7 +140,7 @@ def test_new_frames_changed_pictures_and_removed_frames_cost_what_they_are(tmp_p
     before = first.read(first.rows(), view=2)
 
     changed, moved, removed, added = "F000/T1/1", "F001/T1/2", "F002/T1/3", frames.loc[~early, "frame_id"].tolist()
-    cv2.imwrite(str(tmp_path / "raw/F000/1.png"), small_cache.picture(1000))
+    cv2.imwrite(str(tmp_path / "raw/F000/1.png"), small_cache.draw_image(1000))
     boxes.loc[boxes["frame_id"] == moved, "y2"] += 4
     frames, boxes = (table[table["frame_id"] != removed].reset_index(drop=True) for table in (frames, boxes))
     seen = 0
@@ -161,7 +161,7 @@ def test_new_frames_changed_pictures_and_removed_frames_cost_what_they_are(tmp_p
         found = second.read(second.index.loc[second.index["frame_id"] == frame_id, "row"].to_numpy(), view=2)
         np.testing.assert_array_equal(found["h2"][0], expected_features(crops, frame_id, 2)["h2"])
 
-    for name, values in first.read(first.rows(), view=2).items():  # a reader keeps the revision that it pinned
+    for name, values in first.read(first.rows(), view=2).items():  # a reader keeps its pinned revision
         np.testing.assert_array_equal(values, before[name])
     assert open_cache(first.folder, revision=1).index.equals(first.index)
 
@@ -177,7 +177,7 @@ def test_more_views_are_added_to_the_same_cache(world, tmp_path):
     assert make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2), extractor=no_extractor).num_views == 3
 
 
-def test_another_fingerprint_lies_beside_and_a_foreign_folder_is_refused(world, tmp_path):
+def test_another_fingerprint_gets_its_own_folder_and_a_foreign_folder_is_refused(world, tmp_path):
     frames, crops, _ = world
     other = small_cache.make_format(fan="b")
     first = make_cache(tmp_path, frames, crops, views=ViewConfig(num_views=2))
@@ -190,7 +190,7 @@ def test_another_fingerprint_lies_beside_and_a_foreign_folder_is_refused(world, 
         make_cache(tmp_path, frames, crops, format=other)
 
 
-def test_provenance_is_kept(world, tmp_path):
+def test_the_manifest_records_provenance(world, tmp_path):
     frames, crops, _ = world
     cache = make_cache(tmp_path, frames, crops, provenance={"device": "cpu"})
     provenance = cache.manifest["provenance"]
@@ -313,7 +313,7 @@ def test_a_refresh_killed_before_a_step_keeps_what_was_finished(world, steps, tm
 
 
 @pytest.mark.parametrize("num_threads", [0, 1])
-def test_a_block_that_fails_stops_no_other_and_is_tried_again_alone(world, tmp_path, num_threads):
+def test_other_blocks_are_kept_if_one_fails_and_a_rerun_computes_only_that(world, tmp_path, num_threads):
     frames, crops, undisturbed = world
     calls = tmp_path / "calls"
     with ThreadPoolExecutor(1) as pool:
@@ -329,7 +329,7 @@ def test_a_block_that_fails_stops_no_other_and_is_tried_again_alone(world, tmp_p
     assert stored_bytes(cache.folder) == stored_bytes(undisturbed.folder)
 
 
-def test_a_worker_on_a_full_disk_ends_the_refresh_and_leaves_no_half_of_a_block(world, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_refresh_and_leaves_no_temporary_files(world, tmp_path, monkeypatch):
     frames, crops, _ = world
     staged = []
 
@@ -355,7 +355,7 @@ def extract_with_a_fault(calls, at, images):
     return small_cache.extract(images)
 
 
-def test_a_killed_second_refresh_leaves_the_first_revision_and_goes_on(world, tmp_path):
+def test_a_killed_second_refresh_leaves_the_first_revision_and_resumes(world, tmp_path):
     frames, crops, undisturbed = world
     some = frames.iloc[::2]
     make_cache(tmp_path, some, crops)
@@ -386,7 +386,7 @@ def test_what_changed_between_a_kill_and_the_next_refresh_is_recomputed(world, t
 # --- writers
 
 
-def test_the_second_of_two_writers_leaves_with_the_name_of_the_first(world, tmp_path):
+def test_the_second_of_two_writers_ends_with_an_error_that_names_the_first(world, tmp_path):
     frames, crops, undisturbed = world
     process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
     process.start()
@@ -412,19 +412,19 @@ def test_the_second_of_two_writers_leaves_with_the_name_of_the_first(world, tmp_
 
 
 @pytest.fixture
-def cache_to_harm(world, tmp_path):
+def own_cache(world, tmp_path):
     frames, crops, _ = world
     return make_cache(tmp_path, frames, crops)
 
 
-def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_to_harm, tmp_path):
+def test_the_error_names_a_missing_shard_and_the_next_refresh_repairs_it(world, own_cache, tmp_path):
     frames, crops, undisturbed = world
-    shard = cache_to_harm.folder / "arrays.zarr/view_01/h1/c.2.0.0.0"
+    shard = own_cache.folder / "arrays.zarr/view_01/h1/c.2.0.0.0"
     shard.unlink()
     with pytest.raises(StoreError) as caught:
-        cache_to_harm.read(cache_to_harm.rows(), view=1)
+        own_cache.read(own_cache.rows(), view=1)
     assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` to recompute it"
-    cache_to_harm.read(cache_to_harm.rows(), view=0)
+    own_cache.read(own_cache.rows(), view=0)
     plan = cache_build(tmp_path).plan(frames, crops.listed)
     assert [(unit.block, unit.group) for unit in plan.units] == [(2, "view_01")]
     repaired = make_cache(tmp_path, frames, crops)
@@ -432,8 +432,8 @@ def test_a_missing_shard_is_named_and_the_next_refresh_repairs_it(world, cache_t
         np.testing.assert_array_equal(values, undisturbed.read(undisturbed.rows(), view=1)[name])
 
 
-def test_a_flipped_bit_and_a_truncated_shard_are_never_served(cache_to_harm):
-    cache, shard = cache_to_harm, cache_to_harm.folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
+def test_damaged_rows_and_truncated_shards_are_never_returned(own_cache):
+    cache, shard = own_cache, own_cache.folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
     intact = shard.read_bytes()
     row_bytes = 4 * 64 * 2 + 4
     shard.write_bytes(intact[: row_bytes + 7] + bytes([intact[row_bytes + 7] ^ 4]) + intact[row_bytes + 8 :])
@@ -464,25 +464,25 @@ SMALL_FILES = (
 )
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, flip_bit])
+@pytest.mark.parametrize("damage", [Path.unlink, flip_bit])
 @pytest.mark.parametrize("name", SMALL_FILES)
-def test_a_small_file_that_is_lost_or_damaged_costs_nothing(world, cache_to_harm, tmp_path, name, harm):
+def test_a_missing_or_damaged_small_file_is_restored_without_computing(world, own_cache, tmp_path, name, damage):
     """Readers use the other copy; the next refresh restores the file and computes nothing."""
     frames, crops, undisturbed = world
-    harm(cache_to_harm.folder / name)
-    found = open_cache(cache_to_harm.folder)
+    damage(own_cache.folder / name)
+    found = open_cache(own_cache.folder)
     assert found.index.equals(undisturbed.index)
     for array, values in found.read(found.rows()).items():
         np.testing.assert_array_equal(values, undisturbed.read(undisturbed.rows())[array])
     make_cache(tmp_path, frames, crops, extractor=no_extractor)
-    assert stored_bytes(cache_to_harm.folder) == stored_bytes(undisturbed.folder)
+    assert stored_bytes(own_cache.folder) == stored_bytes(undisturbed.folder)
 
 
 @pytest.mark.parametrize("name", ["index-000001.parquet", "manifest-000001.json", "fingerprint.json"])
-def test_a_table_that_is_damaged_in_both_copies_is_refused(cache_to_harm, name):
-    for at in (cache_to_harm.folder, cache_to_harm.folder / "mirror"):
+def test_a_table_that_is_damaged_in_both_copies_is_refused(own_cache, name):
+    for at in (own_cache.folder, own_cache.folder / "mirror"):
         flip_bit(at / name)
-    folder = cache_to_harm.folder
+    folder = own_cache.folder
     if name.startswith("manifest"):
         (folder / "current.json").write_bytes(sealed_json({"revision": 1}))
     message = rf"{folder / name} is damaged, and so is its copy in mirror/; restore one from a backup, or remove"
@@ -490,8 +490,8 @@ def test_a_table_that_is_damaged_in_both_copies_is_refused(cache_to_harm, name):
         _ = open_cache(folder).index
 
 
-def test_another_schema_is_refused(cache_to_harm):
-    folder = cache_to_harm.folder
+def test_another_schema_is_refused(own_cache):
+    folder = own_cache.folder
     document = read_sealed_json(folder / "manifest-000001.json")
     document.pop("crc32c")
     (folder / "manifest-000001.json").write_bytes(sealed_json({**document, "schema": 3}))
@@ -499,7 +499,7 @@ def test_another_schema_is_refused(cache_to_harm):
         open_cache(folder)
 
 
-def test_views_revisions_and_folders_that_are_not_there_are_named(world, tmp_path):
+def test_errors_name_unknown_views_revisions_and_folders(world, tmp_path):
     _, crops, cache = world
     with pytest.raises(StoreError, match="has views 0 to 2 in revision 1, not 3; run `fantrans refresh`"):
         cache.read(cache.rows(), view=3)
@@ -511,7 +511,7 @@ def test_views_revisions_and_folders_that_are_not_there_are_named(world, tmp_pat
         open_cache(crops.folder)
 
 
-def test_a_row_that_was_never_stored_is_not_served(world):
+def test_a_row_that_was_never_stored_is_an_error(world):
     _, _, cache = world
     empty = np.setdiff1d(np.arange(12), cache.rows())[:1]
     with pytest.raises(StoreError, match=r"does not hold row 2; run `fantrans refresh`"):

@@ -50,7 +50,7 @@ def relative_l2(found, true):
     return np.sqrt(((found - true) ** 2).sum() / (true**2).sum())
 
 
-def test_exact_gives_the_maps_back_bit_for_bit(maps):
+def test_exact_is_lossless(maps):
     rows, features = decoded(make_codec("exact", SHAPES), maps)
     for name in ("lf", "h1", "h2"):
         np.testing.assert_array_equal(rows[name], maps[name])
@@ -59,7 +59,7 @@ def test_exact_gives_the_maps_back_bit_for_bit(maps):
     np.testing.assert_allclose(features["hm"].numpy(), maps["hm"].astype(float).sum(1, keepdims=True), rtol=1e-3)
 
 
-def test_standard_keeps_each_channel_to_half_a_step_and_the_sum_as_exact_gives_it(maps):
+def test_standard_errs_by_half_a_step_at_most_and_its_heatmap_sum_equals_that_of_exact(maps):
     rows, features = decoded(make_codec("standard", SHAPES), maps)
     scales = dict(zip(("lf", "h1", "h2"), np.split(rows["scale"], 3, 1), strict=True))
     for name, scale in scales.items():
@@ -72,7 +72,7 @@ def test_standard_keeps_each_channel_to_half_a_step_and_the_sum_as_exact_gives_i
 
 
 @pytest.mark.parametrize("profile", ["standard", "compact"])
-def test_the_loss_that_is_stored_is_the_loss(maps, profile):
+def test_the_stored_relative_l2_error_is_correct(maps, profile):
     codec = make_codec(profile, SHAPES, basis=random_basis(C, num_components=6, step=0.2))
     rows, features = decoded(codec, maps)
     plain = {name: maps[name].astype(float) for name in ("lf", "h1", "h2")}
@@ -85,7 +85,7 @@ def test_the_loss_that_is_stored_is_the_loss(maps, profile):
             assert rows["loss"][frame, i] == pytest.approx(relative_l2(found[frame], values[frame]), rel=2e-3)
 
 
-def test_all_components_and_a_small_step_lose_next_to_nothing(maps):
+def test_all_components_with_a_small_step_are_nearly_lossless(maps):
     rows, _ = decoded(make_codec("compact", SHAPES, basis=random_basis(C)), maps)
     assert (rows["loss"] < 0.02).all()
 
@@ -119,14 +119,14 @@ def test_a_head_reads_every_profile_and_a_basis_folds_into_its_first_convolution
 def test_a_gated_profile_refuses_heads_without_the_gate():
     compact = make_codec("compact", SHAPES, basis=random_basis(C))
     with pytest.raises(ConfigError, match="no_gate reads h1 and h2 without the heatmap gate, and the profile compact"):
-        compact.check_serves(plain=INPUT_MAPS["bl_no_hm"][0], gated=(), experiment="no_gate")
+        compact.check_has_maps(plain=INPUT_MAPS["bl_no_hm"][0], gated=(), experiment="no_gate")
     for name in ("bl", "bl_no_lf"):
-        compact.check_serves(plain=INPUT_MAPS[name][0], gated=INPUT_MAPS[name][1], experiment=name)
-    make_codec("standard", SHAPES).check_serves(plain=INPUT_MAPS["bl_no_hm"][0], gated=(), experiment="no_gate")
+        compact.check_has_maps(plain=INPUT_MAPS[name][0], gated=INPUT_MAPS[name][1], experiment=name)
+    make_codec("standard", SHAPES).check_has_maps(plain=INPUT_MAPS["bl_no_hm"][0], gated=(), experiment="no_gate")
 
 
 @pytest.mark.parametrize("profile", ["exact", "standard"])
-def test_a_network_without_heatmaps_is_kept_as_its_one_map(maps, profile):
+def test_a_network_without_heatmaps_is_stored_as_one_map(maps, profile):
     codec = make_codec(profile, {"lf": SHAPES["lf"]})
     rows, features = decoded(codec, {"lf": maps["lf"]})
     assert set(rows) == ({"lf"} if profile == "exact" else {"lf", "scale", "loss"})
@@ -135,8 +135,8 @@ def test_a_network_without_heatmaps_is_kept_as_its_one_map(maps, profile):
     np.testing.assert_array_equal(features["lf"].numpy(), of_all["lf"].numpy())
     plain, gated = INPUT_MAPS["bl"]
     with pytest.raises(ConfigError, match="full reads h1 and h2, and its cache holds only lf"):
-        codec.check_serves(plain=plain, gated=gated, experiment="full")
-    codec.check_serves(plain=INPUT_MAPS["lf_only"][0], gated=(), experiment="r18")
+        codec.check_has_maps(plain=plain, gated=gated, experiment="full")
+    codec.check_has_maps(plain=INPUT_MAPS["lf_only"][0], gated=(), experiment="r18")
 
 
 def test_a_foreign_or_broken_basis_is_refused():

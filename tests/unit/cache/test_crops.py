@@ -15,7 +15,7 @@ from pipeline.runtime.atomic import file_sha256
 from tests.unit import small_cache
 
 
-def test_the_affine_is_the_one_worked_out_by_hand():
+def test_the_affine_equals_one_computed_by_hand():
     # width 100 + height 160 = 260, so the square is 200 px wide and a crop px is 200 / 256 = 0.78125 px of the frame
     affine = frame_from_crop(np.array([100, 40, 200, 200], np.float32), CropConfig())
     np.testing.assert_allclose(affine, [[0.78125, 0, 150 - 223.5 * 0.78125], [0, 0.78125, 120 - 223.5 * 0.78125]])
@@ -24,7 +24,7 @@ def test_the_affine_is_the_one_worked_out_by_hand():
     np.testing.assert_allclose(left_edge_of_square, [50, 120])
 
 
-def test_a_crop_shows_the_frame_where_its_affine_says_and_zero_outside():
+def test_a_crop_samples_the_frame_by_its_affine_and_is_zero_outside():
     y, x = np.indices((200, 240), np.float64)
     image = np.stack([x, y, np.full_like(x, 200)], -1).astype(np.uint8)
     affine = frame_from_crop(np.array([60, 50, 140, 150]), CropConfig())
@@ -53,7 +53,7 @@ def test_the_clean_view_is_the_square_that_the_paper_resizes():
 def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     boxes.loc[3, ["x1", "status"]] = [np.nan, "no_face"]
-    (tmp_path / "raw" / frames["source_file"][7]).write_bytes(b"not a picture")
+    (tmp_path / "raw" / frames["source_file"][7]).write_bytes(b"not an image")
     (tmp_path / "raw" / frames["source_file"][9]).unlink()
     crops = small_cache.make_crops(tmp_path, frames, boxes)
     listed = crops.listed.set_index("frame_id").loc[frames["frame_id"]]
@@ -64,7 +64,7 @@ def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_
     row = listed["row"].iloc[[i]].to_numpy()
     affine = frame_from_crop(boxes[["x1", "y1", "x2", "y2"]].to_numpy()[i], small_cache.CROP)
     np.testing.assert_array_equal(crops.read_affines(row)[0], affine)
-    expected = cut_crop(small_cache.picture(i), affine, small_cache.CROP)
+    expected = cut_crop(small_cache.draw_image(i), affine, small_cache.CROP)
     np.testing.assert_array_equal(crops.read_crops(row)[0], expected)
     stored = zarr.open(crops.folder / "arrays.zarr", mode="r")
     np.testing.assert_array_equal(stored["crops"][row[0]], expected)
@@ -74,7 +74,7 @@ def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_
     assert small_cache.make_crops(tmp_path, frames, boxes).revision == 1
 
 
-def test_only_changed_pictures_and_boxes_are_cut_again(tmp_path):
+def test_only_changed_images_and_boxes_are_cut_again(tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     first = small_cache.make_crops(tmp_path, frames, boxes)
     arguments = {"images_root": tmp_path / "raw", "format": small_cache.CROPS_FORMAT}
@@ -82,7 +82,7 @@ def test_only_changed_pictures_and_boxes_are_cut_again(tmp_path):
 
     touched, changed = (tmp_path / "raw" / frames["source_file"][i] for i in (0, 1))
     os.utime(touched, ns=(1, 1))
-    cv2.imwrite(str(changed), small_cache.picture(99))
+    cv2.imwrite(str(changed), small_cache.draw_image(99))
     boxes.loc[2, "x2"] += 1
     plan = plan_crops(tmp_path / "crops", frames, boxes, **arguments)
     assert plan.num_dropped == 2
@@ -99,8 +99,8 @@ def test_only_changed_pictures_and_boxes_are_cut_again(tmp_path):
 
 
 def write_bitmap(path, seed):
-    """A picture that has as many bytes as any other."""
-    path.write_bytes(cv2.imencode(".bmp", small_cache.picture(seed)[..., ::-1])[1].tobytes())
+    """A image that has as many bytes as any other."""
+    path.write_bytes(cv2.imencode(".bmp", small_cache.draw_image(seed)[..., ::-1])[1].tobytes())
 
 
 def test_a_replaced_picture_of_equal_size_costs_its_own_crop_and_features_and_a_touched_one_none(tmp_path):
@@ -130,7 +130,9 @@ def test_a_replaced_picture_of_equal_size_costs_its_own_crop_and_features_and_a_
     assert seen == [1] * small_cache.VIEWS.num_views
     row = crops.index.set_index("frame_id").loc[[name], "row"].to_numpy()
     affine = frame_from_crop(boxes[["x1", "y1", "x2", "y2"]].to_numpy()[1], small_cache.CROP)
-    np.testing.assert_array_equal(crops.read_crops(row)[0], cut_crop(small_cache.picture(99), affine, small_cache.CROP))
+    np.testing.assert_array_equal(
+        crops.read_crops(row)[0], cut_crop(small_cache.draw_image(99), affine, small_cache.CROP)
+    )
     new = second.read(second.index.loc[second.index["frame_id"] == name, "row"].to_numpy())["lf"][0]
     assert not np.array_equal(old, new)
     others = frames["frame_id"].drop(1)
@@ -174,7 +176,7 @@ def test_frames_of_a_video_are_cut_too(tmp_path):
     np.testing.assert_allclose(middle, [40 * i + 20 * seed for seed in range(2) for i in range(5)], atol=2)
 
 
-def test_tables_that_do_not_belong_together_are_refused(tmp_path):
+def test_tables_of_different_frames_are_refused(tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     with pytest.raises(DataError, match="list different frames; run `fantrans refresh`"):
         small_cache.make_crops(tmp_path, frames, boxes.iloc[::-1].reset_index(drop=True))

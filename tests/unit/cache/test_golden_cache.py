@@ -51,7 +51,7 @@ def test_a_cache_of_schema_2_opens_with_the_same_values(profile):
     assert verify_store(SCHEMA_2 / profile, is_deep=True) == []
 
 
-def test_a_cache_of_a_later_schema_is_refused_in_a_sentence(tmp_path):
+def test_a_cache_of_a_later_schema_is_refused_with_one_sentence(tmp_path):
     folder = tmp_path / "exact"
     shutil.copytree(SCHEMA_2 / "exact", folder)
     manifest = read_sealed_json(folder / "manifest-000001.json")
@@ -61,7 +61,7 @@ def test_a_cache_of_a_later_schema_is_refused_in_a_sentence(tmp_path):
         open_cache(folder)
 
 
-def test_a_cache_of_schema_1_is_refused_in_a_sentence(tmp_path):
+def test_a_cache_of_schema_1_is_refused_with_one_sentence(tmp_path):
     (tmp_path / "fingerprint.json").write_text('{"kind": "features"}')
     (tmp_path / "current.json").write_text('{"revision": 1}')
     (tmp_path / "manifest-000001.json").write_text('{"schema": 1, "revision": 1}')

@@ -46,9 +46,9 @@ def test_a_third_layout_is_one_object_in_one_place(tmp_path, monkeypatch):
         load_catalog(path)
     monkeypatch.setitem(LAYOUTS, "csv", CSV)
     catalog = load_catalog(path)
-    entry = catalog.dataset("mine")
+    entry = catalog.get_dataset("mine")
     assert [str(each.relative_to(entry.root)) for each in entry.missing_folders()] == ["images", "labels"]
-    assert "raw/images does not exist; unpack the data set there" in catalog.faults("mine")[0]
+    assert "raw/images does not exist; unpack the data set there" in catalog.find_faults("mine")[0]
     with pytest.raises(DataNotFoundError, match="raw/images does not exist; run `fantrans catalog check`"):
         index_frames(entry.root, entry.raw_layout, entry.rules)
 
@@ -61,7 +61,7 @@ def test_a_third_layout_is_one_object_in_one_place(tmp_path, monkeypatch):
     (entry.root / "labels" / CODES).write_text("\n".join([header, *lines]))
 
     frames = index_frames(entry.root, entry.raw_layout, entry.rules)
-    assert catalog.faults("mine") == []
+    assert catalog.find_faults("mine") == []
     assert tuple(frames.columns) == (*FRAME_COLUMNS, *(au_column(au) for au in aus))
     assert frames["frame_id"].tolist() == ["S0/talk/7", "S1/talk/6", "S2/talk/5"]
     assert frames["source_file"].tolist() == ["images/a.png", "", ""]
@@ -72,7 +72,7 @@ def test_a_third_layout_is_one_object_in_one_place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"protocol": "disfa"}, "protocol disfa does not go with layout csv"),
+        ({"protocol": "disfa"}, "protocol disfa does not fit layout csv"),
         (
             {"more": ", rendered: {num_subjects: 1, num_tasks: 1, num_frames: 1, size_px: 64, seed: 0}"},
             "faces are not rendered in layout csv; remove `rendered`",

@@ -42,7 +42,7 @@ class BrightestBlob(torch.nn.Module):
         return Faces(torch.stack([box, box + 100]), torch.tensor([0.9, 0.6]), box.view(2, 2).mean(0).repeat(2, 5, 1))
 
 
-def picture(*, height=48, width=64, blob=(10, 20, 30, 40)) -> np.ndarray:
+def draw_image(*, height=48, width=64, blob=(10, 20, 30, 40)) -> np.ndarray:
     """RGB, dark, with a white rectangle (x1, y1, x2, y2: first and last px)."""
     image = np.full((height, width, 3), 20, np.uint8)
     if blob:
@@ -133,13 +133,13 @@ def test_video_frames_are_those_of_the_index(tmp_path):
 
 
 def test_best_face_in_full_frame_px(tmp_path):
-    write_jpeg(tmp_path / "1.jpg", picture())
-    write_jpeg(tmp_path / "2.jpg", picture(blob=None))
-    write_jpeg(tmp_path / "3.jpg", picture(height=96, width=128, blob=(20, 40, 61, 81)))  # shrunk to half
+    write_jpeg(tmp_path / "1.jpg", draw_image())
+    write_jpeg(tmp_path / "2.jpg", draw_image(blob=None))
+    write_jpeg(tmp_path / "3.jpg", draw_image(height=96, width=128, blob=(20, 40, 61, 81)))  # shrunk to half
     frames = frame_rows([("1.jpg", -1), ("2.jpg", -1), ("3.jpg", -1), ("4.jpg", -1)])
     network = BrightestBlob()
     seen = []
-    boxes = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, step=seen.append)
+    boxes = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, on_progress=seen.append)
     assert list(boxes.columns) == list(BOX_COLUMNS)
     assert boxes["frame_id"].tolist() == frames["frame_id"].tolist()
     assert boxes["status"].tolist() == ["ok", "no_face", "ok", "unreadable"]
@@ -156,7 +156,7 @@ def test_best_face_in_full_frame_px(tmp_path):
 def test_batches_hold_frames_of_one_size_and_are_bounded(tmp_path):
     sizes = [(16 + i, 16) for i in range(12)] + [(16, 32)] * 5
     for number, (height, width) in enumerate(sizes):
-        write_jpeg(tmp_path / f"{number}.jpg", picture(height=height, width=width, blob=(2, 2, 9, number % 8 + 4)))
+        write_jpeg(tmp_path / f"{number}.jpg", draw_image(height=height, width=width, blob=(2, 2, 9, number % 8 + 4)))
     frames = frame_rows([(f"{number}.jpg", -1) for number in range(len(sizes))])
     network = BrightestBlob()
     boxes = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, batch_size=2)
@@ -167,7 +167,7 @@ def test_batches_hold_frames_of_one_size_and_are_bounded(tmp_path):
 
 def test_done_rows_are_taken_over_and_not_read_again(tmp_path):
     for name in ("1.jpg", "2.jpg", "3.jpg"):
-        write_jpeg(tmp_path / name, picture())
+        write_jpeg(tmp_path / name, draw_image())
     frames = frame_rows([("1.jpg", -1), ("2.jpg", -1), ("3.jpg", -1)])
     complete = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU)
     (tmp_path / "2.jpg").unlink()

@@ -1,4 +1,4 @@
-"""Collecting, verifying, repairing, exchanging: what happens to a cache between refreshes."""
+"""Verify, repair, prune, export, import and measure: maintenance of a cache between refreshes."""
 
 import os
 import time
@@ -33,7 +33,7 @@ from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_cro
 
 @pytest.fixture(scope="module")
 def world(in_memory):
-    """Frames, crops, and a cache of them that nobody disturbed."""
+    """Frames, crops, and a cache of them that no test changes."""
     folder = in_memory / "maintenance"
     frames, boxes = small_cache.make_world(folder)
     crops = make_crops(folder, frames, boxes)
@@ -56,8 +56,8 @@ def counting_extractor():
     return extractor, seen
 
 
-def everything(cache):
-    """All values by frame, view and array."""
+def all_values(cache):
+    """Return the bytes of all values by frame, view and array."""
     names = cache.index["frame_id"].tolist()
     return {
         (name, view, array): values[i].tobytes()
@@ -83,7 +83,7 @@ def damage(shard, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_found_shallow", "num_hurt"),
+    ("kind", "is_found_shallow", "num_affected"),
     [
         ("missing", True, 4),
         ("truncated", True, 4),
@@ -91,7 +91,9 @@ def damage(shard, kind):
         ("a flipped bit in its index", False, 4),
     ],
 )
-def test_damage_is_found_named_and_repaired_alone(world, own, tmp_path, kind, is_found_shallow, num_hurt):
+def test_damage_is_located_and_only_its_frames_are_recomputed(
+    world, own, tmp_path, kind, is_found_shallow, num_affected
+):
     frames, crops, undisturbed = world
     assert verify_store(own.folder, is_deep=True) == []
     shard = own.folder / "arrays.zarr/view_01/h1/c.1.0.0.0"
@@ -101,64 +103,64 @@ def test_damage_is_found_named_and_repaired_alone(world, own, tmp_path, kind, is
     assert str(shard) in found.message
     assert found.unit == Unit(1, "view_01")
     rows = own.index.loc[own.index["row"] // BLOCK_ROWS == 1, "frame_id"]
-    assert set(found.frame_ids) == set(rows[:num_hurt])
+    assert set(found.frame_ids) == set(rows[:num_affected])
     before = open_cache(own.folder)
     mark_damaged(own.folder, [found])
     extractor, seen = counting_extractor()
     make_cache(tmp_path, frames, crops, extractor=extractor)
-    assert sum(seen) == num_hurt  # the shard's other frames were kept
+    assert sum(seen) == num_affected  # the shard's other frames were kept
     assert stored_bytes(own.folder) == stored_bytes(undisturbed.folder)
-    assert everything(before) == everything(undisturbed)
+    assert all_values(before) == all_values(undisturbed)
     assert read_damage(own.folder) == set()
 
 
-def test_a_repair_keeps_rows_that_only_a_stale_revision_names(world, tmp_path):
+def test_a_repair_keeps_rows_that_only_a_stale_revision_lists(world, tmp_path):
     frames, crops, _ = world
     first = make_cache(tmp_path, frames, crops)
-    values = everything(first)
+    values = all_values(first)
     fewer = frames[frames["frame_id"] != first.index["frame_id"][1]]
     folder = make_cache(tmp_path, fewer, crops).folder
     shard = folder / "arrays.zarr/view_00/lf/c.0.0.0.0"
-    whole = shard.read_bytes()
-    damage(shard, "a flipped bit in a row")  # row 0; the one that has left the index is row 1
+    intact = shard.read_bytes()
+    damage(shard, "a flipped bit in a row")  # row 0; row 1 is dead
     mark_damaged(folder, verify_store(folder, is_deep=True))
     extractor, seen = counting_extractor()
     make_cache(tmp_path, fewer, crops, extractor=extractor)
     assert sum(seen) == 1
-    assert shard.read_bytes() == whole
-    assert everything(first) == values
+    assert shard.read_bytes() == intact
+    assert all_values(first) == values
 
 
-def test_damaged_crops_are_cut_anew(world, tmp_path):
+def test_damaged_crops_are_cut_again(world, tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     crops = make_crops(tmp_path, frames, boxes)
-    whole = stored_bytes(crops.folder)
+    intact = stored_bytes(crops.folder)
     damage(crops.folder / "arrays.zarr/crops/c.1.0.0.0", "a flipped bit in a row")
     (found,) = verify_store(crops.folder, is_deep=True)
     assert found.frame_ids == (frames["frame_id"][4],)
     mark_damaged(crops.folder, [found])
     make_crops(tmp_path, frames, boxes)
-    assert stored_bytes(crops.folder) == whole
+    assert stored_bytes(crops.folder) == intact
 
 
-# --- collect
+# --- prune
 
 
 def changed_twice(tmp_path, world):
-    """A cache of three revisions: pictures replaced, frames removed."""
+    """A cache of three revisions: images replaced, frames removed."""
     frames, boxes = small_cache.make_world(tmp_path)
     make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
     for number, file in enumerate(frames["source_file"][:9]):
-        cv2.imwrite(str(tmp_path / "raw" / file), small_cache.picture(5000 + number))
+        cv2.imwrite(str(tmp_path / "raw" / file), small_cache.draw_image(5000 + number))
     make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes))
     frames, boxes = frames[3:].reset_index(drop=True), boxes[3:].reset_index(drop=True)
     crops = make_crops(tmp_path, frames, boxes)
     return frames, crops, make_cache(tmp_path, frames, crops)
 
 
-def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world, tmp_path):
+def test_prune_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world, tmp_path):
     frames, crops, cache = changed_twice(tmp_path, world)
-    values, folder = everything(cache), cache.folder
+    values, folder = all_values(cache), cache.folder
     size = sum(path.stat().st_size for path in folder.rglob("c.*"))
     del cache
     first = prune_store(folder, FORMAT, grace_s=3600)
@@ -170,19 +172,19 @@ def test_collect_frees_dead_rows_and_stale_revisions_and_keeps_every_value(world
     assert second.num_bytes > 0.25 * size
     after = open_cache(folder)
     assert after.revision == 4
-    assert everything(after) == values
+    assert all_values(after) == values
     rows = after.index["row"]
     full = rows.groupby(rows // BLOCK_ROWS).size()
-    get_part = after.index.groupby(rows // BLOCK_ROWS)["part"].first()
-    assert (full < 0.75 * BLOCK_ROWS).groupby(get_part).sum().max() <= 1
+    part_by_block = after.index.groupby(rows // BLOCK_ROWS)["part"].first()
+    assert (full < 0.75 * BLOCK_ROWS).groupby(part_by_block).sum().max() <= 1
     assert verify_store(folder, is_deep=True) == []
     assert {int(path.name.split(".")[1]) for path in folder.rglob("c.*")} == set(full.index)
     assert str(prune_store(folder, FORMAT, grace_s=0)) == "freed 0.0 MB in 0 files, 0 revisions; moved 0 rows"
-    make_cache(tmp_path, frames, crops, extractor=lambda images: pytest.fail("nothing was to be computed"))
+    make_cache(tmp_path, frames, crops, extractor=lambda images: pytest.fail("computed although nothing was missing"))
     assert open_cache(folder).revision == 4
 
 
-def read_when_told(folder, connection):
+def read_at_a_signal(folder, connection):
     """In a process of its own: open a cache, and read all of it at a signal."""
     cache = open_cache(folder)
     connection.send("open")
@@ -192,46 +194,46 @@ def read_when_told(folder, connection):
     connection.send(len(cache.index))
 
 
-def test_collect_leaves_what_a_live_reader_holds(world, tmp_path):
+def test_prune_keeps_what_a_reader_pins(world, tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     folder = make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes)).folder
     here, there = PROCESSES.Pipe()
-    reader = PROCESSES.Process(target=read_when_told, args=(folder, there))
+    reader = PROCESSES.Process(target=read_at_a_signal, args=(folder, there))
     reader.start()
     assert here.recv() == "open"
     fewer, boxes = frames[12:].reset_index(drop=True), boxes[12:].reset_index(drop=True)
     make_cache(tmp_path, fewer, make_crops(tmp_path, fewer, boxes))
-    held = prune_store(folder, FORMAT, grace_s=0)
-    assert held.num_held == 1
-    assert "1 pinned by readers" in str(held)
+    kept = prune_store(folder, FORMAT, grace_s=0)
+    assert kept.num_pinned == 1
+    assert "1 pinned by readers" in str(kept)
     here.send("read")
     assert here.recv() == 30
     reader.join()
     assert reader.exitcode == 0
     freed = prune_store(folder, FORMAT, grace_s=0)
-    assert freed.num_held == 0
+    assert freed.num_pinned == 0
     assert freed.num_revisions >= 1
     with pytest.raises(StoreError, match="has no revision 1"):
         open_cache(folder, revision=1)
 
 
-def test_with_a_clock_that_was_set_back_everything_is_young(world, tmp_path):
+def test_files_are_young_after_the_clock_was_set_back(world, tmp_path):
     _, _, cache = changed_twice(tmp_path, world)
-    folder, values = cache.folder, everything(cache)
+    folder, values = cache.folder, all_values(cache)
     for path in folder.rglob("*"):
         os.utime(path, (time.time() + 86400,) * 2)
     done = prune_store(folder, FORMAT, grace_s=60)
     assert (done.num_files, done.num_revisions) == (0, 0)
     assert "too young" in str(done)
-    assert everything(open_cache(folder)) == values
+    assert all_values(open_cache(folder)) == values
 
 
-def test_collect_keeps_what_a_killed_refresh_has_finished(world, tmp_path):
+def test_prune_keeps_the_finished_units_of_a_killed_refresh(world, tmp_path):
     frames, crops, _ = world
     make_cache(tmp_path, frames.iloc[::2], crops)
     finished = 0
 
-    def dies(images):
+    def extract_then_die(images):
         nonlocal finished
         finished += 1
         if finished > 3:
@@ -239,16 +241,16 @@ def test_collect_keeps_what_a_killed_refresh_has_finished(world, tmp_path):
         return small_cache.extract(images)
 
     with pytest.raises(KeyboardInterrupt):
-        make_cache(tmp_path, frames, crops, extractor=dies)
+        make_cache(tmp_path, frames, crops, extractor=extract_then_die)
     done = prune_store(tmp_path / "cache" / FORMAT.folder_in(tmp_path).name, FORMAT, grace_s=0)
     assert (done.num_files, done.num_moved_rows) == (0, 0)
     extractor, seen = counting_extractor()
     cache = make_cache(tmp_path, frames, crops, extractor=extractor)
-    assert sum(seen) <= 15 * 3 - 2 * 2  # at least two finished units were not computed again
+    assert sum(seen) <= 15 * 3 - 2 * 2  # at least two finished units were reused
     assert verify_store(cache.folder, is_deep=True) == []
 
 
-def test_crops_are_collected_too(world, tmp_path):
+def test_crops_are_pruned_too(world, tmp_path):
     _, crops, cache = changed_twice(tmp_path, world)
     folder = crops.folder
     before = {
@@ -267,7 +269,7 @@ def test_crops_are_collected_too(world, tmp_path):
 # --- other readers, HDF5
 
 
-def test_xarray_and_dask_read_it_without_our_code(world):
+def test_xarray_and_dask_read_a_cache_without_this_package(world):
     _, _, cache = world
     rows = cache.rows()
     expected = cache.read(rows, view=1)
@@ -288,7 +290,7 @@ def make_format(document, basis, block_rows):
     return features_format(document, codec, block_rows=block_rows)
 
 
-def test_an_export_and_its_import_are_the_same_cache(world, tmp_path):
+def test_an_import_of_an_export_has_the_same_bytes(world, tmp_path):
     _, _, cache = world
     paths = export_hdf5(cache, tmp_path / "out")
     assert [path.name for path in paths] == ["P1.h5", "P2.h5", "P3.h5"]
@@ -305,7 +307,7 @@ def test_an_export_and_its_import_are_the_same_cache(world, tmp_path):
         import_hdf5({"features": tmp_path / "in"}, [], make_format)
 
 
-def test_crops_without_a_face_are_exchanged_as_such(tmp_path):
+def test_frames_without_a_face_stay_listed_in_exported_crops(tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     boxes.loc[[2, 7], "status"] = "no_face"
     crops = make_crops(tmp_path, frames, boxes)
@@ -318,7 +320,7 @@ def test_crops_without_a_face_are_exchanged_as_such(tmp_path):
 # --- statistics
 
 
-def test_statistics_are_those_of_the_values(world):
+def test_statistics_match_the_stored_values(world):
     frames, _, cache = world
     rows = cache.rows()
     graphs = statistics.base_rates(frames, AUS), statistics.channel_ranges(cache, view=0, rows=rows)
@@ -336,13 +338,13 @@ def test_statistics_are_those_of_the_values(world):
     np.testing.assert_allclose(moments["lf"], np.einsum("nchw,ndhw->cd", both, both) / (both.size / 4), rtol=1e-5)
 
 
-def test_the_format_of_a_folder_is_the_one_that_wrote_it(world):
+def test_stored_formats_are_those_of_the_writer(world):
     _, crops, cache = world
     assert stored_format(cache.folder).arrays == FORMAT.arrays
     assert stored_crops_format(crops.folder).arrays == small_cache.CROPS_FORMAT.arrays
 
 
-def test_another_profile_is_encoded_from_exact_without_extracting(world, tmp_path):
+def test_another_profile_is_encoded_from_an_exact_cache_without_the_fan(world, tmp_path):
     frames, crops, exact = world
     codec = make_codec("standard", small_cache.SHAPES)
     format = features_format(small_cache.features_document(profile="standard"), codec, block_rows=BLOCK_ROWS)

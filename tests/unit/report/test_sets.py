@@ -9,7 +9,7 @@ from pipeline.errors import DataError
 from pipeline.report.rows import average_over_runs, difference, read_row
 from pipeline.report.sets import SetTable, compare_runs
 from pipeline.training.metrics import compute_scores, interval_percent, resampled_percent
-from pipeline.training.runs import done_folds, fold_folder
+from pipeline.training.runs import finished_folds, fold_folder
 
 AUS = (1, 4)
 
@@ -44,9 +44,9 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["result.json", "counts.parquet", "predictions.parquet"])
 def test_a_fold_that_lacks_a_file_is_not_done(runs, name):
-    assert list(done_folds(runs / "good-seed0")) == ["P1", "P2"]
+    assert list(finished_folds(runs / "good-seed0")) == ["P1", "P2"]
     (runs / "good-seed0/fold-P1" / name).unlink()
-    assert list(done_folds(runs / "good-seed0")) == ["P2"]
+    assert list(finished_folds(runs / "good-seed0")) == ["P2"]
 
 
 def test_a_row_is_the_mean_over_seeds():

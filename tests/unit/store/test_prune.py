@@ -33,7 +33,7 @@ def store(tmp_path):
 
 def test_old_orphans_go_and_what_the_newest_revision_needs_stays_however_old(store):
     done = prune_store(store, FORMAT, grace_s=HOUR_S)
-    assert (done.num_revisions, done.num_files, done.num_young, done.num_held) == (1, 2, 0, 0)
+    assert (done.num_revisions, done.num_files, done.num_young, done.num_pinned) == (1, 2, 0, 0)
     assert shards(store, 0) == []
     assert len(shards(store, 1)) == 2
     assert revision_numbers(store) == [2]
@@ -67,7 +67,7 @@ def test_a_young_stale_revision_stays_with_all_its_shards(store):
 def test_a_revision_that_a_reader_holds_stays_with_all_its_shards(store):
     reader = StoreReader(store, revision=1)
     done = prune_store(store, FORMAT, grace_s=HOUR_S)
-    assert (done.num_revisions, done.num_files, done.num_held) == (0, 0, 1)
+    assert (done.num_revisions, done.num_files, done.num_pinned) == (0, 0, 1)
     assert len(reader.read_rows("plain", reader.index["row"].to_numpy(), group="one")) == 4
     del reader
     assert prune_store(store, FORMAT, grace_s=HOUR_S).num_files == 2

@@ -84,7 +84,7 @@ def test_same_generator_same_bytes_other_seed_other_person(bank):
     assert not np.array_equal(first, other)
 
 
-def test_truth_holds_the_face_and_grows_with_the_picture(bank, person):
+def test_truth_holds_the_face_and_grows_with_the_image(bank, person):
     image, truth = face_of(bank, person, {})
     big_image, big = face_of(bank, person, {}, size_px=320)
     x1, y1, x2, y2 = truth.box_xyxy

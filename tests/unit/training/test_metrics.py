@@ -117,7 +117,7 @@ def test_floor_of_the_published_counts(dataset, by_part, mean):
     scores = compute_scores(counts, num_resamples=10)
     assert scores.folds.groupby("part")["always_positive_percent"].mean().round(1).tolist() == by_part
     assert round(scores.always_positive_percent, 1) == mean
-    assert scores.f1_percent == 0  # nobody was found
+    assert scores.f1_percent == 0  # no positive prediction
 
 
 def test_an_interval_leaves_out_two_and_a_half_percent_at_either_end_and_what_is_undefined():

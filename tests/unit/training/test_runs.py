@@ -8,14 +8,14 @@ from pipeline.cache.codecs import make_codec
 from pipeline.cache.format import features_format
 from pipeline.catalog import Catalog, DatasetEntry, Roots, WeightsEntry
 from pipeline.config import ExperimentConfig
-from pipeline.datasets.index import FILE_NAME
+from pipeline.datasets.index import INDEX_NAME
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.fingerprint import cache_document, map_shapes
 from pipeline.protocols import PROTOCOLS
 from pipeline.store.writer import open_writer
 from pipeline.tables import FRAME_COLUMNS, au_column, write_table
 from pipeline.training import loader, runs
-from pipeline.training.runs import Runs, done_folds, fold_parts, read_run, run_folder, write_record
+from pipeline.training.runs import Runs, finished_folds, fold_parts, read_run, run_folder, write_record
 
 EXPERIMENT = ExperimentConfig.model_validate(
     {
@@ -49,7 +49,7 @@ def make_frames(num_frames=2):
 
 
 def write_labels(catalog, frames):
-    write_table(catalog.work_dir("small") / FILE_NAME, frames)
+    write_table(catalog.work_folder("small") / INDEX_NAME, frames)
 
 
 def write_cache(catalog, experiment, frames):
@@ -57,7 +57,7 @@ def write_cache(catalog, experiment, frames):
     document = cache_document(experiment.cache, catalog)
     codec = make_codec("standard", map_shapes(catalog.get_weights("tiny")))
     format = features_format(document, codec, block_rows=4)
-    with open_writer(format.folder_in(catalog.cache_dir("small")), format) as writer:
+    with open_writer(format.folder_in(catalog.caches_folder("small")), format) as writer:
         wanted = frames[["frame_id", "part"]].assign(key="", status="no_face")
         writer.publish(writer.plan(wanted, ["view_00", "view_01", "view_02"]), provenance={})
 
@@ -135,7 +135,7 @@ def other_labels(catalog, monkeypatch):
 
 
 def other_action_units(catalog, monkeypatch):
-    entry = catalog.dataset("small").model_copy(update={"layout": "disfa", "protocol": "rendered_disfa"})
+    entry = catalog.get_dataset("small").model_copy(update={"layout": "disfa", "protocol": "rendered_disfa"})
     return resolve(catalog.model_copy(update={"datasets": {"small": entry}}))
 
 
@@ -214,14 +214,14 @@ def test_two_starts_are_two_runs_and_a_data_set_stands_for_its_run_of_the_same_e
 def test_a_relabelled_data_set_does_not_reuse_the_scores_of_the_old_labels(catalog):
     run = resolve(catalog)
     finish_fold(run.fold_folder("P1"))
-    assert resolve(catalog).is_done("P1")
+    assert resolve(catalog).is_fold_finished("P1")
     frames = make_frames()
     write_labels(catalog, frames.assign(au_01=1))
     relabelled = resolve(catalog)
-    assert not relabelled.is_done("P1")
+    assert not relabelled.is_fold_finished("P1")
     assert relabelled.frames["au_01"].tolist() == [1] * 6
     write_labels(catalog, frames)
-    assert resolve(catalog).is_done("P1")
+    assert resolve(catalog).is_fold_finished("P1")
 
 
 # --- what cannot be run is one sentence
@@ -241,7 +241,7 @@ def test_what_a_run_needs_and_lacks_is_named(catalog):
     write_labels(catalog, make_frames().assign(part=["P1", "P2", "P1", "P2", "P3", "P3"]))
     with pytest.raises(DataError, match="subject F000 has frames in 2 parts"):
         resolve(catalog)
-    (catalog.work_dir("small") / FILE_NAME).unlink()
+    (catalog.work_folder("small") / INDEX_NAME).unlink()
     with pytest.raises(DataError, match=r"frames.parquet does not exist; run `fantrans refresh small --config small"):
         resolve(catalog)
 
@@ -274,17 +274,17 @@ def finish_fold(fold, *, without=()):
 
 def test_a_fold_is_done_once_all_its_results_are_there(catalog):
     run = resolve(catalog)
-    assert done_folds(run.folder) == {}
+    assert finished_folds(run.folder) == {}
     finish_fold(run.fold_folder("P1"))
     for part, lacking in (("P2", "result.json"), ("P3", "counts.parquet")):
         finish_fold(run.fold_folder(part), without=[lacking])
-    assert done_folds(run.folder) == {"P1": run.folder / "fold-P1"}
-    assert [run.is_done(part) for part in ("P1", "P2", "P3")] == [True, False, False]
+    assert finished_folds(run.folder) == {"P1": run.folder / "fold-P1"}
+    assert [run.is_fold_finished(part) for part in ("P1", "P2", "P3")] == [True, False, False]
     assert not run.is_finished
     for part in ("P2", "P3"):
         finish_fold(run.fold_folder(part))
     assert run.is_finished
-    assert list(done_folds(run.folder)) == ["P1", "P2", "P3"]
+    assert list(finished_folds(run.folder)) == ["P1", "P2", "P3"]
 
 
 def test_the_record_of_a_run_is_written_once_and_read_back(catalog):

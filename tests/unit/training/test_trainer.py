@@ -73,10 +73,10 @@ def _train_and_die(folder: Path, device: str) -> None:
     run = make_run(Path(folder), name="killed")
     see = HeadTraining.train_on_page
 
-    def dying(self, page, *, step):
+    def dying(self, page, *, on_progress):
         if (page.epoch, page.number) == (2, 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        see(self, page, step=step)
+        see(self, page, on_progress=on_progress)
 
     HeadTraining.train_on_page = dying
     train_fold(run, "P1", device=device)
@@ -92,7 +92,7 @@ def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, devic
     assert process.exitcode == -signal.SIGKILL
     run = make_run(folder, name="killed")
     assert (run.fold_folder("P1") / "checkpoint.pt").is_file()
-    assert not run.is_done("P1")
+    assert not run.is_fold_finished("P1")
     resumed = train_fold(run, "P1", device=device)
     for name, tensor in load_file(whole / "head.safetensors").items():
         assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
@@ -176,7 +176,7 @@ def test_a_fault_in_one_head_ends_the_training_and_keeps_what_was_finished(folde
     monkeypatch.undo()
     assert (run.fold_folder("P3") / "checkpoint.pt").is_file()
     train_heads([(run, part) for part in ("P1", "P2", "P3")])
-    assert all(run.is_done(part) for part in ("P1", "P2", "P3"))
+    assert all(run.is_fold_finished(part) for part in ("P1", "P2", "P3"))
 
 
 def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_trained(folder, monkeypatch):
@@ -189,9 +189,9 @@ def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_traine
     monkeypatch.setattr(HeadTraining, "_learn", blowing_up)
     with pytest.raises(TrainingError, match=r"small, fold P2: the loss of epoch 2 is nan; lower `train.lr`"):
         train_heads([(run, part) for run in (good, wild) for part in ("P1", "P2")])
-    assert good.is_done("P1")
-    assert good.is_done("P2")
-    assert not wild.is_done("P1")
+    assert good.is_fold_finished("P1")
+    assert good.is_fold_finished("P2")
+    assert not wild.is_fold_finished("P1")
     monkeypatch.undo()
     train_heads([(wild, "P1")])
     assert all(
