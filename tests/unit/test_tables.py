@@ -13,22 +13,22 @@ def test_tables_round_trip_and_a_foreign_one_is_refused(tmp_path):
         read_table(path, columns=("a", "b", "c"), made_by="make it")
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and what is no table PAR1"])
-def test_a_damaged_table_is_refused_or_made_anew(tmp_path, caplog, content):
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and not a table PAR1"])
+def test_a_damaged_table_is_refused_or_rebuilt(tmp_path, caplog, content):
     path = tmp_path / "t.parquet"
     assert read_table_if_intact(path) is None
     assert not caplog.messages
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"t.parquet is damaged; delete it, and run `make it` to make it anew"):
+    with pytest.raises(DataError, match=r"t.parquet is damaged; delete it, and run `make it` to rebuild it"):
         read_table(path, columns=("a",), made_by="make it")
     assert read_table_if_intact(path) is None
-    assert caplog.messages == [f"{path} is damaged and is made anew"]
+    assert caplog.messages == [f"{path} is damaged and will be rebuilt"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1}'])
 def test_a_damaged_record_is_refused(tmp_path, content):
     path = tmp_path / "run.json"
-    with pytest.raises(DataError, match=r"run.json does not exist; run `make it` to make it"):
+    with pytest.raises(DataError, match=r"run.json does not exist; run `make it` to create it"):
         read_record(path, keys=("a", "b"), made_by="make it")
     path.write_text(content)
     with pytest.raises(DataError, match=r"run.json is damaged: expected JSON with a, b; delete it, and run `make it`"):

@@ -20,7 +20,7 @@ WORDS = {
     r"look(?:s|ed|ing)? after": "maintain",
     r"(?:goes|went) on": "continues, resumes",
     r"(?:is|are|was) there twice": "appears twice",
-    r"images?": "image, figure",
+    r"pictures?": "image, figure",
     r"(?:hands?|handed) over": "pass",
     r"told of": "notified of, receives",
     r"a (?:row|file|table|sentence) (?:a|each)": "one per ...",

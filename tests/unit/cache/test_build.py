@@ -252,7 +252,7 @@ def refresh_and_die(folder, crops, kill_before):
 
 @pytest.fixture(scope="module")
 def steps(world, in_memory):
-    """The changes of names in a refresh that nobody disturbs, in their order."""
+    """The changes of names of an undisturbed refresh, in their order."""
     _, crops, undisturbed = world
     trace = in_memory / "trace"
     process = PROCESSES.Process(

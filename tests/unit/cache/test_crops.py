@@ -103,7 +103,7 @@ def write_bitmap(path, seed):
     path.write_bytes(cv2.imencode(".bmp", small_cache.draw_image(seed)[..., ::-1])[1].tobytes())
 
 
-def test_a_replaced_picture_of_equal_size_costs_its_own_crop_and_features_and_a_touched_one_none(tmp_path):
+def test_a_replaced_image_of_equal_size_costs_its_own_crop_and_features_and_a_touched_one_none(tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     replaced, touched = (tmp_path / "raw" / frames["source_file"][i] for i in (1, 2))
     write_bitmap(replaced, 1)
@@ -141,7 +141,7 @@ def test_a_replaced_picture_of_equal_size_costs_its_own_crop_and_features_and_a_
     assert crops.index.set_index("frame_id").loc[frames["frame_id"][2], "source_mtime_ns"] == 1
 
 
-def test_a_picture_is_read_again_where_its_size_or_its_time_changed_and_else_not(tmp_path, monkeypatch):
+def test_a_image_is_read_again_where_its_size_or_its_time_changed_and_else_not(tmp_path, monkeypatch):
     frames, boxes = small_cache.make_world(tmp_path)
     replaced, touched, grown = (tmp_path / "raw" / frames["source_file"][i] for i in (1, 2, 3))
     write_bitmap(replaced, 1)

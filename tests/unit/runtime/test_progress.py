@@ -16,7 +16,7 @@ def test_a_log_gets_rate_and_time_left(caplog, monkeypatch):
     assert caplog.messages[-1].startswith("crop: 4 frames in")
 
 
-def test_a_log_has_a_line_for_each_named_piece_and_a_listener_hears_from_any_thread(caplog, monkeypatch):
+def test_a_log_has_a_line_for_each_named_piece_and_a_listener_is_called_from_any_thread(caplog, monkeypatch):
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
     heard = []
 

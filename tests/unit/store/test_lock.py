@@ -70,7 +70,7 @@ def test_the_lock_is_free_after_its_writer_however_that_ended(tmp_path):
         assert json.loads((tmp_path / LOCK_NAME).read_bytes())["pid"] == os.getpid()
 
 
-def test_a_file_that_a_dead_writer_left_locks_nobody_out_and_is_written_over(tmp_path):
+def test_a_file_that_a_dead_writer_left_locks_nothing_and_is_written_over(tmp_path):
     (tmp_path / LOCK_NAME).write_text('{"pid": 1, "host": "elsewhere", "since": "then", "much": "longer than ours"}')
     with writer_lock(tmp_path):
         assert json.loads((tmp_path / LOCK_NAME).read_bytes())["host"] == socket.gethostname()

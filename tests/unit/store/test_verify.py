@@ -20,11 +20,11 @@ def flip_bit(path, at):
 
 def test_a_whole_store_has_no_damage_and_every_unit_is_looked_at(store):
     seen = []
-    assert verify_store(store, is_deep=True, step=seen.append) == []
+    assert verify_store(store, is_deep=True, on_progress=seen.append) == []
     assert len(seen) == 4
 
 
-def test_a_deep_look_finds_each_flipped_bit_and_names_the_frames_it_hurts(store):
+def test_a_deep_look_finds_each_flipped_bit_and_names_the_frames_it_affects(store):
     flip_bit(shard_path(store, Unit(1, "two"), ARRAYS[0]), 0)
     assert verify_store(store, is_deep=False) == []
     (found,) = verify_store(store, is_deep=True)

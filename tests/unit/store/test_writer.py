@@ -59,7 +59,7 @@ def test_a_published_store_keeps_its_block_size(tmp_path):
     assert StoreReader(FORMAT.folder_in(tmp_path)).manifest["block_rows"] == 4
 
 
-def test_half_written_files_and_shards_that_nobody_names_are_swept(tmp_path):
+def test_half_written_files_and_shards_that_nothing_names_are_removed(tmp_path):
     folder = fill(tmp_path, WANTED)
     array = folder / "arrays.zarr" / "one" / "plain"
     left = [array / ".tmp-00000000-c.5.0", array / "c.5.0", folder / ".tmp-00000000-current.json"]
