@@ -54,7 +54,7 @@ newest:  ## the unit tests with the newest versions that pyproject.toml allows, 
 	.venv-newest/bin/pytest tests/unit
 
 constraints:  ## write the versions of this virtual environment into constraints.txt
-	$(BIN)/pip freeze --exclude-editable | grep -v ' @ ' | grep -vi '^retinaface' > constraints.txt
+	$(BIN)/pip freeze --exclude-editable | grep -v ' @ ' | grep -viE '^(retinaface|torch|torchvision|triton|nvidia-|cuda-)' > constraints.txt  # TORCH names its own
 
 audit: $(READY)  ## look for known vulnerabilities of the installed packages (asks the package index)
 	$(BIN)/pip-audit --skip-editable
