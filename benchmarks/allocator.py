@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.refresh.detection import DetectionWorker
+from pipeline.refresh.boxes import DetectionWorker
 from pipeline.refresh.job import cache_build, crop_reader, prepare_refresh
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.training import trainer

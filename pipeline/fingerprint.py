@@ -5,6 +5,7 @@ width, stacks and pooling, profile and precision. Weights count by content (sha2
 Left out: device, batch size, workers, shard size (they change speed or layout), the number of views (a view is a
 function of seed, frame and its own number, so more views are added to the same cache), labels (joined at load time),
 and the frames themselves (each row carries a key of its image and box, so that a refresh recomputes just what changed).
+A new field of `CacheConfig` or of a section of it is included without a line here, unless it is excluded by name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from models import fan, resnet
 from pipeline.catalog import Catalog, FileEntry, WeightsEntry
 from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
-from pipeline.store.fingerprint import fingerprint
+from pipeline.store.hashing import hash_document
 
 FORMAT_VERSION = 2
 """Increased when the same settings give other values or another layout."""
@@ -86,7 +87,7 @@ def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:
 
 def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
     """Return the fingerprint of the settings' feature cache: the name of its folder."""
-    return fingerprint(cache_document(settings, catalog))
+    return hash_document(cache_document(settings, catalog))
 
 
 def versions() -> dict[str, str]:

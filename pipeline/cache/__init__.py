@@ -1,1 +1,1 @@
-"""The feature cache: frozen FAN features of every view of every face, in a store with a group a view."""
+"""The feature cache: frozen FAN features of every view of every face, in a store with one group per view."""

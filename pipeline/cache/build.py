@@ -138,9 +138,9 @@ def _commit_all(
     pool: WorkerPool[UnitWorker] | None,
     on_progress: ProgressCallback,
 ) -> dict[str, Exception]:
-    """Commit units as they are staged, on a thread behind; return the error of each block that failed, by its name."""
+    """Commit units on a thread while further ones are staged; return the error of each failed block by its name."""
     failed: dict[str, Exception] = {}
-    last_units = {tasks[-1].unit for tasks in blocks.values()}
+    last_units = {tasks[-1].unit for tasks in blocks.values()}  # a block is named in the log once it is complete
 
     def commit(_: list[UnitTask], units: list[StagedUnit]) -> None:
         for unit in units:
@@ -163,7 +163,7 @@ def _stage_all(
     if pool is not None:
         yield from pool.run(stage_block, blocks.values())
         return
-    for result in worker.staged(task for tasks in blocks.values() for task in tasks):
+    for result in worker.stage_all(task for tasks in blocks.values() for task in tasks):
         yield Result([result.task], None if result.value is None else [result.value], result.error)
 
 

@@ -25,8 +25,8 @@ from pipeline.faces.geometry import cut_crop, frame_from_crop
 from pipeline.faces.views import crop_side_px
 from pipeline.fingerprint import versions
 from pipeline.runtime.progress import ProgressCallback, no_progress
-from pipeline.store.fingerprint import canonical_json
 from pipeline.store.format import DEFAULT_BLOCK_ROWS, StoreFormat
+from pipeline.store.hashing import canonical_json
 from pipeline.store.plan import Plan, Unit
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import load_revision, read_fingerprint

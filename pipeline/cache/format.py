@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.cache.codecs import Codec, make_codec
 from pipeline.errors import StoreError
-from pipeline.store.fingerprint import canonical_json
 from pipeline.store.format import DEFAULT_BLOCK_ROWS, StoreFormat
+from pipeline.store.hashing import canonical_json
 from pipeline.store.revisions import read_fingerprint
 from pipeline.store.shards import ArraySpec
 

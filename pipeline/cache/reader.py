@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.cache.codecs import Codec
 from pipeline.cache.format import load_codec, view_group
 from pipeline.errors import StoreError
-from pipeline.store.fingerprint import fingerprint
+from pipeline.store.hashing import hash_document
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ArraySpec
 
@@ -33,7 +33,7 @@ class CacheReader(StoreReader):
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides stored values."""
-        return fingerprint(self.document)
+        return hash_document(self.document)
 
     @property
     def num_views(self) -> int:

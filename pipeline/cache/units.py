@@ -102,16 +102,18 @@ class UnitWorker:
     def __reduce__(self) -> tuple[type[UnitWorker], tuple[UnitSpec]]:
         return UnitWorker, (self.spec,)  # open files and networks stay in their process
 
-    def computed(self, tasks: Iterable[UnitTask]) -> Iterator[Result[UnitTask, UnitValues]]:
+    def compute_all(self, tasks: Iterable[UnitTask]) -> Iterator[Result[UnitTask, UnitValues]]:
         """Load and compute tasks in order; threads load ahead. Tasks of one block should be neighbours."""
         loaded = apply_step(
             lambda task, _: self.load(task), (Result(task) for task in tasks), num_threads=self._num_threads
         )
         return apply_step(self.compute, loaded)
 
-    def staged(self, tasks: Iterable[UnitTask]) -> Iterator[Result[UnitTask, StagedUnit]]:
+    def stage_all(self, tasks: Iterable[UnitTask]) -> Iterator[Result[UnitTask, StagedUnit]]:
         """Load, compute and stage tasks in order; threads load ahead and stage behind, so a GPU waits for neither."""
-        return apply_step(self.stage, self.computed(tasks), num_threads=self._num_threads, discard=StagedUnit.discard)
+        return apply_step(
+            self.stage, self.compute_all(tasks), num_threads=self._num_threads, discard=StagedUnit.discard
+        )
 
     @property
     def _num_threads(self) -> int:
@@ -214,7 +216,7 @@ class UnitWorker:
     # ----------------------------------------------------------------------------------------------------------- stage
 
     def stage(self, task: UnitTask, values: UnitValues) -> StagedUnit:
-        """Write a unit's shards under temporary names, from where the writer commits them."""
+        """Write a unit's shards under temporary names; the writer renames them when it commits the unit."""
         spec = self.spec
         return stage_unit(spec.folder, spec.arrays, task.unit, values.rows, values.arrays, block_rows=spec.block_rows)
 
@@ -223,7 +225,7 @@ def stage_block(worker: UnitWorker, tasks: list[UnitTask]) -> list[StagedUnit]:
     """Stage all units of a block, in a worker of a pool; if one fails, none is left behind."""
     staged: list[StagedUnit] = []
     try:
-        for result in worker.staged(tasks):
+        for result in worker.stage_all(tasks):
             staged.append(result.unwrap())
     except BaseException:
         for unit in staged:  # they would take space on a full disk

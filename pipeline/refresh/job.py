@@ -28,8 +28,8 @@ from pipeline.faces.features import extract_features, load_network
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.device import checked_device
 from pipeline.runtime.executors import LocalWorkers
-from pipeline.store.fingerprint import fingerprint as hash_document
 from pipeline.store.format import StoreFormat
+from pipeline.store.hashing import hash_document
 from pipeline.store.revisions import load_revision
 
 _RATES_NAME = "rates.json"

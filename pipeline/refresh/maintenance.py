@@ -29,8 +29,8 @@ from pipeline.errors import DataError, StoreError
 from pipeline.faces.features import Precision, extract_features, load_network
 from pipeline.fingerprint import find_weights
 from pipeline.runtime.progress import track
-from pipeline.store.fingerprint import fingerprint
 from pipeline.store.format import StoreFormat
+from pipeline.store.hashing import hash_document
 from pipeline.store.lock import is_held
 from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
@@ -92,13 +92,13 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
         if revision is None:
             continue  # the first refresh has not finished
         features, manifest = document["features"], revision.manifest
-        num_runs = num_runs_by_cache[fingerprint(document)]
+        num_runs = num_runs_by_cache[hash_document(document)]
         users = [f"{num_runs} run{'s' * (num_runs > 1)}"] * (num_runs > 0)
         users += ["a reader"] * is_held(folder / manifest_name(revision.number))
         age_s = time.time() - (folder / POINTER_NAME).stat().st_mtime if (folder / POINTER_NAME).is_file() else 0
         summaries.append(
             CacheSummary(
-                fingerprint(document),
+                hash_document(document),
                 revision.number,
                 manifest["num_rows"],
                 len(revision.groups),
@@ -198,7 +198,7 @@ def recompute_sample(
             UnitTask(Unit(int(row["row"]) // cache.block_rows, group), sample.loc[[i]], is_damaged=False)
             for i, row in sample.iterrows()
         ]
-        for result in worker.computed(tasks):
+        for result in worker.compute_all(tasks):
             task, computed = result.task, result.unwrap()
             stored = cache.read(task.rows["row"].to_numpy(), view=view_number(group))
             for name, values in stored.items():

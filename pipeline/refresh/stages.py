@@ -18,7 +18,7 @@ from pipeline.cache.build import CacheBuild
 from pipeline.datasets import index
 from pipeline.errors import ConfigError
 from pipeline.faces.views import check_context
-from pipeline.refresh.detection import KnownBoxes, describe_missed, detect_missing, expected_boxes, find_known_boxes
+from pipeline.refresh.boxes import KnownBoxes, describe_missed, detect_missing, expected_boxes, find_known_boxes
 from pipeline.refresh.job import (
     RefreshJob,
     cache_build,
@@ -44,6 +44,7 @@ logger = logging.getLogger("fantrans")
 _P = TypeVar("_P", bound=StagePlan)
 
 _ON_DISK = Tables()
+"""No table is given: all are read from disk."""
 
 
 class Stage(Protocol[_P]):
@@ -54,7 +55,10 @@ class Stage(Protocol[_P]):
     """Whether `run` spreads its work over `workers`."""
 
     def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> _P:
-        """Return what `run` would do; changes nothing. `tables`, as earlier stages expect them, replace the disk's."""
+        """Return what `run` would do; changes nothing.
+
+        tables: what the plans of earlier stages expect, for a dry run; a table that is None is read from disk.
+        """
 
     def run(self, job: RefreshJob, plan: _P, workers: Workers) -> StageSummary:
         """Do what was planned from the tables on disk."""
@@ -233,7 +237,7 @@ class ExtractStage:
         build = cache_build(job)
         plan = build.plan(frames, listed)
         num_views = sum(len(plan.rows_in(unit.block)) for unit in plan.units)
-        name = self.name if build.exact is None else "encode"
+        name = self.name if build.exact is None else "encode"  # has a rate of its own: it does not run the FAN
         common = _from_store(
             name,
             plan,

@@ -18,10 +18,8 @@ from rich.table import Table
 
 from pipeline.errors import DataError
 from pipeline.protocols import PARTS
-from pipeline.training.metrics import interval_percent, mean_of_defined, resampled_percent
+from pipeline.training.metrics import NUM_RESAMPLES, interval_percent, mean_of_defined, resampled_percent
 from pipeline.training.runs import finished_folds, read_counts
-
-NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)

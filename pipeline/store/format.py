@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.atomic import write_bytes_atomically
-from pipeline.store.fingerprint import fingerprint
+from pipeline.store.hashing import hash_document
 from pipeline.store.revisions import ARRAYS_NAME, METADATA_NAME
 from pipeline.store.shards import ArraySpec, array_metadata, group_metadata
 
@@ -31,7 +31,7 @@ class StoreFormat:
 
     def folder_in(self, root: Path) -> Path:
         """Return the folder below `root` that is named by the document's fingerprint."""
-        return root / fingerprint(self.document)
+        return root / hash_document(self.document)
 
 
 def is_metadata_current(

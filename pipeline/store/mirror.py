@@ -16,7 +16,7 @@ import google_crc32c
 
 from pipeline.errors import StoreError
 from pipeline.runtime.atomic import write_bytes_atomically
-from pipeline.store.fingerprint import canonical_json
+from pipeline.store.hashing import canonical_json
 
 logger = logging.getLogger("fantrans")
 

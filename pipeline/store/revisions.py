@@ -19,7 +19,7 @@ import pandas as pd
 
 from pipeline.errors import StoreError, StoreNotFoundError
 from pipeline.runtime.atomic import write_bytes_atomically
-from pipeline.store.fingerprint import canonical_json, fingerprint
+from pipeline.store.hashing import canonical_json, hash_document
 from pipeline.store.lock import shared
 from pipeline.store.mirror import (
     MIRROR_NAME,
@@ -326,7 +326,7 @@ def _fingerprint_validator(folder: Path) -> Validator:
 
     def is_valid(data: bytes) -> bool:
         try:
-            return fingerprint(json.loads(data)) == expected
+            return hash_document(json.loads(data)) == expected
         except ValueError:
             return False
 

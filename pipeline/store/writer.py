@@ -14,8 +14,8 @@ import pandas as pd
 
 from pipeline.errors import StoreError
 from pipeline.runtime.atomic import TEMP_PREFIX, discard, put_in_place, write_bytes_atomically
-from pipeline.store.fingerprint import canonical_json, fingerprint
 from pipeline.store.format import StoreFormat, write_metadata
+from pipeline.store.hashing import canonical_json, hash_document
 from pipeline.store.lock import writer_lock
 from pipeline.store.mirror import sealed_json
 from pipeline.store.plan import NO_ROW, Plan, Unit, is_same_index
@@ -96,7 +96,7 @@ def stage_unit(
         path = shard_path(folder, unit, spec)
         return stage_shard(path, values[spec.name], slots=slots[present], spec=spec, block_rows=block_rows)
 
-    with ThreadPoolExecutor(len(arrays)) as pool:  # they wait for the disk together
+    with ThreadPoolExecutor(len(arrays)) as pool:  # the fsyncs of a unit's shards overlap
         staging = [pool.submit(stage, spec) for spec in arrays]
     try:
         staged = {spec.name: shard.result() for spec, shard in zip(arrays, staging, strict=True)}
@@ -207,7 +207,7 @@ class StoreWriter:
                 num_blocks=num_blocks,
                 block_rows=self.block_rows,
                 arrays=state.format.arrays,
-                fingerprint=fingerprint(state.format.document),
+                fingerprint=hash_document(state.format.document),
                 provenance=provenance,
             )
         for path in (self.folder / JOURNAL_NAME).glob("*.json"):
@@ -241,7 +241,7 @@ def _claim(folder: Path, format: StoreFormat) -> None:
     found = read_fingerprint(folder)
     if canonical_json(found) != canonical_json(format.document):
         raise StoreError(
-            f"{folder} holds a store of fingerprint {fingerprint(found)}, expected {fingerprint(format.document)}; "
+            f"{folder} holds a store of fingerprint {hash_document(found)}, expected {hash_document(format.document)}; "
             "move that folder away and run `fantrans refresh` again"
         )
 

@@ -28,7 +28,7 @@ MAX_PAGE_ROWS = 512
 MAX_PAGE_BYTES = 2**30
 """Greatest size of a page, whose rows are shuffled together; stored rows are shuffled already, so it can be small."""
 
-RUN_ROWS = 32
+NEIGHBOUR_ROWS = 32
 """Number of neighbouring rows that are read into the same page."""
 
 _NUM_THREADS = 2
@@ -41,8 +41,8 @@ def page_sizes(cache: CacheReader) -> dict[str, int]:
     With the number of rows, they decide the order of an epoch.
     """
     row_bytes = sum(spec.row_bytes for spec in cache.input_specs)
-    num_runs = max(1, min(MAX_PAGE_ROWS, MAX_PAGE_BYTES // row_bytes) // RUN_ROWS)
-    return {"rows": num_runs * RUN_ROWS, "run": RUN_ROWS}
+    num_runs = max(1, min(MAX_PAGE_ROWS, MAX_PAGE_BYTES // row_bytes) // NEIGHBOUR_ROWS)
+    return {"rows": num_runs * NEIGHBOUR_ROWS, "run": NEIGHBOUR_ROWS}
 
 
 class Batch(NamedTuple):
@@ -159,17 +159,17 @@ class TrainingPages:
 
     def _pages(self, epoch: int) -> list[tuple[int, bool, np.ndarray]]:
         """Number of each page, whether it is the last, and its rows in ascending order."""
-        pages = page_order(len(self._rows), epoch=epoch, page_rows=self._page_rows, run_rows=RUN_ROWS)
+        pages = page_order(len(self._rows), epoch=epoch, page_rows=self._page_rows, neighbour_rows=NEIGHBOUR_ROWS)
         rows = [np.sort(self._rows[page[self._is_read[page]]]) for page in pages]
         return [(i, i == len(pages) - 1, rows[i]) for i in range(len(pages))]
 
 
-def page_order(num_rows: int, *, epoch: int, page_rows: int, run_rows: int = RUN_ROWS) -> list[np.ndarray]:
-    """Return the positions 0 to `num_rows` - 1 in pages of `page_rows`: runs of about `run_rows` neighbours, shuffled.
+def page_order(num_rows: int, *, epoch: int, page_rows: int, neighbour_rows: int = NEIGHBOUR_ROWS) -> list[np.ndarray]:
+    """Return the positions 0 to `num_rows` - 1 in pages of `page_rows`: shuffled runs of about `neighbour_rows`.
 
     The order depends on the arguments only.
     """
-    runs = np.array_split(np.arange(num_rows), max(1, num_rows // run_rows))
+    runs = np.array_split(np.arange(num_rows), max(1, num_rows // neighbour_rows))
     order = np.concatenate([runs[i] for i in np.random.default_rng(epoch).permutation(len(runs))])
     return [order[start : start + page_rows] for start in range(0, num_rows, page_rows)]
 
@@ -241,7 +241,7 @@ def _read_ahead(cache: CacheReader, wanted: list[tuple[np.ndarray, int]]) -> Ite
                 while todo and (not coming or num_coming < len(rows_here) + _ROWS_AHEAD):
                     rows, view = todo.popleft()
                     out = {s.name: np.empty((len(rows), *s.row_shape), s.dtype) for s in cache.input_specs}
-                    runs = [slice(start, start + RUN_ROWS) for start in range(0, len(rows), RUN_ROWS)]
+                    runs = [slice(start, start + NEIGHBOUR_ROWS) for start in range(0, len(rows), NEIGHBOUR_ROWS)]
                     coming.append(([pool.submit(_fill, cache, rows, view, out, run) for run in runs], out))
                     num_coming += len(rows)
                 futures, out = coming.popleft()

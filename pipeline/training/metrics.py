@@ -20,6 +20,8 @@ OUTCOMES = ["tp", "fp", "fn", "tn", "unknown"]
 COUNT_COLUMNS = ["part", "subject", "au", *OUTCOMES]
 THRESHOLD = 0.5
 CONFIDENCE_PERCENT = 95
+NUM_RESAMPLES = 2000
+"""Of the bootstrap over subjects, in reports and in tables."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def confusion_counts(
     return table
 
 
-def compute_scores(counts: pd.DataFrame, *, num_resamples: int = 2000, seed: int = 0) -> Scores:
+def compute_scores(counts: pd.DataFrame, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Scores:
     """Return the scores of the counts of one or more folds, each with its own `part`."""
     folds = counts.groupby(["part", "au"])[OUTCOMES].sum().reset_index()
     folds["f1_percent"] = f1_percent(folds["tp"], folds["fp"], folds["fn"])

@@ -31,7 +31,7 @@ from pipeline.errors import ConfigError, DataError, DataNotFoundError, StoreErro
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
 from pipeline.runtime.atomic import file_sha256, write_json
-from pipeline.store.fingerprint import fingerprint
+from pipeline.store.hashing import hash_document
 from pipeline.tables import read_record, read_table
 from pipeline.training.loader import page_sizes
 from pipeline.training.metrics import COUNT_COLUMNS
@@ -126,7 +126,7 @@ class Runs:
             "version": RUN_VERSION,
         }
         runs, seed = catalog.roots.runs, experiment.train.seed
-        name = f"{dataset}-{experiment.head.variant}-seed{seed}-{fingerprint(document)}"
+        name = f"{dataset}-{experiment.head.variant}-seed{seed}-{hash_document(document)}"
         return TrainingRun(
             experiment=experiment,
             dataset=dataset,

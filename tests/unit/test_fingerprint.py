@@ -6,7 +6,7 @@ from pipeline.catalog import Catalog, Roots, WeightsEntry
 from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import boxes_document, cache_fingerprint, crops_document
-from pipeline.store.fingerprint import canonical_json, fingerprint
+from pipeline.store.hashing import canonical_json, hash_document
 
 FAN = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
 OTHER_SETTINGS = {
@@ -98,7 +98,7 @@ def test_a_basis_counts_for_the_profile_that_uses_it_and_by_its_bytes():
 
 def test_crops_depend_on_detector_and_crop_settings_alone():
     def crops_fingerprint(*arguments):
-        return fingerprint(crops_document(*arguments))
+        return hash_document(crops_document(*arguments))
 
     crops = crops_fingerprint(CacheConfig(), make_catalog())
     assert crops != BASE
@@ -117,6 +117,6 @@ def test_boxes_depend_on_the_detector_alone():
 
 def test_one_document_has_one_byte_string():
     assert canonical_json({"b": [1, 2.5], "a": "é"}) == b'{"a":"\\u00e9","b":[1,2.5]}'
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) == "43258cff783fe703"
+    assert hash_document({"a": 1, "b": 2}) == hash_document({"b": 2, "a": 1}) == "43258cff783fe703"
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"a": float("nan")})

@@ -54,7 +54,7 @@ def evaluation(world, *, batch_size=4, view=0, parts=("P2",)):
 def small_pages(monkeypatch):
     """Pages of few rows, so that batches go over their ends."""
     monkeypatch.setattr(loader, "MAX_PAGE_ROWS", 8)
-    monkeypatch.setattr(loader, "RUN_ROWS", 2)
+    monkeypatch.setattr(loader, "NEIGHBOUR_ROWS", 2)
 
 
 def assert_rows_belong_together(world, batch, *, view):
@@ -154,7 +154,7 @@ def test_the_pages_of_an_epoch_hold_every_row_once(num_rows):
 
 def test_a_page_holds_runs_of_neighbours_from_everywhere():
     num_rows = 6 * 512
-    for page in page_order(num_rows, epoch=1, page_rows=512, run_rows=32):
+    for page in page_order(num_rows, epoch=1, page_rows=512, neighbour_rows=32):
         assert np.ptp(page) > 0.6 * num_rows
         runs = page.reshape(-1, 32)
         assert (np.diff(runs, axis=1) == 1).all()

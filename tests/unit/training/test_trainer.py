@@ -28,13 +28,13 @@ from tests.unit.small_runs import HEAD, RULES, TRAIN, make_run, train_fold
 
 def make_pages_small():
     """So that an epoch has several, and batches go over their ends."""
-    loader.MAX_PAGE_ROWS, loader.RUN_ROWS = 8, 2
+    loader.MAX_PAGE_ROWS, loader.NEIGHBOUR_ROWS = 8, 2
 
 
 @pytest.fixture
 def small_pages(monkeypatch):
     monkeypatch.setattr(loader, "MAX_PAGE_ROWS", loader.MAX_PAGE_ROWS)
-    monkeypatch.setattr(loader, "RUN_ROWS", loader.RUN_ROWS)
+    monkeypatch.setattr(loader, "NEIGHBOUR_ROWS", loader.NEIGHBOUR_ROWS)
     make_pages_small()
 
 
@@ -93,7 +93,11 @@ def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, devic
     run = make_run(folder, name="killed")
     assert (run.fold_folder("P1") / "checkpoint.pt").is_file()
     assert not run.is_fold_finished("P1")
+    before = torch.load(run.fold_folder("P1") / "checkpoint.pt", weights_only=True)["parts"]["training"]["history"]
     resumed = train_fold(run, "P1", device=device)
+    after = json.loads((resumed / "result.json").read_text())["history"]
+    assert (len(before), len(after)) == (2, 3)
+    assert after[:2] == before, "finished epochs, with the seconds that they took, are not trained again"
     for name, tensor in load_file(whole / "head.safetensors").items():
         assert torch.equal(tensor, load_file(resumed / "head.safetensors")[name]), name
 

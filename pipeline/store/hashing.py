@@ -15,6 +15,6 @@ def canonical_json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def fingerprint(document: Mapping[str, Any]) -> str:
+def hash_document(document: Mapping[str, Any]) -> str:
     """Return the first 16 hex digits of the document's sha256: a folder's name."""
     return hashlib.sha256(canonical_json(document)).hexdigest()[:_NUM_HEX]
