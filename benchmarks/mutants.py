@@ -265,7 +265,7 @@ MUTANTS = [
     # --- refresh
     *_of(
         "pipeline/cache/build.py",
-        ("self.basis is not None and not _holds(", "self.basis is not None and _holds("),
+        ("if self.basis is not None and not self._holds_basis:", "if False:"),
         ("UnitTask(unit, rows[unit.block], unit in damaged)", "UnitTask(unit, rows[unit.block], False)"),
         tests="cache/test_build.py refresh/test_maintenance.py",
     ),

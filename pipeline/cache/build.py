@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class CacheBuild:
 
         frames: frame_id, part. crops: frame_id, key and status of all crops, as `CropReader.listed` has them.
         """
-        return plan_store(self.folder, self.format, _wanted(frames, crops), self.groups)
+        plan = plan_store(self.folder, self.format, _wanted(frames, crops), self.groups)
+        return replace(plan, is_new=plan.is_new or not self._holds_basis)
 
     def run(
         self,
@@ -91,7 +92,7 @@ class CacheBuild:
         """
         folder = self.folder
         with open_writer(folder, self.format) as writer:
-            if self.basis is not None and not _holds(folder / CODEC_NAME, self.basis):
+            if self.basis is not None and not self._holds_basis:
                 write_bytes_atomically(folder / CODEC_NAME, self.basis)
             plan = writer.plan(_wanted(frames, crops.listed), self.groups)
             blocks = _tasks_by_block(plan, writer.damaged)
@@ -107,6 +108,12 @@ class CacheBuild:
             }
             writer.publish(plan, provenance=provenance)
         return open_cache(folder)
+
+    @property
+    def _holds_basis(self) -> bool:
+        """Whether the cache's folder holds the basis, or needs none."""
+        path = self.folder / CODEC_NAME
+        return self.basis is None or (path.is_file() and path.read_bytes() == self.basis)
 
     def _unit_spec(self, block_rows: int, crops: CropReader) -> UnitSpec:
         return UnitSpec(
@@ -202,7 +209,3 @@ def _wanted(frames: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:
     if len(without):
         raise DataError(f"{len(without)} frames, such as {without.iloc[0]}, have no crop; refresh the crops first")
     return wanted[["frame_id", "key", "part", "status"]]
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == data

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import random
 import re
@@ -15,7 +16,8 @@ import pytest
 import torch
 import zarr
 
-from pipeline.cache.format import view_group
+from pipeline.cache.codecs import make_codec
+from pipeline.cache.format import CODEC_NAME, features_format, view_group
 from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
 from pipeline.errors import DataError, StoreError, WriteError
@@ -26,6 +28,7 @@ from pipeline.store.shards import stage_shard
 from pipeline.store.writer import open_writer
 from tests.steps import kind_of
 from tests.unit import small_cache
+from tests.unit.cache.test_codecs import random_basis
 from tests.unit.processes import PROCESSES
 from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, cache_build, make_cache, make_frames, stored_bytes
 
@@ -516,3 +519,32 @@ def test_a_row_that_was_never_stored_is_an_error(world):
     empty = np.setdiff1d(np.arange(12), cache.rows())[:1]
     with pytest.raises(StoreError, match=r"does not hold row 2; run `fantrans refresh`"):
         cache.read(empty)
+
+
+def test_a_compact_cache_keeps_its_basis_and_a_refresh_restores_it(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path, num_subjects=3, num_frames=1)
+    crops = small_cache.make_crops(tmp_path, frames, boxes)
+    basis = random_basis(SHAPES["lf"][0])
+    codec = make_codec("compact", SHAPES, basis=basis)
+    document = small_cache.features_document(SHAPES, profile="compact")
+    document["features"]["codec"] = {"sha256": hashlib.sha256(basis).hexdigest()}
+
+    def extractor(images):
+        maps = {name: torch.from_numpy(values) for name, values in small_cache.extract(images).items()}
+        return {name: values.numpy() for name, values in codec.encode(maps).items()}
+
+    settings = {"format": features_format(document, codec, block_rows=BLOCK_ROWS), "codec": codec, "basis": basis}
+    folder = make_cache(tmp_path, frames, crops, extractor=extractor, **settings).folder
+    file = folder / CODEC_NAME
+    assert file.read_bytes() == basis
+    written = file.stat().st_mtime_ns
+    make_cache(tmp_path, frames, crops, extractor=no_extractor, **settings)
+    assert file.stat().st_mtime_ns == written
+    assert not cache_build(tmp_path, **settings).plan(frames, crops.listed).is_new
+    for damage in (b"half", None):
+        file.unlink() if damage is None else file.write_bytes(damage)
+        with pytest.raises(StoreError, match=r"codec\.safetensors is missing or damaged; run `fantrans refresh`"):
+            open_cache(folder).codec.decode({})
+        assert cache_build(tmp_path, **settings).plan(frames, crops.listed).is_new
+        make_cache(tmp_path, frames, crops, extractor=no_extractor, **settings)
+        assert file.read_bytes() == basis
