@@ -130,7 +130,7 @@ MUTANTS = [
     *_of(
         "pipeline/cache/crops.py",
         ('.encode() + box_xyxy.astype("<f4").tobytes()', ".encode()"),
-        ("has_key = has_face & ~was_unreadable & ~is_gone", "has_key = has_face & ~is_gone"),
+        ("has_key = has_face & ~was_unreadable & ~is_missing", "has_key = has_face & ~is_missing"),
         tests="cache/test_crops.py",
     ),
     *_of(
@@ -173,7 +173,7 @@ MUTANTS = [
             "np.where(is_known, intensities >= min_positive, UNKNOWN)",
             "np.where(is_known, intensities > min_positive, 9)",
         ),
-        ("crossing = parts_a_subject[parts_a_subject > 1]", "crossing = parts_a_subject[parts_a_subject > 2]"),
+        ("crossing = num_parts[num_parts > 1]", "crossing = num_parts[num_parts > 2]"),
         ("return any(first <= frame <= last for", "return any(first <= frame < last for"),
         tests="test_protocols.py",
     ),
@@ -317,7 +317,7 @@ MUTANTS = [
     *_of(
         "pipeline/runtime/broadcast.py",
         ("min(idle, key=self._next.__getitem__, default=None)", "max(idle, key=self._next.__getitem__, default=None)"),
-        ("_MAX_HELD = 3", "_MAX_HELD = 300"),
+        ("_MAX_BUFFERED = 3", "_MAX_BUFFERED = 300"),
         tests="runtime/test_broadcast.py",
     ),
     *_of(

@@ -71,11 +71,14 @@ class ClusterWorkers:
     device: str
 
     @contextmanager
-    def open(self, state: _State, *, num_tasks: int) -> Iterator[WorkerPool[_State]]:
+    def open(self, state: _State, *, num_tasks: int) -> Iterator[WorkerPool[_State] | None]:
         """Give each worker, also one that joins later, a copy of `state`; see `pipeline.runtime.executors.Workers`.
 
         Raises `ConfigError` if the device is a GPU and no worker offers one: Dask would wait for one forever.
         """
+        if num_tasks == 0:
+            yield None
+            return
         needed = {GPU: 1} if torch.device(self.device).type == "cuda" else {}
         with worker_client() as client:
             offered = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
@@ -85,8 +88,8 @@ class ClusterWorkers:
                     f"{self.device} needs; start one with `dask worker ADDRESS --nthreads 1 --resources {GPU}=1`"
                 )
             plugin = _StatePlugin(new_state_name(), state)
-            client.register_plugin(plugin)
             try:
+                client.register_plugin(plugin)
                 yield WorkerPool(client.get_executor(pure=False, resources=needed), plugin.name)
             finally:
                 client.unregister_worker_plugin(plugin.name)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 
 class FantransError(Exception):
-    """Base of all errors that users see."""
+    """Base of all errors that users see; each is its message."""
+
+    def __reduce__(self) -> tuple[type[FantransError], tuple[object, ...]]:
+        return type(self), (str(self),)  # so that Dask's workers can send it, whatever it inherits
 
 
 class CatalogError(FantransError, ValueError):

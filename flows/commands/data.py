@@ -183,3 +183,5 @@ def _print_plan(plans: list[StagePlan]) -> None:
         counts = (f"{count:,}" for count in (plan.num_kept, plan.num_computed, plan.num_dropped))
         table.add_row(plan.stage, *counts, megabytes, time)
     console.print(table)
+    if plans[-1].stage == "render":
+        print_line("the other stages can be planned when these faces are rendered: run the refresh")

@@ -20,7 +20,8 @@ from pipeline.config import ViewConfig
 from pipeline.errors import DataError
 from pipeline.fingerprint import versions
 from pipeline.runtime.atomic import write_bytes_atomically
-from pipeline.runtime.executors import LocalWorkers, Result, WorkerPool, Workers, apply_step, raise_failures
+from pipeline.runtime.executors import LocalWorkers, Result, WorkerPool, Workers, close, raise_failures
+from pipeline.runtime.prefetch import prefetch_map
 from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.store.format import StoreFormat
 from pipeline.store.plan import NO_ROW, Plan, Unit
@@ -34,6 +35,7 @@ _FIDELITY_ROWS = 256
 
 _Blocks = Mapping[int, list[UnitTask]]
 """The tasks of each block."""
+_Staged = Result[list[UnitTask], list[StagedUnit]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,23 +151,26 @@ def _commit_all(
     failed: dict[str, Exception] = {}
     last_units = {tasks[-1].unit for tasks in blocks.values()}  # a block is named in the log once it is complete
 
-    def commit(_: list[UnitTask], units: list[StagedUnit]) -> None:
-        for unit in units:
+    def commit(result: _Staged) -> None:
+        for unit in result.value or ():
             writer.commit_unit(unit)
 
-    for result in apply_step(commit, _stage_all(worker, blocks, pool), num_threads=1):
-        last = result.task[-1]
-        if result.error is not None:
-            failed[_block_name(last)] = result.error
-            continue
-        num_rows = sum(len(task.rows) for task in result.task)
-        on_progress(num_rows, _block_name(last) if last.unit in last_units else "")
+    staged = _stage_all(worker, blocks, pool)
+    try:
+        for result, committed in prefetch_map(commit, staged, num_threads=1):
+            committed.result()
+            last = result.task[-1]
+            if result.error is not None:
+                failed[_block_name(last)] = result.error
+                continue
+            num_rows = sum(len(task.rows) for task in result.task)
+            on_progress(num_rows, _block_name(last) if last.unit in last_units else "")
+    finally:
+        close(staged)
     return failed
 
 
-def _stage_all(
-    worker: UnitWorker, blocks: _Blocks, pool: WorkerPool[UnitWorker] | None
-) -> Iterator[Result[list[UnitTask], list[StagedUnit]]]:
+def _stage_all(worker: UnitWorker, blocks: _Blocks, pool: WorkerPool[UnitWorker] | None) -> Iterator[_Staged]:
     """Stage unit by unit in this process, or block by block in a pool."""
     if pool is not None:
         yield from pool.run(stage_block, blocks.values())

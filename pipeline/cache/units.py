@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ class UnitWorker:
 
     def __init__(self, spec: UnitSpec) -> None:
         self.spec = spec
-        self._loading = Lock()
+        self._opening = RLock()  # threads share what is opened once
         self._loaded: dict[tuple[str, ...], np.ndarray] = {}
 
     def __reduce__(self) -> tuple[type[UnitWorker], tuple[UnitSpec]]:
@@ -147,9 +147,11 @@ class UnitWorker:
 
     def _exact_maps(self, todo: pd.DataFrame, view: int) -> dict[str, np.ndarray] | None:
         """Read the fp16 maps of all rows; None if the exact cache lacks one of them."""
-        if self._exact is None or todo.empty or view >= self._exact[0].num_views:
+        with self._opening:
+            exact = self._exact
+        if exact is None or todo.empty or view >= exact[0].num_views:
             return None
-        cache, row_by_frame = self._exact
+        cache, row_by_frame = exact
         rows = row_by_frame.reindex(pd.MultiIndex.from_frame(todo[["frame_id", "key"]]))
         return None if rows.isna().any() else cache.read(rows.to_numpy(np.int64), view=view)
 
@@ -162,7 +164,7 @@ class UnitWorker:
 
     def _read_crops(self, frame_ids: tuple[str, ...]) -> np.ndarray:
         """Read crops (n, S, S, 3); a block's crops are kept for its other views."""
-        with self._loading:
+        with self._opening:
             crops, row_by_frame = self._crops
             if frame_ids not in self._loaded:
                 if len(self._loaded) == _MAX_LOADED_BLOCKS:
@@ -190,7 +192,9 @@ class UnitWorker:
         if loaded.maps is not None:
             arrays = encode_rows(self.spec.codec, loaded.maps)
         elif len(loaded.images):
-            arrays = self._extractor(loaded.images)
+            with self._opening:
+                extract = self._extractor
+            arrays = extract(loaded.images)
         return UnitValues(loaded.rows, self._merge(task, arrays, loaded))
 
     @cached_property

@@ -254,7 +254,7 @@ class ExtractStage:
                 cache_build(job).run(
                     _frames(job, plan.expected), crop_reader(job), workers=workers, on_progress=on_progress
                 )
-        return _summarise(plan)
+        return replace(_summarise(plan), stage=self.name)
 
 
 def _packing(build: CacheBuild) -> float:
@@ -314,7 +314,8 @@ def run_stage(stage: Stage[Any], job: RefreshJob, workers: Workers) -> StageSumm
         planned = time.monotonic()
         summary = stage.run(job, plan, workers)
         ended = time.monotonic()
-        remember_rate(job, plan.stage, _num_rated(plan), seconds=ended - planned)
+        if stage.name != IndexStage.name:  # reading the raw layout is planning, and has no rate
+            remember_rate(job, plan.stage, _num_rated(plan), seconds=ended - planned)
     summary = replace(summary, seconds=ended - started)
     logger.info("%s", summary)
     return summary

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import WriteError
+from pipeline.errors import FantransError, WriteError
 
 TEMP_PREFIX = ".tmp-"
 
@@ -42,6 +42,9 @@ def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temp)
         fsync_file(temp)
+    except FantransError:  # of what `write` reads; some are OSErrors, too
+        discard(temp)
+        raise
     except OSError as error:
         discard(temp)
         reason = error.strerror or str(error)

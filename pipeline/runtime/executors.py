@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
@@ -92,11 +92,20 @@ def apply_step(
         if result.error is None:
             discard(result.unwrap())
 
-    if num_threads == 0:
-        yield from map(apply, results)
-        return
-    for _, future in prefetch_map(apply, results, num_threads=num_threads, drop=drop):
-        yield future.result()
+    try:
+        if num_threads == 0:
+            yield from map(apply, results)
+            return
+        for _, future in prefetch_map(apply, results, num_threads=num_threads, drop=drop):
+            yield future.result()
+    finally:
+        close(results)
+
+
+def close(results: Iterable[object]) -> None:
+    """Close a generator at once: a traceback may hold it, and its threads would work on until that is freed."""
+    if isinstance(results, Generator):
+        results.close()
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from pipeline.synthetic.layout import (
 from pipeline.synthetic.recording import Frame, Recording
 from pipeline.tables import write_table
 
+_SETTINGS_NAME = "rendered.json"
 _NOT_CODABLE = 9
 _FRAME_STRIDE = 9
 _DISFA_FPS = 20
@@ -69,7 +70,8 @@ def write_dataset(
     BP4D: `num_frames` images per task. DISFA: one video per subject, with its tasks one after another.
     """
     settings = Settings(layout, num_subjects, num_tasks, num_frames, seed, size_px)
-    _claim(out, settings)
+    if not _check_settings(out, settings):
+        write_bytes_atomically(out / _SETTINGS_NAME, json.dumps(asdict(settings), indent=1).encode())
     subjects = subject_names(layout, num_subjects)
     missing = [i for i, subject in enumerate(subjects) if not is_subject_complete(out, settings, subject)]
     if not missing and (out / "truth.parquet").is_file():
@@ -95,8 +97,12 @@ def write_dataset(
 def count_missing_frames(
     out: Path, *, layout: str, num_subjects: int, num_tasks: int, num_frames: int, seed: int, size_px: int = 512
 ) -> tuple[int, int]:
-    """Return the frames of subjects that `write_dataset` would render, and the frames of all subjects."""
+    """Return the frames of subjects that `write_dataset` would render, and the frames of all subjects.
+
+    Raises `DataError` as `write_dataset` does.
+    """
     settings = Settings(layout, num_subjects, num_tasks, num_frames, seed, size_px)
+    _check_settings(out, settings)
     subjects = subject_names(layout, num_subjects)
     num_missing = sum(not is_subject_complete(out, settings, subject) for subject in subjects)
     num_each = num_tasks * num_frames
@@ -105,18 +111,18 @@ def count_missing_frames(
     return num_missing * num_each, num_subjects * num_each
 
 
-def _claim(out: Path, settings: Settings) -> None:
-    """Write the settings into a new folder, or check that an existing folder has them."""
-    path, wanted = out / "rendered.json", asdict(settings)
+def _check_settings(out: Path, settings: Settings) -> bool:
+    """Return whether the folder has these settings; raise `DataError` if it has others, or is not a rendered set."""
+    path, wanted = out / _SETTINGS_NAME, asdict(settings)
     if path.is_file():
         found = json.loads(path.read_text())
         if found != wanted:
             other = ", ".join(f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v)
             raise DataError(f"{out} holds a rendered set with {other}; choose another folder, or remove this one")
-        return
+        return True
     if out.is_dir() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty and is not a rendered set (no rendered.json); choose another folder")
-    write_bytes_atomically(path, json.dumps(wanted, indent=1).encode())
+        raise DataError(f"{out} is not empty and is not a rendered set (no {_SETTINGS_NAME}); choose another folder")
+    return False
 
 
 def _one_thread() -> None:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from flows.cluster import GPU, Cluster, ClusterWorkers
 from pipeline.errors import ConfigError
+from pipeline.runtime import executors
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,11 @@ def client():
 def names_of_workers(device, num_tasks):
     with ClusterWorkers(device).open("worker", num_tasks=num_tasks) as pool:
         return [result.unwrap() for result in pool.run(name_of_worker, range(num_tasks))]
+
+
+def test_a_state_is_freed_when_its_pool_is_closed(client):
+    assert client.submit(names_of_workers, "cpu", 2, pure=False).result(60)
+    assert client.run(lambda: list(executors._states)) == {worker: [] for worker in client.run(lambda: None)}
 
 
 def name_of_worker(state, _):

@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -548,3 +549,32 @@ def test_a_compact_cache_keeps_its_basis_and_a_refresh_restores_it(tmp_path):
         assert cache_build(tmp_path, **settings).plan(frames, crops.listed).is_new
         make_cache(tmp_path, frames, crops, extractor=no_extractor, **settings)
         assert file.read_bytes() == basis
+
+
+@pytest.mark.parametrize("num_threads", [0, 1])
+def test_progress_counts_every_view_and_names_a_block_when_it_is_complete(world, tmp_path, num_threads):
+    frames, crops, _ = world
+    calls = []
+    with ThreadPoolExecutor(1) as pool:
+        workers = {"workers": small_cache.ThreadWorkers(pool)} if num_threads else {}
+        cache_build(tmp_path).run(frames, crops, on_progress=lambda *call: calls.append(call), **workers)
+    assert sum(num for num, _ in calls) == len(frames) * VIEWS.num_views
+    assert sorted(name for _, name in calls if name) == sorted(f"block {i}" for i in range(9))
+    seen = {}
+    for num, name in calls:
+        seen[name] = seen.get(name, 0) + num
+    assert num_threads == 0 or "" not in seen
+
+
+def test_after_a_failed_commit_nothing_works_on_and_the_error_is_its_own(world, tmp_path, monkeypatch):
+    frames, crops, undisturbed = world
+
+    def fail(writer, unit):
+        raise KeyError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_writer.StoreWriter, "commit_unit", fail)
+        with pytest.raises(KeyError, match="a defect"):
+            make_cache(tmp_path, frames, crops)
+    assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
+    assert stored_bytes(make_cache(tmp_path, frames, crops).folder) == stored_bytes(undisturbed.folder)

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipeline.errors import WriteError
+from pipeline.errors import StoreNotFoundError, WriteError
 from pipeline.runtime.atomic import (
     file_sha256,
     put_in_place,
@@ -50,6 +50,16 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
         writer.send_signal(signal.SIGKILL)
     assert writer.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
+
+
+def test_an_error_of_what_is_written_is_not_one_of_the_disk(tmp_path):
+    def fail(temp):
+        temp.write_bytes(b"half")
+        raise StoreNotFoundError("a shard does not exist")
+
+    with pytest.raises(StoreNotFoundError, match=r"^a shard does not exist$"):
+        write_atomically(tmp_path / "value", fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_document_is_indented_json(tmp_path):

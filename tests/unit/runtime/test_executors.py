@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import pytest
 
 from pipeline.errors import DataError, StoreError, WriteError
 from pipeline.runtime import executors as workers
-from pipeline.runtime.executors import attempt, raise_failures
+from pipeline.runtime.executors import LocalWorkers, Result, apply_step, attempt, raise_failures
 from tests.unit.small_cache import ThreadWorkers
 
 
@@ -64,3 +65,72 @@ def test_failures_are_named_up_to_five_and_the_rest_counted():
     with pytest.raises(StoreError, match=r"^7 of 9 blocks failed \(block 0: odd 0; .*block 4: odd 4; and 2 more\)"):
         raise_failures(failed, num_all=9, what="blocks")
     raise_failures({}, num_all=9, what="blocks")
+
+
+def numbers(closed):
+    """Results 0, 1, 2...; notes in `closed` when the generator is closed."""
+    try:
+        for number in range(1000):
+            yield Result(number, number)
+    finally:
+        closed.append(True)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_after_an_error_the_steps_before_it_stop_although_its_traceback_is_kept(num_threads):
+    def fail(number, _):
+        if number == 5:
+            raise OSError(errno.EIO, "the disk failed")
+        return number
+
+    closed = []
+    before = apply_step(lambda number, _: number, numbers(closed), num_threads=num_threads)
+    with pytest.raises(OSError, match="the disk failed") as caught:
+        list(apply_step(fail, before, num_threads=num_threads))
+    assert caught.tb is not None
+    assert closed == [True]
+    assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
+
+
+def test_values_that_are_computed_but_not_taken_are_discarded():
+    discarded = []
+    results = apply_step(lambda number, _: number, numbers([]), num_threads=3, discard=discarded.append)
+    taken = [next(results).unwrap() for _ in range(4)]
+    results.close()
+    assert taken == [0, 1, 2, 3]
+    assert discarded
+    assert discarded == list(range(4, 4 + len(discarded)))
+
+
+def test_an_error_of_one_task_passes_through_the_later_steps():
+    def invert(number, _):
+        if number == 0:
+            raise DataError("zero has no inverse")
+        return 1 / number
+
+    inverted = apply_step(invert, (Result(number, number) for number in (0, 2)))
+    first, second = apply_step(lambda _, value: 10 * value, inverted)
+    assert str(first.error) == "zero has no inverse"
+    assert second.unwrap() == 5
+
+
+def test_what_waits_in_a_pool_is_cancelled_when_its_results_are_closed():
+    started, release = [], threading.Event()
+
+    def work(_, number):
+        started.append(number)
+        if number:
+            release.wait(10)
+
+    with ThreadPoolExecutor(1) as threads, ThreadWorkers(threads).open(None, num_tasks=9) as pool:
+        results = pool.run(work, range(9))
+        assert next(results).task == 0
+        results.close()
+        release.set()
+    assert len(started) <= 2
+
+
+def test_a_single_worker_is_this_process():
+    for num_workers, num_tasks in ((1, 9), (4, 1), (4, 0)):
+        with LocalWorkers(num_workers).open("state", num_tasks=num_tasks) as pool:
+            assert pool is None
