@@ -83,13 +83,13 @@ def test_after_an_error_the_steps_before_it_stop_although_its_traceback_is_kept(
             raise OSError(errno.EIO, "the disk failed")
         return number
 
-    closed = []
+    closed, threads = [], set(threading.enumerate())
     before = apply_step(lambda number, _: number, numbers(closed), num_threads=num_threads)
     with pytest.raises(OSError, match="the disk failed") as caught:
         list(apply_step(fail, before, num_threads=num_threads))
     assert caught.tb is not None
     assert closed == [True]
-    assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
+    assert set(threading.enumerate()) <= threads
 
 
 def test_values_that_are_computed_but_not_taken_are_discarded():
