@@ -6,21 +6,9 @@ import torch
 
 from models.head import FanTransHead, HeadOutput, HeadShape
 from models.losses import bernoulli_kl, class_weights, softmax_kl, total_loss, weighted_bce
+from tests.label_counts import POSITIVES
 
-# Positive labels and frames of each part of the two data sets, counted from public label lists of all coded frames, and
-# the class weights that the field publishes for the fold that tests each part.
-POSITIVES = {
-    "bp4d": {
-        "P1": (50631, [8322, 8172, 10085, 21055, 29862, 29183, 28277, 20274, 7664, 16080, 8023, 7076]),
-        "P2": (50182, [10223, 6568, 9870, 23312, 27651, 27954, 26187, 25762, 10024, 18379, 8657, 7867]),
-        "P3": (46034, [12497, 10370, 9800, 23309, 23103, 30133, 28066, 22339, 7181, 15947, 7608, 7286]),
-    },
-    "disfa": {
-        "P1": (43604, [1839, 1125, 5119, 2360, 1218, 4503, 10850, 4902]),
-        "P2": (43605, [1469, 879, 6653, 3558, 1287, 6187, 13206, 4123]),
-        "P3": (43605, [3198, 3640, 8161, 4409, 2968, 6161, 12191, 2508]),
-    },
-}
+# The class weights that the field publishes for the fold that tests each part.
 PUBLISHED = {
     ("bp4d", "P3"): [
         1.342985,
