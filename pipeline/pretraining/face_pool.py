@@ -151,6 +151,6 @@ def _close_face(
 @cache
 def _bank(path: Path) -> Bank:
     """The bank, loaded once per worker."""
-    from pipeline.synthetic.bank import load_bank  # noqa: PLC0415
+    from pipeline.synthetic.bank import load_bank  # noqa: PLC0415 - as in `_close_face`
 
     return load_bank(path)

@@ -16,7 +16,6 @@ from pipeline.synthetic.bank import Bank
 from pipeline.synthetic.textures import noise, smoothed, spot
 
 SIDED_WRINKLES = ("forehead", "crow", "under_eye", "nose", "laugh", "dimple", "corner", "stretch")
-MIDDLE_WRINKLES = ("forehead_inner", "glabella", "chin", "lip_lines", "under_lip")
 DEPTH = 0.0068
 """Height of a wrinkle at full depth, in units of the texture's side, before smoothing."""
 _PAD = 0.03
