@@ -283,11 +283,11 @@ MUTANTS = [
     ),
     # --- models
     *_of(
-        "models/head.py",
+        "models/fan_trans.py",
         ("evidence_BAA.topk(self.top_k, dim=1).values.sum(1)", "evidence_BAA.topk(self.top_k, dim=2).values.sum(2)"),
         ("(aus.index(au), source_aus.index(au)) for au in aus", "(aus.index(au), aus.index(au)) for au in aus"),
         ("unflatten(1, self.size).softmax(1)", "unflatten(1, self.size).softmax(2)"),
-        tests="models/test_head.py",
+        tests="models/test_fan_trans.py",
     ),
     *_of(
         "models/attention.py",
@@ -334,13 +334,15 @@ MUTANTS = [
     ),
     *_of(
         "pipeline/experiments.py",
-        ("merged[key] = _overlaid(merged[key], value) if both_nest else value", "merged[key] = value"),
+        ("seeds or file.seeds, path, published=published", "file.seeds, path, published=published"),
+        ("merged = merge_settings(settings, override.settings)", "merged = dict(settings)"),
         tests="test_experiments.py",
     ),
     *_of(
-        "pipeline/config.py",
+        "pipeline/yaml_settings.py",
+        ('under.pop("head", None)', "pass"),
         ("if key in keys[:i]:", "if False:"),
-        tests="test_config.py test_catalog.py",
+        tests="test_yaml_settings.py",
     ),
     *_of(
         "pipeline/catalog.py",

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import zarr
 
-from models.head import FanTransHead
 from models.losses import class_weights, total_loss
 from pipeline.cache.format import view_group
 from pipeline.catalog import load_catalog
 from pipeline.faces.features import extract_features, load_fan
 from pipeline.protocols import PARTS
+from pipeline.training.heads import build_head
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages, evaluation_batches
-from pipeline.training.runs import TrainingRun, head_shape, prepare_run
+from pipeline.training.runs import TrainingRun, prepare_run
 from pipeline.training.trainer import tune_allocator
 
 NUM_CROPS = 64
@@ -114,7 +114,7 @@ def training(run: TrainingRun) -> dict[str, float]:
     tune_allocator()
     frames = CachedFrames(run.cache, run.frames, aus=run.rules.aus)
     batch = next(evaluation_batches(run.cache, frames, batch_size=32))
-    head = FanTransHead(head_shape(run)).train()
+    head = build_head(run).head.train()
     weights_A = class_weights(torch.from_numpy(frames.labels_NA))
     optimiser = torch.optim.AdamW(head.parameters(), lr=1e-4, fused=True)
 

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.config import OneOf, PositiveInt, Settings, first_fault, read_yaml
+from pipeline.config import OneOf, PositiveInt, Settings, first_fault
 from pipeline.datasets import LAYOUTS
 from pipeline.datasets.index import INDEX_NAME
 from pipeline.datasets.layout import Layout
 from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
+from pipeline.yaml_settings import read_yaml, resolve_settings
 
 CATALOG_FILE = Path(__file__).parent.parent / "data_catalog.yaml"
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 class RenderedEntry(Settings):
@@ -211,36 +209,20 @@ def _repair_hint(name: str, entry: DatasetEntry) -> str:
     return f"unpack the data set there, or fix `root` of {name} in the catalog or the variable that it takes"
 
 
-def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Catalog:
+def load_catalog(path: Path | None = None) -> Catalog:
     """Read the catalog (FANTRANS_CATALOG, else that of this checkout) and fill in its variables.
 
     Raises `CatalogError`, one sentence, for a missing file, a typo, a duplicate name or an unset variable.
     """
-    path = path or Path(environment.get("FANTRANS_CATALOG", CATALOG_FILE))
+    path = path or Path(os.environ.get("FANTRANS_CATALOG", CATALOG_FILE))
     if not path.is_file():
         raise CatalogError(f"catalog {path} does not exist; set FANTRANS_CATALOG to a data_catalog.yaml")
-    content = _filled(read_yaml(path, error=CatalogError), environment, path)
+    content = resolve_settings(read_yaml(path, error=CatalogError), where=path, error=CatalogError)
     try:
         catalog = Catalog.model_validate(content)
     except ValidationError as error:
         raise CatalogError(f"{path}: {first_fault(error)}") from None
     return _anchored(catalog, path.resolve().parent)
-
-
-def _filled(value: object, environment: Mapping[str, str], path: Path) -> object:
-    """Return `value` with each ${NAME:-default} replaced, in strings at any depth."""
-
-    def fill(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        if name not in environment and default is None:
-            raise CatalogError(f"{path}: variable {name} is not set and has no default; set it in the environment")
-        return environment.get(name) or default or ""
-
-    if isinstance(value, str):
-        return _VARIABLE.sub(fill, value)
-    if isinstance(value, dict):
-        return {key: _filled(item, environment, path) for key, item in value.items()}
-    return value
 
 
 def _anchored(catalog: Catalog, folder: Path) -> Catalog:

@@ -1,4 +1,4 @@
-"""Settings of a run as frozen models, and YAML files read so that a typo is an error.
+"""Settings of a run as frozen models, in which a typo is an error.
 
 A setting that can change a cached value is in the cache's fingerprint (see pipeline/fingerprint.py); settings that
 only change speed (device, batch size, workers) are arguments of the stages and not here.
@@ -6,15 +6,24 @@ only change speed (device, batch size, workers) are arguments of the stages and 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from models.variants import ATTENTION_DROPS, INPUT_MAPS, KD_FORMS, VARIANTS
+from pipeline.head_class import HeadClass, check_arguments, load_head_class
 from pipeline.protocols import PARTS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -112,7 +121,7 @@ class CacheConfig(Settings):
 
 
 class HeadConfig(Settings):
-    """The trained part of FAN-Trans (paper 3.2, 3.3)."""
+    """A head of the paper: the trained part of FAN-Trans (paper 3.2, 3.3)."""
 
     variant: Annotated[str, OneOf(VARIANTS)] = "t1_o2o_t2_o2m"
     """Row of Table 1, the last of which is FAN-Trans, or its three branches."""
@@ -126,6 +135,66 @@ class HeadConfig(Settings):
     """Evidence summed by C_o2m; None is half the action units."""
     mask_start: Annotated[float, Field(ge=0)] = 0.0
     """Where the logits of a learned drop start: 0 or more keeps, less drops. Far above 0, training drops none."""
+
+    @property
+    def title(self) -> str:
+        """Name in those of runs."""
+        return self.variant
+
+    @property
+    def input_maps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Maps that are read as they are, and those that are multiplied by the heatmaps' sum."""
+        return INPUT_MAPS[self.input_features]
+
+    def document(self) -> dict[str, Any]:
+        """Return everything that decides the head, given its inputs."""
+        return self.model_dump()
+
+
+class OwnHeadConfig(Settings):
+    """A head of one's own: a class, and the arguments that it is built with after its inputs (docs/heads.md)."""
+
+    model_config = ConfigDict(extra="allow", serialize_by_alias=True)
+
+    class_: Annotated[str, Field(alias="class")]
+    """MODULE:CLASS, from the working folder or an installed package."""
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> OwnHeadConfig:
+        check_arguments(self.load().cls, self.arguments)
+        return self
+
+    def load(self) -> HeadClass:
+        """Import the class; raises `ValueError` as `load_head_class` does."""
+        return load_head_class(self.class_)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the class by name."""
+        return dict(self.model_extra or {})
+
+    @property
+    def title(self) -> str:
+        """Name in those of runs."""
+        return self.class_.partition(":")[2]
+
+    def document(self) -> dict[str, Any]:
+        """Return everything that decides the head, given its inputs; the source counts by content."""
+        return {"class": self.class_, **self.arguments, "source_sha256": self.load().source_sha256}
+
+
+_TAGS = ("_variant", "_class")
+"""Tags of the kinds of head, which pydantic adds to the place of a fault."""
+
+
+def _kind_of_head(head: object) -> str:
+    is_own = "class" in head if isinstance(head, Mapping) else isinstance(head, OwnHeadConfig)
+    return _TAGS[is_own]
+
+
+AnyHeadConfig = Annotated[
+    Annotated[HeadConfig, Tag(_TAGS[0])] | Annotated[OwnHeadConfig, Tag(_TAGS[1])], Discriminator(_kind_of_head)
+]
 
 
 class TrainConfig(Settings):
@@ -158,7 +227,7 @@ class ExperimentConfig(Settings):
     refresh_args: str
     """Argument of `fantrans refresh DATASET --config` for the cache that this experiment trains on."""
     cache: CacheConfig = CacheConfig()
-    head: HeadConfig = HeadConfig()
+    head: AnyHeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS
     """Test parts; one fold is trained per part."""
@@ -169,35 +238,9 @@ def first_fault(error: ValidationError) -> str:
     fault = min(
         error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"
     )  # a typo also causes a missing key
-    where = ".".join(str(step) for step in fault["loc"])
+    where = ".".join(str(step) for step in fault["loc"] if step not in _TAGS)
     if fault["type"] == "extra_forbidden":
         return f"unknown key `{where}`; fix the spelling or remove it"
     message = fault["msg"].removeprefix("Value error, ")
     found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
     return f"`{where}`{found}: {message[0].lower()}{message[1:]}"
-
-
-def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
-    """Read a YAML file with a mapping; raises `error` for other content, and for duplicate keys, which YAML accepts."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except UnicodeDecodeError as fault:
-        raise error(f"{path} is not UTF-8 text: {fault.reason} at byte {fault.start}") from None
-    except yaml.YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise error(f"{path}{line}: {getattr(fault, 'problem', fault)}") from None
-    if not isinstance(content, dict):
-        raise error(f"{path} must contain a mapping of keys, not {type(content).__name__}")
-    return content
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice; rename or remove one", node.value[i][0].start_mark
-                )
-        return super().construct_mapping(node, deep)

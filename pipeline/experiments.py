@@ -1,15 +1,18 @@
-"""Read experiments and sets from YAML files; an experiment may derive from another one."""
+"""Read experiments and sets from YAML files; an experiment may derive from another one, and be overridden."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
 from pipeline.catalog import Catalog
-from pipeline.config import CacheConfig, ExperimentConfig, Settings, first_fault, read_yaml
+from pipeline.config import CacheConfig, ExperimentConfig, Settings, first_fault
 from pipeline.errors import ConfigError
+from pipeline.yaml_settings import Override, merge_settings, parse_overrides, read_yaml, resolve_settings
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -27,7 +30,7 @@ class ExperimentSet(NamedTuple):
     """Experiments that are trained together and reported in one table."""
 
     name: str
-    """Name of the file, with that of the member if one was chosen."""
+    """Name of the file, with that of the member if one was chosen, and the overrides."""
     spec: str
     """The name, path or SET:MEMBER that it was read by."""
     published_table: str | None
@@ -54,14 +57,21 @@ class ExperimentSet(NamedTuple):
         return first.cache
 
 
-def resolve(catalog: Catalog, dataset: str, name: str | None = None, *, base: str | None = None) -> ExperimentSet:
+def resolve(
+    catalog: Catalog,
+    dataset: str,
+    name: str | None = None,
+    *,
+    base: str | None = None,
+    overrides: Sequence[str] = (),
+) -> ExperimentSet:
     """Read the experiment, set or SET:MEMBER `name` (default: the data set's experiment).
 
-    base: the experiment that a set's members change; default: the data set's. Raises `CatalogError` for an unknown data
-    set, `ConfigError` for unknown or faulty experiments.
+    base: the experiment that a set's members change; default: the data set's. overrides: KEY=VALUE[,VALUE...], see
+    `load_set`. Raises `CatalogError` for an unknown data set, `ConfigError` for unknown or faulty experiments.
     """
     own = catalog.get_dataset(dataset).experiment
-    chosen = load_set(name or own, base=base or own)
+    chosen = load_set(name or own, base=base or own, overrides=overrides)
     if base is not None and not chosen.is_derived:
         raise ConfigError(f"{name or own} is one experiment and not derived from {base}; leave --base out")
     return chosen
@@ -73,10 +83,14 @@ def load_experiment(name_or_path: str, *, folder: Path = CONFIG_FOLDER) -> Exper
     Raises `ConfigError` in one sentence for an unknown name, a typo or a value out of range.
     """
     path = _find_file(name_or_path, folder)
+    return _experiment(_one_experiment(path) | {"name": path.stem, "refresh_args": name_or_path}, path)
+
+
+def _one_experiment(path: Path) -> dict[str, Any]:
     merged = _merged_with_bases(path, seen=())
     if "members" in merged:
         raise ConfigError(f"{path} is a set of experiments, expected one experiment; name another file")
-    return _experiment(merged | {"name": path.stem, "refresh_args": name_or_path}, path)
+    return merged
 
 
 class _SetFile(Settings):
@@ -92,22 +106,28 @@ class _SetFile(Settings):
         return seeds
 
 
-def load_set(spec: str, *, base: str) -> ExperimentSet:
-    """Read a set: a file with `members:`, each overlaid on the experiment `base`.
+def load_set(spec: str, *, base: str, overrides: Sequence[str] = ()) -> ExperimentSet:
+    """Read a set: a file with `members:`, each merged over the experiment `base`.
 
     `SET:MEMBER` is one member of a set; an experiment is read as a set of one. Keys: `published_table`, `seeds`, and
-    `members`, a mapping of names to settings, where `published` names the member's row of that table. Raises
-    `ConfigError` as `load_experiment` does.
+    `members`, a mapping of names to settings, where `published` names the member's row of that table. overrides:
+    settings for all members, KEY=VALUE; with several values, KEY=VALUE,VALUE, each member becomes one per value, and
+    several values of `train.seed` are the seeds of each member. Raises `ConfigError` as `load_experiment` does.
     """
     name_or_path, chosen = _split(spec)
     path = _find_file(name_or_path, CONFIG_FOLDER)
     content = _read(path) if path.is_file() else {}
+    seeds, combinations = _seeds_and_others(overrides)
+    suffix = f" {' '.join(overrides)}" if overrides else ""
     if "members" not in content:
-        experiment = load_experiment(name_or_path)
+        under = _one_experiment(path)
         if chosen is not None:
             raise ConfigError(f"{path} is one experiment and has no members; name it without `:{chosen}`")
-        alone = Member(experiment.name, None, (experiment,))
-        return ExperimentSet(experiment.name, spec, None, (alone,), is_derived=False)
+        members = [
+            _member(path.stem, under | {"refresh_args": name_or_path}, each, seeds, path, is_in_set=bool(suffix))
+            for each in combinations
+        ]
+        return ExperimentSet(path.stem + suffix, spec, None, tuple(members), is_derived=False)
     try:
         file = _SetFile.model_validate(content)
     except ValidationError as error:
@@ -117,7 +137,6 @@ def load_set(spec: str, *, base: str) -> ExperimentSet:
     under = _merged_with_bases(_find_file(base, CONFIG_FOLDER), seen=())
     if "members" in under:
         raise ConfigError(f"{base} is a set of experiments, and members derive from one experiment; name another base")
-    seeds = file.seeds or (under.get("train", {}).get("seed", 0),)
     members = []
     for name in file.members if chosen is None else [chosen]:
         over = dict(file.members[name] or {})
@@ -125,14 +144,44 @@ def load_set(spec: str, *, base: str) -> ExperimentSet:
         if "seed" in (over.get("train") or {}):
             raise ConfigError(f"{path}: member {name} has a `train.seed`; list its seeds in the set's `seeds`")
         refresh_args = f"{name_or_path}:{name} --base {base}" if "cache" in over else base
-        merged = _overlaid(under, over) | {"refresh_args": refresh_args}
-        experiments = tuple(
-            _experiment(_overlaid(merged, {"train": {"seed": seed}, "name": f"{name}-seed{seed}"}), path)
-            for seed in seeds
-        )
-        members.append(Member(name, published, experiments))
+        merged = merge_settings(under, over) | {"refresh_args": refresh_args}
+        members += [
+            _member(name, merged, each, seeds or file.seeds, path, published=published) for each in combinations
+        ]
     set_name = path.stem if chosen is None else f"{path.stem}_{chosen}"
-    return ExperimentSet(set_name, spec, file.published_table, tuple(members))
+    return ExperimentSet(set_name + suffix, spec, file.published_table, tuple(members))
+
+
+def _seeds_and_others(overrides: Sequence[str]) -> tuple[tuple[Any, ...], list[Override]]:
+    """Return the seeds that overrides name, and every combination of the other overrides."""
+    of_seeds = [each for each in overrides if each.startswith("train.seed=")]
+    seeds = tuple(each.settings["train"]["seed"] for each in parse_overrides(of_seeds)) if of_seeds else ()
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"override {of_seeds[0]!r}: a seed appears twice")
+    return seeds, parse_overrides([each for each in overrides if each not in of_seeds])
+
+
+def _member(
+    name: str,
+    settings: dict[str, Any],
+    override: Override,
+    seeds: Sequence[Any] | None,
+    path: Path,
+    *,
+    published: str | None = None,
+    is_in_set: bool = True,
+) -> Member:
+    """Return a member with its experiments, one per seed, under an override."""
+    name = " ".join((name, *override.words))
+    merged = merge_settings(settings, override.settings)
+    sets = "".join(f" --set {shlex.quote(word)}" for word in override.words if word.startswith("cache."))
+    merged["refresh_args"] = settings["refresh_args"] + sets
+    seeds = seeds or (merged.get("train", {}).get("seed", 0),)
+    experiments = (
+        merge_settings(merged, {"train": {"seed": seed}, "name": f"{name}-seed{seed}" if is_in_set else name})
+        for seed in seeds
+    )
+    return Member(name, published, tuple(_experiment(each, path) for each in experiments))
 
 
 def _split(spec: str) -> tuple[str, str | None]:
@@ -152,6 +201,7 @@ def _find_file(name_or_path: str, folder: Path) -> Path:
 
 
 def _experiment(settings: dict[str, Any], path: Path) -> ExperimentConfig:
+    settings = resolve_settings(settings, where=path, error=ConfigError)
     try:
         return ExperimentConfig.model_validate(settings)
     except ValidationError as error:
@@ -177,12 +227,4 @@ def _merged_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
         return content
     beside = path.parent / f"{base}.yaml"
     below = beside if beside.is_file() else CONFIG_FOLDER / f"{base}.yaml"
-    return _overlaid(_merged_with_bases(below, seen=(*seen, path)), content)
-
-
-def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        both_nest = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _overlaid(merged[key], value) if both_nest else value
-    return merged
+    return merge_settings(_merged_with_bases(below, seen=(*seen, path)), content)

@@ -49,7 +49,7 @@ class World:
         torch.manual_seed(0)
         tiny = folder / "tiny.safetensors"
         save_file(FAN(16).state_dict(), tiny)
-        detector = load_catalog(CATALOG_FILE, environment={}).get_weights("retinaface-mobilenet")
+        detector = load_catalog(CATALOG_FILE).get_weights("retinaface-mobilenet")
         entries = {
             "retinaface-mobilenet": detector,
             "tiny": WeightsEntry(

@@ -155,7 +155,7 @@ class Codec:
         return {**rows, **sums, SCALE: torch.cat(scales, 1), RELATIVE_L2: torch.stack(errors, 1)}
 
     def decode(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Decode rows by array name (at least `inputs`) to the maps that `models.head.ConvModule` takes.
+        """Decode rows by array name (at least `inputs`) to the maps that `models.fan_trans.ConvModule` takes.
 
         exact: lf, h1, h2 (N, C, H, W) and hm (N, 1, H, W), fp16; hm is the heatmaps' sum, rounded as in `standard`.
         standard: the same maps in fp32, hm in fp16. compact: components (N, K, H, W) fp32, and `lf_basis` (C, K) etc.

@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchcam.methods import ScoreCAM
 
 from models.attention import AttentionDrop
-from models.head import DeployedHead, FanTransHead
+from models.fan_trans import DeployedHead, FanTransHead
+from models.head import branch_names, run_head
 from pipeline.cache.crops import CropReader
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog
@@ -32,11 +32,11 @@ from pipeline.faces.views import ViewParams, render_view
 from pipeline.fingerprint import find_weights
 from pipeline.runtime.progress import track
 from pipeline.tables import au_column
-from pipeline.training.export import load_deployed
+from pipeline.training.export import load_deployed, load_trained
 from pipeline.training.loader import CachedFrames, evaluation_batches
 from pipeline.training.metrics import THRESHOLD
 from pipeline.training.predict import probability_column
-from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, finished_folds, read_history, read_predictions, read_run
+from pipeline.training.runs import DEPLOYED_NAME, finished_folds, read_history, read_predictions, read_run
 
 logger = logging.getLogger("fantrans")
 
@@ -118,31 +118,32 @@ def probe_run(name: str, folder: Path, record: Mapping[str, Any], cache: CacheRe
     """
     aus = tuple(record["aus"])
     labels, probabilities, gates, masks, similarities = [], [], [], [], []
-    histories, names = {}, []
+    histories: dict[str, pd.DataFrame] = {}
+    names: tuple[str, ...] = ()
     for part, fold in _folds(folder).items():
         histories[part] = read_history(fold)
-        head = FanTransHead(load_deployed(fold / DEPLOYED_NAME).head.shape).eval()
-        head.load_state_dict(load_file(fold / HEAD_NAME))
-        names = _branch_names(head)
+        head = load_trained(fold)
         tested = read_predictions(fold)
         found = CachedFrames(cache, tested.sample(min(len(tested), MAX_FRAMES), random_state=0), aus=aus)
         labels.append(found.labels_NA)
         with track(f"probe fold {part}", total=len(found.rows), unit="frames") as on_progress:
             for batch in evaluation_batches(cache, found, batch_size=_BATCH_SIZE):
-                f_c_BDHW = head.forward_features(batch.features)
-                tokens = [trunk(head.embedding(f_c_BDHW)) for trunk in head.trunks]
-                probabilities.append(
-                    [
-                        classifier(tokens[branch.trunk]).sigmoid().numpy()
-                        for branch, classifier in zip(head.shape.branches, head.classifiers, strict=True)
-                    ]
-                )
-                if head.gate is not None:
-                    gates.append(head.gate(f_c_BDHW).mean(0).numpy())
-                if head.shape.variant != "baseline":
-                    similarities.append(_pair_cosines(tokens[head.shape.branches[-1].trunk]))
+                branches = run_head(head, batch.features).branches
+                names = branch_names(head, len(branches))
+                probabilities.append([logits.sigmoid().numpy() for logits in branches])
+                if isinstance(head, FanTransHead):
+                    f_c_BDHW = head.forward_features(batch.features)
+                    if head.gate is not None:
+                        gates.append(head.gate(f_c_BDHW).mean(0).numpy())
+                    if head.shape.variant != "baseline":
+                        trunk = head.trunks[head.shape.branches[-1].trunk]
+                        similarities.append(_pair_cosines(trunk(head.embedding(f_c_BDHW))))
                 on_progress(len(batch.frame_ids))
-        if head.shape.attention_drop == "learned" and head.shape.variant != "baseline":
+        if (
+            isinstance(head, FanTransHead)
+            and head.shape.attention_drop == "learned"
+            and head.shape.variant != "baseline"
+        ):
             trunk = head.trunks[head.shape.branches[-1].trunk]
             drops = [module for module in trunk.modules() if isinstance(module, AttentionDrop)]
             masks.append(np.stack([drop.mask.numpy() for drop in drops]))
@@ -158,13 +159,6 @@ def probe_run(name: str, folder: Path, record: Mapping[str, Any], cache: CacheRe
         np.concatenate(similarities) if similarities else None,
         histories,
     )
-
-
-def _branch_names(head: FanTransHead) -> list[str]:
-    return [
-        f"T{branch.trunk + 1} {branch.classifier}" if branch.classifier != "pooled" else "pooled"
-        for branch in head.shape.branches
-    ]
 
 
 def _pair_cosines(tokens_BAD: Tensor) -> np.ndarray:
@@ -298,7 +292,7 @@ def draw_similarities(probes: Sequence[Probe]) -> Figure:
 class _ImageToLogits(nn.Module):
     """Feature network and head in one module, since Score-CAM masks the image."""
 
-    def __init__(self, features: Network, head: DeployedHead) -> None:
+    def __init__(self, features: Network, head: nn.Module) -> None:
         super().__init__()
         self.features, self.head = features, head
 
@@ -315,15 +309,18 @@ def draw_score_cam(
 ) -> Figure:
     """Draw frames of a fold's tested part, and the Score-CAM of F_c (4 x 4) in its deployed head (Fig. 1).
 
-    chosen: frame_id and active units of each face, see `representative_faces`. The map of a face is the average over
-    its active units. Raises `DataError` if the catalog lacks the weights of the cache.
+    In a head of one's own it is that of the last convolution. chosen: frame_id and active units of each face, see
+    `representative_faces`. A face's map is averaged over its active units. Raises `DataError` if the catalog lacks the
+    weights of the cache.
     """
     model = load_deployed(fold / DEPLOYED_NAME)
     network = _ImageToLogits(_load_features(catalog, cache), model.head).eval()
     faces = _faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
     figure = Figure(figsize=(2 * len(chosen), 4.6), layout="constrained")
     axes = np.atleast_2d(figure.subplots(2, len(chosen)).T)
-    with ScoreCAM(network, network.head.conv, batch_size=16) as cam:
+    side = faces[0].shape[0]
+    layer = model.head.conv if isinstance(model.head, DeployedHead) else None
+    with ScoreCAM(network, layer, input_shape=(3, side, side), batch_size=16) as cam:
         for (_, aus), face, (top, below) in zip(chosen, faces, axes, strict=True):
             image = torch.from_numpy(face).permute(2, 0, 1)[None].float() / 255
             maps = []

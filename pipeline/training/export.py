@@ -1,7 +1,7 @@
 """The deployed head: one branch in one safetensors file, with a description of how to use it.
 
-    head.safetensors     tensors of `models.head.DeployedHead`, without the parts that only training needs
-    head.json            shape, action units, threshold, and the features that the head reads
+    head.safetensors     tensors of the deployed head, without the parts that only training needs
+    head.json            what the head is built from, action units, threshold, and the features that it reads
     head.onnx            the same head for other runtimes: maps in, logits out
 
 Imports no Prefect, no detector and no FAN weights.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.head import DeployedHead, HeadShape
+from models.head import HeadInputs
 from pipeline.errors import ConfigError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
+from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
 from pipeline.training.metrics import THRESHOLD
+from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME
 
 WEIGHTS_NAME = "head.safetensors"
 DESCRIPTION_NAME = "head.json"
@@ -39,9 +41,19 @@ ONNX_TOLERANCE = 1e-5
 class DeployedModel:
     """A head in eval mode, the action units of its logits in order, and the content of head.json."""
 
-    head: DeployedHead
+    head: nn.Module
     aus: tuple[int, ...]
     description: Mapping[str, Any]
+
+    @property
+    def inputs(self) -> HeadInputs:
+        """Sizes of the maps and the number of action units."""
+        return described_inputs(self.description)
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """Maps that the head reads, among lf, h1, h2 and hm."""
+        return described_maps(self.description, self.head)
 
     @torch.inference_mode()
     def probabilities(self, features: Mapping[str, Tensor]) -> np.ndarray:
@@ -51,15 +63,22 @@ class DeployedModel:
 
 
 def write_deployed(
-    folder: Path, head: DeployedHead, *, aus: tuple[int, ...], features: Mapping[str, Any], averages_flip: bool
+    folder: Path,
+    head: nn.Module,
+    built_from: Mapping[str, Any],
+    *,
+    aus: tuple[int, ...],
+    features: Mapping[str, Any],
+    averages_flip: bool,
 ) -> None:
     """Write weights and description into `folder`; raises `WriteError` if that fails.
 
-    aus: action units of the logits, in order. features: the part of the cache's fingerprint that describes the maps.
-    averages_flip: whether the head was scored on logits averaged with those of the flipped view.
+    built_from: the head's description, see pipeline/training/heads.py. aus: action units of the logits, in order.
+    features: the part of the cache's fingerprint that describes the maps. averages_flip: whether the head was scored on
+    logits averaged with those of the flipped view.
     """
     description = {
-        "shape": asdict(head.shape),
+        **built_from,
         "aus": list(aus),
         "threshold": THRESHOLD,
         "features": dict(features),
@@ -70,15 +89,25 @@ def write_deployed(
 
 
 def load_deployed(folder: Path | str) -> DeployedModel:
-    """Read what `write_deployed` wrote, of this or an older version; `DataNotFoundError` if it does not exist."""
+    """Read what `write_deployed` wrote, of this or an older version.
+
+    Raises `DataNotFoundError` if it does not exist, `DataError` if the source of a head of one's own has changed since.
+    """
     folder = Path(folder)
     for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
         if not (folder / name).is_file():
             raise DataNotFoundError(f"{folder / name} does not exist; train that fold first, or pass another folder")
     description = json.loads((folder / DESCRIPTION_NAME).read_bytes())
-    head = DeployedHead(HeadShape.resolved(**description["shape"]))
+    head = rebuild_deployed(description)
     head.load_state_dict(load_file(folder / WEIGHTS_NAME))
     return DeployedModel(head.eval(), tuple(description["aus"]), description)
+
+
+def load_trained(fold: Path) -> nn.Module:
+    """Read a finished fold's head as it was trained, with all branches, in eval mode; raises as `load_deployed`."""
+    head = rebuild_head(json.loads((fold / DEPLOYED_NAME / DESCRIPTION_NAME).read_bytes()))
+    head.load_state_dict(load_file(fold / HEAD_NAME))
+    return head.eval()
 
 
 def export_deployed(source: Path, out: Path) -> float:
@@ -87,6 +116,7 @@ def export_deployed(source: Path, out: Path) -> float:
     write_deployed(
         out,
         model.head,
+        {name: model.description[name] for name in model.description if name in BUILT_FROM},
         aus=model.aus,
         features=model.description["features"],
         averages_flip=model.description["averages_flip"],
@@ -97,19 +127,19 @@ def export_deployed(source: Path, out: Path) -> float:
 class _ByPosition(nn.Module):
     """A head that takes its maps as positional arguments, as torch's ONNX exporter needs them."""
 
-    def __init__(self, head: DeployedHead) -> None:
+    def __init__(self, model: DeployedModel) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.names = model.head, model.map_names
 
     def forward(self, *maps: Tensor) -> Tensor:
-        logits_BA: Tensor = self.head(dict(zip(self.head.shape.feature_names, maps, strict=True)))
+        logits_BA: Tensor = self.head(dict(zip(self.names, maps, strict=True)))
         return logits_BA
 
 
 def write_onnx(folder: Path) -> float:
     """Write the head of `folder` as ONNX, compare onnxruntime with torch and return the greatest difference of logits.
 
-    Differences are relative where a logit exceeds 1. Inputs are the maps of `HeadShape.feature_names`, fp32
+    Differences are relative where a logit exceeds 1. Inputs are the maps of `DeployedModel.map_names`, fp32
     (B, C, H, W) and hm (B, 1, H, W), for any B; the output is `logits` (B, A). Raises `ConfigError` if a package is
     missing, or if the difference exceeds `ONNX_TOLERANCE`; then nothing is written.
     """
@@ -118,13 +148,13 @@ def write_onnx(folder: Path) -> float:
     except ImportError as error:
         raise ConfigError(f"ONNX export needs the package {error.name}; run `pip install 'fantrans[onnx]'`") from None
     model = load_deployed(folder)
-    shape = model.head.shape
+    inputs = model.inputs
     generator = torch.Generator().manual_seed(0)
     maps = {
         name: torch.randn(
-            3, 1 if name == "hm" else shape.fan_width, shape.map_size, shape.map_size, generator=generator
+            3, 1 if name == "hm" else inputs.num_channels, inputs.map_size, inputs.map_size, generator=generator
         )
-        for name in shape.feature_names
+        for name in model.map_names
     }
     batch = torch.export.Dim("batch")
     gaps = []
@@ -133,7 +163,7 @@ def write_onnx(folder: Path) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _ByPosition(model.head),
+                _ByPosition(model),
                 tuple(maps.values()),
                 str(path),
                 input_names=list(maps),

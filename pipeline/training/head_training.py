@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.head import FanTransHead, carry_over
+from models.fan_trans import FanTransHead, carry_over
+from models.head import carry_over_by_size, deployed_head, run_head
 from models.losses import class_weights, total_loss
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, DataError, DataNotFoundError
@@ -23,9 +25,11 @@ from pipeline.protocols import train_parts
 from pipeline.runtime.atomic import write_json, write_safetensors
 from pipeline.runtime.checkpoint import Checkpoint
 from pipeline.runtime.progress import ProgressCallback
+from pipeline.runtime.random_numbers import OwnRandomNumbers
 from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
 from pipeline.tables import write_table
 from pipeline.training.export import write_deployed
+from pipeline.training.heads import BuiltHead, build_head
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page
 from pipeline.training.predict import count, predict
 from pipeline.training.runs import (
@@ -37,7 +41,6 @@ from pipeline.training.runs import (
     RESULT_NAME,
     TrainingRun,
     fold_folder,
-    head_shape,
     read_run,
     write_record,
 )
@@ -68,7 +71,7 @@ class HeadTraining:
     run: TrainingRun
     test_part: str
     device: str
-    head: FanTransHead
+    built: BuiltHead
     batches: HeadBatches
     weights_A: Tensor
     optimiser: torch.optim.Optimizer
@@ -84,14 +87,12 @@ class HeadTraining:
     def __post_init__(self) -> None:
         rate = partial(learning_rate, settings=self.settings, steps_per_epoch=self.batches.num_batches)
         self._schedule = schedule(self.optimiser, rate)
-        self._checkpoint = Checkpoint(
-            self.run.fold_folder(self.test_part) / CHECKPOINT_NAME,
-            {},  # the folder's name stands for all settings
-            head=self.head,
-            optimiser=self.optimiser,
-            schedule=self._schedule,
-            training=self,
-        )
+        parts: dict[str, Any] = {"head": self.head, "optimiser": self.optimiser, "schedule": self._schedule}
+        if self.built.draws_random_numbers:
+            parts["random"] = OwnRandomNumbers(self.settings.seed, torch.device(self.device))
+        self._random = parts.get("random", nullcontext())
+        path = self.run.fold_folder(self.test_part) / CHECKPOINT_NAME
+        self._checkpoint = Checkpoint(path, {}, **parts, training=self)  # the folder's name stands for all settings
 
     @classmethod
     def start(cls, run: TrainingRun, test_part: str, device: str) -> HeadTraining:
@@ -109,16 +110,17 @@ class HeadTraining:
         except ValueError as error:
             raise DataError(str(error)) from None
         torch.manual_seed(settings.seed)
-        head = FanTransHead(head_shape(run))
+        built = build_head(run)
+        head = built.head
         if run.init_from is not None:
             _start_from(head, run, fold_folder(run.init_from, test_part) / HEAD_NAME)
-        head = head.to(device)
+        head.to(device)
         optimiser = torch.optim.AdamW(
             head.parameters(), lr=1.0, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=True
         )
         batches = HeadBatches(run.cache, frames, batch_size=settings.batch_size, seed=settings.seed)
         write_record(run)
-        training = cls(run, test_part, device, head, batches, weights_A, optimiser)
+        training = cls(run, test_part, device, built, batches, weights_A, optimiser)
         training._checkpoint.resume(torch.device(device))
         return training
 
@@ -129,6 +131,11 @@ class HeadTraining:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.history = state_dict["history"]
+
+    @property
+    def head(self) -> nn.Module:
+        """The head as it is trained."""
+        return self.built.head
 
     @property
     def settings(self) -> TrainConfig:
@@ -170,9 +177,8 @@ class HeadTraining:
         """Take one optimiser step; return its losses (3,): total, classification, distillation."""
         settings = self.settings
         kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
-            f_c_BDHW = self.head.forward_features(batch.features)
-        output = self.head.forward_head(f_c_BDHW.float())
+        with self._random, torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
+            output = run_head(self.head, batch.features)
         terms = total_loss(
             output,
             batch.labels_BA,
@@ -203,11 +209,12 @@ class HeadTraining:
     def finish(self) -> None:
         """Write the fold's files, `result.json` last since it marks the fold as finished, and remove the checkpoint."""
         run, folder = self.run, self.run.fold_folder(self.test_part)
-        deployed = self.head.deployed()
+        deployed = deployed_head(self.head)
         write_safetensors(folder / HEAD_NAME, self.head.state_dict())
         write_deployed(
             folder / DEPLOYED_NAME,
             deployed,
+            self.built.description,
             aus=run.rules.aus,
             features=run.cache.document["features"],
             averages_flip=self.settings.averages_flip,
@@ -245,13 +252,13 @@ class HeadTraining:
         )
 
 
-def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
+def _start_from(head: nn.Module, run: TrainingRun, weights: Path) -> None:
     """Initialise `head` with the tensors and action units shared with a head of the same settings and test part."""
     if not weights.is_file():
         raise DataNotFoundError(f"{weights} does not exist; train that fold first, or pass another run to --init-from")
     source = weights.parent.parent
     record = read_run(source)
-    wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.model_dump()}
+    wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.document()}
     for name, value in wanted.items():
         if record[name] != value:
             raise ConfigError(
@@ -259,6 +266,11 @@ def _start_from(head: FanTransHead, run: TrainingRun, weights: Path) -> None:
                 "train a run of the same settings first"
             )
     try:
-        carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
+        if isinstance(head, FanTransHead):
+            carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
+        else:
+            new = carry_over_by_size(head, load_file(weights))
+            if new:
+                logger.info("not initialised from %s, since their sizes differ: %s", source.name, ", ".join(new))
     except ValueError as error:
         raise ConfigError(f"cannot start from {source.name}: {error}") from None

@@ -1,7 +1,8 @@
 """A run: one experiment on one revision of one cache, in a folder named by everything that decides its result.
 
-runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
+runs/{dataset}-{head}-seed{N}-{run fingerprint}/
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
+    source/                  source files of a head of one's own
     fold-P1/checkpoint.pt    state after the last finished epoch; removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
     fold-P1/deployed/                the deployed head, see pipeline/training/export.py
@@ -20,19 +21,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from models.head import HeadShape
-from models.variants import INPUT_MAPS
 from pipeline import experiments
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, OwnHeadConfig
 from pipeline.datasets.index import read_index
-from pipeline.errors import ConfigError, DataError, DataNotFoundError, StoreError, StoreNotFoundError
+from pipeline.errors import DataError, DataNotFoundError, StoreError, StoreNotFoundError
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
-from pipeline.runtime.atomic import file_sha256, write_json
+from pipeline.runtime.atomic import file_sha256, write_bytes_atomically, write_json
 from pipeline.store.hashing import hash_document
 from pipeline.tables import read_record, read_table
+from pipeline.training.heads import check_maps
 from pipeline.training.loader import page_sizes
 from pipeline.training.metrics import COUNT_COLUMNS
 
@@ -111,10 +111,9 @@ class Runs:
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
                 f"refresh {dataset} --config {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
             )
-        plain, gated = INPUT_MAPS[experiment.head.input_features]
-        cache.codec.check_has_maps(plain=plain, gated=gated, experiment=experiment.name)
+        check_maps(experiment.name, experiment.head, cache)
         document = {
-            "head": experiment.head.model_dump(),
+            "head": experiment.head.document(),
             "train": experiment.train.model_dump(),
             "cache": cache.fingerprint,
             "index": cache.manifest["index"]["sha256"],
@@ -126,7 +125,7 @@ class Runs:
             "version": RUN_VERSION,
         }
         runs, seed = catalog.roots.runs, experiment.train.seed
-        name = f"{dataset}-{experiment.head.variant}-seed{seed}-{hash_document(document)}"
+        name = f"{dataset}-{experiment.head.title}-seed{seed}-{hash_document(document)}"
         return TrainingRun(
             experiment=experiment,
             dataset=dataset,
@@ -196,22 +195,6 @@ def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
     return tuple(parts) if parts else run.experiment.parts
 
 
-def head_shape(run: TrainingRun) -> HeadShape:
-    """Return the shape of the head for the run's settings, the maps of its cache and the protocol's action units.
-
-    Raises `ConfigError` for settings from which no head can be built.
-    """
-    try:
-        return HeadShape.resolved(
-            fan_width=run.cache.num_channels,
-            map_size=run.cache.map_size,
-            num_aus=len(run.rules.aus),
-            **run.experiment.head.model_dump(),
-        )
-    except ValueError as error:
-        raise ConfigError(f"experiment {run.experiment.name}: {error}") from None
-
-
 def run_folder(catalog: Catalog, run: str) -> Path | None:
     """Return the folder of a run, given by path or by name below the runs root; None if it does not exist."""
     return next((folder for folder in (Path(run), catalog.roots.runs / run) if (folder / RECORD_NAME).is_file()), None)
@@ -255,10 +238,17 @@ def read_history(fold: Path) -> pd.DataFrame:
 
 
 def write_record(run: TrainingRun) -> None:
-    """Write `run.json` unless it exists: everything that decides the result, and the versions at the start."""
+    """Write `run.json` unless it exists: everything that decides the result, and the versions at the start.
+
+    Copies the source of a head of one's own beside it.
+    """
     path = run.folder / RECORD_NAME
     if path.is_file():
         return
+    head = run.experiment.head
+    if isinstance(head, OwnHeadConfig):
+        for source in head.load().files:
+            write_bytes_atomically(run.folder / "source" / source.name, source.read_bytes())
     record = {
         "experiment": run.experiment.name,
         "dataset": run.dataset,

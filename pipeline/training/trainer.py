@@ -21,8 +21,9 @@ from pipeline.runtime.broadcast import broadcast
 from pipeline.runtime.device import checked_device, exact_convolutions
 from pipeline.runtime.progress import track
 from pipeline.training.head_training import HeadTraining
+from pipeline.training.heads import build_head
 from pipeline.training.loader import TrainingPages
-from pipeline.training.runs import TrainingRun, fold_parts, head_shape, resolve_runs
+from pipeline.training.runs import TrainingRun, fold_parts, resolve_runs
 
 logger = logging.getLogger("fantrans")
 
@@ -56,8 +57,8 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     """
     checked_device(device)
     tune_allocator()
-    for run, _ in folds:
-        head_shape(run)  # raises before the first record is written
+    for run in {run.folder: run for run, _ in folds}.values():
+        build_head(run)  # raises before the first record is written
     readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
     for run, part in {run.fold_folder(part): (run, part) for run, part in folds}.values():
         if not run.is_fold_finished(part):

@@ -38,7 +38,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         catalog = write_small_catalog(folder, dataset="faces", small=3)
         places = yaml.safe_load(catalog.read_text())
-        places["roots"] |= {"work": "${FANTRANS_WORK:-work}", "cache": "${FANTRANS_CACHE:-cache}"}
+        places["roots"] |= {"work": "${oc.env:FANTRANS_WORK,work}", "cache": "${oc.env:FANTRANS_CACHE,cache}"}
         catalog.write_text(yaml.safe_dump(places))
         patch.setenv("FANTRANS_CATALOG", str(catalog))
         job = prepare_refresh("faces")

@@ -52,7 +52,7 @@ def make_run(folder: Path, *, name="a", head=HEAD, train=TRAIN, **changes) -> Tr
         "cache": cache,
         "folder": folder / "runs" / name,
         "init_from": None,
-        "record": {"aus": list(RULES.aus), "cache": cache.fingerprint, "head": experiment.head.model_dump()},
+        "record": {"aus": list(RULES.aus), "cache": cache.fingerprint, "head": experiment.head.document()},
     }
     return TrainingRun(**fields | changes)
 

@@ -7,9 +7,9 @@ from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.errors import CatalogError, WeightsError
 
 TEXT = """
-roots: {work: "${WORK:-w}", cache: c, runs: r}
+roots: {work: "${oc.env:WORK,w}", cache: c, runs: r}
 datasets:
-  faces: {root: "${FACES_ROOT:-raw}", layout: bp4d, protocol: bp4d}
+  faces: {root: "${oc.env:FACES_ROOT,raw}", layout: bp4d, protocol: bp4d}
 weights:
   fan: {path: fan.safetensors, sha256: SHA, family: fan, width: 64, num_stacks: 2, pooling: avg}
 """
@@ -23,21 +23,24 @@ def write(folder: Path, text: str = TEXT, data: bytes = b"tensors") -> Path:
 
 
 def test_shipped_catalog_loads_and_its_weights_are_whole():
-    catalog = load_catalog(CATALOG_FILE, environment={})
+    catalog = load_catalog(CATALOG_FILE)
     assert {"bp4d", "disfa", "bp4d-synthetic"} <= set(catalog.datasets)
     for entry in catalog.weights.values():
         assert entry.checked_path().is_file()
 
 
-def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
+def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path, monkeypatch):
     path = write(tmp_path)
-    catalog = load_catalog(path, environment={"WORK": "/elsewhere"})
+    monkeypatch.setenv("WORK", "/elsewhere")
+    catalog = load_catalog(path)
     assert catalog.roots.work == Path("/elsewhere")
     assert catalog.get_dataset("faces").root == tmp_path / "raw"
     assert catalog.caches_folder("faces") == tmp_path / "c" / "faces"
     assert catalog.crops_folder("faces") == Path("/elsewhere/faces/crops")
     assert catalog.index_path("faces") == Path("/elsewhere/faces/frames.parquet")
-    named = load_catalog(environment={"FANTRANS_CATALOG": str(path)})
+    monkeypatch.setenv("FANTRANS_CATALOG", str(path))
+    monkeypatch.delenv("WORK")
+    named = load_catalog()
     assert named.work_folder("faces") == tmp_path / "w" / "faces"
 
 
@@ -49,8 +52,9 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
         ("layout:", "layuot:", "unknown key `datasets.faces.layuot`"),
         ("layout: bp4d", "layout: disfa", "protocol bp4d does not fit layout disfa"),
         ("weights:", "weight:", "weight"),
-        ("weights:\n", "weights:\n  fan: {}\n", "'fan' appears twice"),
-        ("${WORK:-w}", "${WORK}", "variable WORK is not set"),
+        ("weights:\n", "weights:\n  fan: {}\n", "found duplicate key fan"),
+        ("${oc.env:WORK,w}", "${oc.env:WORK}", "`roots.work`: variable WORK is not set"),
+        ("${oc.env:WORK,w}", "${WORK:-w}", "the spelling ${WORK:-w} of a variable is now ${oc.env:WORK,w}; rewrite it"),
         ("pooling: avg", "pooling: mean", "pooling"),
         (", width: 64", "", "a fan needs width"),
     ],
@@ -58,13 +62,13 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path):
 def test_faults_are_one_sentence(tmp_path, old, new, sentence):
     assert old in TEXT
     with pytest.raises(CatalogError) as caught:
-        load_catalog(write(tmp_path, TEXT.replace(old, new, 1)), environment={})
+        load_catalog(write(tmp_path, TEXT.replace(old, new, 1)))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_names_list_the_known_ones(tmp_path):
-    catalog = load_catalog(write(tmp_path), environment={})
+    catalog = load_catalog(write(tmp_path))
     with pytest.raises(CatalogError, match="known ones: faces"):
         catalog.get_dataset("face")
     with pytest.raises(CatalogError, match="known ones: fan"):
@@ -74,7 +78,7 @@ def test_unknown_names_list_the_known_ones(tmp_path):
 
 
 def test_check_names_missing_folders_and_damaged_weights(tmp_path):
-    catalog = load_catalog(write(tmp_path, data=b"tensorz"), environment={})
+    catalog = load_catalog(write(tmp_path, data=b"tensorz"))
     faults = catalog.find_faults()
     assert len(faults) == 3
     assert "raw/BP4D-training does not exist" in faults[0]
@@ -93,7 +97,8 @@ def test_rendered_entries_are_rendered_and_others_left_alone(tmp_path, monkeypat
     monkeypatch.setattr(
         "pipeline.synthetic.dataset.write_dataset", lambda out, **settings: asked.append((out, settings))
     )
-    catalog = load_catalog(CATALOG_FILE, environment={"DISFA_SYNTHETIC_ROOT": str(tmp_path)})
+    monkeypatch.setenv("DISFA_SYNTHETIC_ROOT", str(tmp_path))
+    catalog = load_catalog(CATALOG_FILE)
     assert not catalog.get_dataset("disfa").is_rendered
     catalog.get_dataset("disfa").render(num_workers=3)
     assert asked == []
@@ -106,4 +111,4 @@ def test_rendered_entries_are_rendered_and_others_left_alone(tmp_path, monkeypat
 def test_check_is_silent_when_all_is_there(tmp_path):
     for name in ("raw/BP4D-training", "raw/AUCoding/AU_OCC"):
         (tmp_path / name).mkdir(parents=True)
-    assert load_catalog(write(tmp_path), environment={}).find_faults() == []
+    assert load_catalog(write(tmp_path)).find_faults() == []

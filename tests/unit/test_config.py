@@ -7,8 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from models.variants import ATTENTION_DROPS, INPUT_MAPS, KD_FORMS, VARIANTS
-from pipeline.config import ExperimentConfig, HeadConfig, OneOf, TrainConfig, read_yaml
-from pipeline.errors import ConfigError
+from pipeline.config import ExperimentConfig, HeadConfig, OneOf, TrainConfig
 from pipeline.protocols import PARTS
 
 
@@ -55,20 +54,3 @@ def test_settings_and_layouts_load_no_large_library(module, absent):
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.split() == []
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"a: 1\nb: 2\na: 3", "line 3: the key 'a' appears twice"),
-        (b"a: [", "line 1"),
-        (b"- a", "must contain a mapping of keys, not list"),
-        (b"a: \xff", "not UTF-8 text"),
-    ],
-)
-def test_a_damaged_yaml_file_is_named(tmp_path, content, sentence):
-    path = tmp_path / "a.yaml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=sentence) as caught:
-        read_yaml(path, error=ConfigError)
-    assert str(path) in str(caught.value)

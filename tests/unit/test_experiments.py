@@ -55,7 +55,7 @@ def test_a_file_that_is_no_text_is_said(tmp_path):
         ("train: {learning_rate: 1}", "unknown key `train.learning_rate`"),
         ("train: {lr: -1}", "`train.lr` is -1"),
         ("head: {variant: fan}", "`head.variant` is 'fan'"),
-        ("train: {lr: 1}\ntrain: {lr: 2}", "'train' appears twice"),
+        ("train: {lr: 1}\ntrain: {lr: 2}", "found duplicate key train"),
         ("base: a", "derives from itself"),
         ("base: unknown", "experiment 'unknown' does not exist"),
         ("[1, 2]", "must contain a mapping"),

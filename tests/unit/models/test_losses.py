@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.head import FanTransHead, HeadOutput, HeadShape
+from models.fan_trans import FanTransHead, HeadShape
+from models.head import HeadOutput
 from models.losses import bernoulli_kl, class_weights, softmax_kl, total_loss, weighted_bce
 from tests.label_counts import POSITIVES
 

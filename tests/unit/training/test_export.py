@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.head import FanTransHead, HeadShape
+from models.fan_trans import FanTransHead, HeadShape
 from models.variants import VARIANTS
 from pipeline.errors import DataError
 from pipeline.training.export import load_deployed, write_deployed
+from pipeline.training.heads import describe_shape
 
 SHAPE = {"fan_width": 4, "num_aus": 3, "map_size": 16, "dim": 8, "num_blocks": 2}
 
@@ -33,7 +34,14 @@ def make_maps(num=5):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_read_back_gives_p_m_bit_for_bit(tmp_path, variant):
     head, maps = trained_head(variant=variant), make_maps()
-    write_deployed(tmp_path, head.deployed(), aus=(1, 2, 4), features={"sha256": "ab"}, averages_flip=False)
+    write_deployed(
+        tmp_path,
+        head.deployed(),
+        describe_shape(head.shape),
+        aus=(1, 2, 4),
+        features={"sha256": "ab"},
+        averages_flip=False,
+    )
     model = load_deployed(tmp_path)
     with torch.inference_mode():
         expected = head(maps).deployed
@@ -44,7 +52,9 @@ def test_what_is_read_back_gives_p_m_bit_for_bit(tmp_path, variant):
 
 def test_no_tensor_of_the_dropped_parts_is_inside(tmp_path):
     head = trained_head()
-    write_deployed(tmp_path, head.deployed(), aus=(1, 2, 4), features={}, averages_flip=False)
+    write_deployed(
+        tmp_path, head.deployed(), describe_shape(head.shape), aus=(1, 2, 4), features={}, averages_flip=False
+    )
     kept = load_file(tmp_path / "head.safetensors")
     whole = head.state_dict()
     dropped = [value for name, value in whole.items() if name.startswith(("trunks.0.", "classifiers.0.", "gate."))]
@@ -62,7 +72,9 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 def test_the_papers_model_is_small(tmp_path):
     head = FanTransHead(HeadShape.resolved(fan_width=256, num_aus=12))
-    write_deployed(tmp_path, head.deployed(), aus=tuple(range(12)), features={}, averages_flip=False)
+    write_deployed(
+        tmp_path, head.deployed(), describe_shape(head.shape), aus=tuple(range(12)), features={}, averages_flip=False
+    )
     assert (tmp_path / "head.safetensors").stat().st_size < 25e6
 
 
@@ -96,7 +108,9 @@ def test_a_process_without_prefect_and_detectors_predicts_the_same(tmp_path):
 
     frames, cache = small_runs.make_cache(tmp_path)
     head = trained_head(num_aus=2)
-    write_deployed(tmp_path / "fold", head.deployed(), aus=(1, 2), features={}, averages_flip=False)
+    write_deployed(
+        tmp_path / "fold", head.deployed(), describe_shape(head.shape), aus=(1, 2), features={}, averages_flip=False
+    )
     frames.to_parquet(tmp_path / "frames.parquet")
     script = tmp_path / "predict_alone.py"
     script.write_text(PREDICT_ALONE)

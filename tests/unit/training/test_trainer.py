@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.head import FanTransHead
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.errors import ConfigError, DataError, TrainingError, WeightsError
 from pipeline.report.run import read_report, write_report
 from pipeline.training import loader
 from pipeline.training.export import load_deployed
 from pipeline.training.head_training import HeadTraining, learning_rate
+from pipeline.training.heads import build_head
 from pipeline.training.loader import HeadBatches
 from pipeline.training.predict import predict
-from pipeline.training.runs import head_shape, write_record
+from pipeline.training.runs import write_record
 from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
 from tests.unit import small_runs
@@ -245,7 +245,7 @@ def test_weight_decay_shrinks_every_weight_as_adamw_does(folder):
     runs = [make_run(folder, name=name, train=train) for name, train in (("plain", settings), ("decay", decaying))]
     plain, decayed = get_weights([train_fold(run, "P1") for run in runs])
     torch.manual_seed(settings.seed)
-    first = dict(FanTransHead(head_shape(runs[0])).named_parameters())
+    first = dict(build_head(runs[0]).head.named_parameters())
     for name, weights in first.items():
         torch.testing.assert_close(decayed[name] - plain[name], -1e-2 * 0.5 * weights.detach(), atol=2e-6, rtol=0)
     assert max(weights.abs().max() for weights in first.values()) > 0.1
@@ -320,7 +320,7 @@ def test_history_has_the_learning_rate_of_each_epochs_last_step(folder, schedule
 def test_faults_are_one_sentence(folder):
     run = make_run(folder, head=HeadConfig(dim=8, top_k=3))
     with pytest.raises(ConfigError, match="experiment small: top_k must be 1 to 2"):
-        head_shape(run)
+        build_head(run)
     never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
     with pytest.raises(DataError, match="no training frame is positive for AU1"):
         train_fold(make_run(folder, frames=never), "P1")

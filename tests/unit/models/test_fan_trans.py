@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.head import (
+from models.fan_trans import (
     CLASSIFIERS,
     AuEmbedding,
     ConvModule,

@@ -1,0 +1,144 @@
+"""Find a head of one's own, "my_heads:MyHead", and the source files that decide what it computes.
+
+The module lies in the working folder or in an installed package; nothing else is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib import metadata
+from modulefinder import ModuleFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+_SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+_OURS = ("fantrans", "flows", "models", "pipeline")
+"""Packages whose source does not count: versions of them are recorded in other ways."""
+
+
+class HeadClass(NamedTuple):
+    """A class of heads, the source files that it is built from, and the hash of their contents."""
+
+    cls: type[Any]
+    files: tuple[Path, ...]
+    source_sha256: str
+
+
+def load_head_class(spec: str) -> HeadClass:
+    """Import the class that `spec` names as MODULE:CLASS; import it again if its source changed since.
+
+    Raises `ValueError` if the module is neither in the working folder nor in an installed package, cannot be imported,
+    or has no such class.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise ValueError('expected MODULE:CLASS, such as "my_heads:MyHead"')
+    module_name, class_name = match.groups()
+    folder = Path.cwd()
+    local = _local_files(module_name, folder)
+    digest = _digest(local.values(), folder)
+    if _digest_at_import.get(module_name, digest) != digest:  # in a notebook, say
+        for name in local:
+            sys.modules.pop(name, None)
+    module = _import(module_name, folder, is_local=bool(local))
+    _digest_at_import[module_name] = digest
+    cls = getattr(module, class_name, None)
+    if not inspect.isclass(cls):
+        known = [name for name, value in vars(module).items() if inspect.isclass(value)]
+        raise ValueError(f"{module.__file__} has no class {class_name!r}{_nearest(class_name, known)}")
+    if local:
+        return HeadClass(cls, tuple(local.values()), digest)
+    files = (Path(inspect.getfile(cls)),)
+    versions = [f"{name}=={metadata.version(name)}" for name in _distributions()[cls.__module__.partition(".")[0]]]
+    return HeadClass(cls, files, _digest(files, folder, *sorted(versions)))
+
+
+_digest_at_import: dict[str, str] = {}
+"""Hash of the source of each local module when it was imported."""
+
+
+def _digest(files: Iterable[Path], folder: Path, *more: str) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        name = path.relative_to(folder) if path.is_relative_to(folder) else path.name
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    for text in more:
+        digest.update(f"{text}\0".encode())
+    return digest.hexdigest()
+
+
+def check_arguments(cls: type[Any], arguments: Iterable[str]) -> None:
+    """Raise `ValueError` if a class is not built as `cls(inputs, **arguments)`, by the names of its parameters."""
+    from torch import nn  # noqa: PLC0415 - the settings of the paper's heads are read without torch
+
+    if not issubclass(cls, nn.Module):
+        raise ValueError(f"{cls.__name__} is not a torch.nn.Module")
+    signature = inspect.signature(cls)
+    given: Mapping[str, None] = dict.fromkeys(arguments)
+    try:
+        signature.bind(None, **given)
+    except TypeError as error:
+        known = list(signature.parameters)[1:]
+        wrong = next((name for name in given if name not in known), "")
+        raise ValueError(f"{cls.__name__}(inputs, ...) cannot be built: {error}{_nearest(wrong, known)}") from None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known ones: {', '.join(known) or 'none'}"
+
+
+def _import(name: str, folder: Path, *, is_local: bool) -> ModuleType:
+    """Import a module of the working folder or of an installed package, and of nowhere else on the path."""
+    top = name.partition(".")[0]
+    if not is_local and top not in _distributions():
+        raise ValueError(
+            f"there is no module {top!r} in {folder} and no installed package of this name; run the command in the "
+            f"folder of {top}.py"
+        )
+    loaded = sys.modules.get(top)
+    if is_local and loaded is not None and not _is_below(loaded, folder):
+        raise ValueError(f"the module {top!r} of {folder} has the name of another one that is loaded; rename your file")
+    if is_local and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"the module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _is_below(module: ModuleType, folder: Path) -> bool:
+    places = [module.__file__] if module.__file__ else list(module.__path__)
+    return any(Path(place).resolve().is_relative_to(folder.resolve()) for place in places if place)
+
+
+def _local_files(name: str, folder: Path) -> dict[str, Path]:
+    """Return the source files by module of a module in `folder` and of the modules there that it imports.
+
+    Empty if the module is not there.
+    """
+    finder = ModuleFinder([str(folder)], excludes=[*_OURS])
+    try:
+        finder.import_hook(name)
+    except ImportError:
+        return {}
+    except SyntaxError as error:
+        raise ValueError(f"the module {name!r} cannot be imported: SyntaxError: {error}") from None
+    files = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
+    return {name: Path(file) for name, file in sorted(files.items()) if file and file.endswith(".py")}
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the installed distributions by the packages that they provide."""
+    return metadata.packages_distributions()
