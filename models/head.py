@@ -47,6 +47,12 @@ class HeadInputs(NamedTuple):
         """Channels of `stack_maps` over all maps."""
         return self.num_channels * len(self.names)
 
+    def random_maps(self, num_frames: int) -> dict[str, Tensor]:
+        """Return maps of random values in 0..1, as a cache of the profile standard gives them, to try a head on."""
+        size = (self.map_size, self.map_size)
+        maps = {name: torch.rand(num_frames, self.num_channels, *size) for name in self.names}
+        return maps | ({"hm": torch.rand(num_frames, 1, *size)} if "h1" in self.names else {})
+
 
 class HeadOutput(NamedTuple):
     """Logits (B, A) of each branch, the deployed one last, and of their ensemble P_t (Eq. 7); None for one branch."""
@@ -147,10 +153,7 @@ def check_contract(head: nn.Module, inputs: HeadInputs) -> bool:
     """
     if not any(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError("has no parameters to train")
-    size = (inputs.map_size, inputs.map_size)
-    maps = {name: torch.rand(2, inputs.num_channels, *size) for name in inputs.names}
-    if "h1" in inputs.names:
-        maps["hm"] = torch.rand(2, 1, *size)
+    maps = inputs.random_maps(2)
     trial = copy.deepcopy(head).train()
     before = torch.random.get_rng_state()
     output = run_head(trial, maps)
