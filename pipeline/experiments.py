@@ -176,11 +176,14 @@ def _member(
     merged = merge_settings(settings, override.settings)
     sets = "".join(f" --set {shlex.quote(word)}" for word in override.words if word.startswith("cache."))
     merged["refresh_args"] = settings["refresh_args"] + sets
-    seeds = seeds or (merged.get("train", {}).get("seed", 0),)
-    experiments = (
-        merge_settings(merged, {"train": {"seed": seed}, "name": f"{name}-seed{seed}" if is_in_set else name})
-        for seed in seeds
-    )
+    if not seeds:
+        train = merged.get("train")
+        seed = train.get("seed", 0) if isinstance(train, dict) else 0
+        experiments = [merged | {"name": f"{name}-seed{seed}" if is_in_set else name}]
+    else:
+        experiments = [
+            merge_settings(merged, {"train": {"seed": seed}, "name": f"{name}-seed{seed}"}) for seed in seeds
+        ]
     return Member(name, published, tuple(_experiment(each, path) for each in experiments))
 
 

@@ -170,3 +170,52 @@ def test_the_papers_tables_have_all_their_rows(name):
     chosen = load_set(name, base="fan_trans")
     assert chosen.published_table == name
     assert {member.published for member in chosen.members} == set(published["method"])
+
+
+def test_overrides_change_an_experiment_and_give_the_settings_of_a_file(tmp_path):
+    write(tmp_path, mine="base: demo\nhead: {num_blocks: 3}\ntrain: {lr: 3.0e-4}")
+    (overridden,) = load_set("demo", base="demo", overrides=["head.num_blocks=3", "train.lr=3e-4"]).experiments
+    mine = load_experiment(str(tmp_path / "mine.yaml"))
+    assert (overridden.head, overridden.train, overridden.cache) == (mine.head, mine.train, mine.cache)
+    assert overridden.refresh_args == "demo"
+
+
+def test_several_values_are_a_member_each():
+    chosen = load_set("demo", base="demo", overrides=["train.lr=1e-4,3e-4", "head.num_blocks=1"])
+    assert [member.name for member in chosen.members] == [
+        "demo train.lr=1e-4 head.num_blocks=1",
+        "demo train.lr=3e-4 head.num_blocks=1",
+    ]
+    assert [each.train.lr for each in chosen.experiments] == [1e-4, 3e-4]
+    assert chosen.name == "demo train.lr=1e-4,3e-4 head.num_blocks=1"
+
+
+def test_several_seeds_are_the_seeds_of_each_member(tmp_path):
+    chosen = load_set("demo", base="demo", overrides=["train.seed=0,4", "train.lr=1e-4,3e-4"])
+    assert [[each.train.seed for each in member.experiments] for member in chosen.members] == [[0, 4], [0, 4]]
+    table = load_set("table1:baseline", base="demo", overrides=["train.seed=7"])
+    assert [each.train.seed for each in table.experiments] == [7]
+    assert table.members[0].published == "Baseline"
+    with pytest.raises(ConfigError, match="a seed appears twice"):
+        load_set("demo", base="demo", overrides=["train.seed=1,1"])
+
+
+def test_overrides_of_the_cache_are_part_of_the_command_that_refreshes_it():
+    one = load_set("table1:baseline", base="demo", overrides=["cache.views.num_views=3", "train.lr=1"]).experiments[0]
+    assert one.refresh_args == "demo --set cache.views.num_views=3"
+    assert one.cache.views.num_views == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("head.blocks=3", "unknown key `head.blocks`"),
+        ("train.lr=fast", "`train.lr` is 'fast'"),
+        ("tain.lr=1", "unknown key `tain`"),
+        ("train=3", "`train` is 3"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)) as caught:
+        load_set("demo", base="demo", overrides=[override])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,211 @@
+"""The functions that `fantrans` offers to notebooks and scripts; docs/api.md lists them."""
+
+# B frames of a batch, N frames, A action units, C channels, H W rows and columns of a map
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from models.head import HeadInputs
+from models.losses import class_weights
+from models.registry import HEADS
+from pipeline.cache.reader import CacheReader
+from pipeline.catalog import load_catalog
+from pipeline.config import HeadConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.experiments import resolve
+from pipeline.protocols import PARTS
+from pipeline.report.rows import Difference
+from pipeline.report.run import write_report
+from pipeline.report.sets import compare_runs, write_set_report
+from pipeline.runtime.device import choose_device
+from pipeline.tables import au_column
+from pipeline.training.export import DeployedModel, load_deployed
+from pipeline.training.heads import head_inputs
+from pipeline.training.loader import Batch, CachedFrames, HeadBatches, TrainingPages, evaluation_batches
+from pipeline.training.metrics import compute_scores
+from pipeline.training.predict import count, predict
+from pipeline.training.runs import DEPLOYED_NAME, Runs, finished_folds, run_folder
+from pipeline.training.trainer import train_folds
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cached features of a data set with its labels; what `open_cache` returns.
+
+    dataset, experiment: their names. aus: the action units of the protocol, in order. reader: the pinned revision of
+    the store; `reader.folder` is its folder.
+    """
+
+    dataset: str
+    experiment: str
+    aus: tuple[int, ...]
+    reader: CacheReader
+    _index: pd.DataFrame
+
+    @cached_property
+    def frames(self) -> pd.DataFrame:
+        """One row per frame in the cache: frame_id, subject, task, part and a label per action unit, `au_01`...
+
+        Labels are 1 present, 0 absent, -1 unknown.
+        """
+        columns = ["frame_id", "subject", "task", "part", *map(au_column, self.aus)]
+        cached = self._index["frame_id"].isin(self.reader.index["frame_id"])
+        return self._index.loc[cached, columns].reset_index(drop=True)
+
+    @property
+    def num_views(self) -> int:
+        """Number of views per frame: 0 clean, 1 flipped, 2 and up augmented."""
+        return self.reader.num_views
+
+    @property
+    def inputs(self) -> HeadInputs:
+        """What a head gets: channels and size of the maps, number of action units."""
+        return head_inputs(self.reader, len(self.aus))
+
+    def maps(self, frame_id: str, *, view: int = 0) -> dict[str, Tensor]:
+        """Return the maps of one frame and view by name, each (1, C, H, W), as a head takes them.
+
+        Raises `DataError` for a frame that is not in the cache, `StoreError` for an unknown view.
+        """
+        rows = self.reader.index.loc[self.reader.index["frame_id"] == frame_id, "row"].to_numpy()
+        if len(rows) == 0:
+            raise DataError(f"frame {frame_id!r} is not in {self.reader.folder}; `cache.frames` lists those that are")
+        stored = self.reader.read(rows, view=view)
+        return self.reader.codec.decode({name: torch.from_numpy(values) for name, values in stored.items()})
+
+    def class_weights(self, parts: Collection[str]) -> Tensor:
+        """Return the weight of each action unit, (A,) fp32, from the labels of `parts` (paper 4.1)."""
+        frames = CachedFrames(self.reader, self._index, aus=self.aus, parts=parts)
+        return class_weights(torch.from_numpy(frames.labels_NA), aus=self.aus)
+
+
+def open_cache(dataset: str, experiment: str | None = None, *, overrides: Sequence[str] = ()) -> Cache:
+    """Open the newest revision of a data set's feature cache.
+
+    experiment: whose cache settings name the cache, default: the data set's own. overrides: settings KEY=VALUE, such as
+    "cache.features.profile=exact". Raises `StoreError` if the cache does not exist.
+    """
+    catalog = load_catalog()
+    chosen = resolve(catalog, dataset, experiment, overrides=overrides)
+    run = Runs(catalog, dataset).resolve(chosen.experiments[0])
+    return Cache(dataset, chosen.name, run.rules.aus, run.cache, run.frames)
+
+
+def batches(
+    cache: Cache,
+    parts: Collection[str] = PARTS,
+    *,
+    batch_size: int = 64,
+    epoch: int = 0,
+    view: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Iterator[Batch]:
+    """Yield batches (features, labels_BA, frame_ids) of the frames in `parts`.
+
+    Without `view`, those of a training epoch: shuffled, of the augmented view of that epoch, full batches only. With
+    view 0 (clean) or 1 (flipped), all frames in the order of the cache. features: maps by name, as a head takes them;
+    labels_BA: int8 in {0, 1, -1 unknown}. Threads read ahead. Raises `StoreError` if the cache has none of the frames.
+    """
+    on = torch.device(choose_device(device))
+    frames = CachedFrames(cache.reader, cache._index, aus=cache.aus, parts=parts)
+    if view is not None:
+        yield from evaluation_batches(cache.reader, frames, batch_size=batch_size, view=view, device=on)
+        return
+    pages = TrainingPages(cache.reader, cache._index, parts=parts, device=on)
+    own = HeadBatches(cache.reader, frames, batch_size=batch_size, seed=seed)
+    for page in pages.epochs(epoch, epoch + 1):
+        yield from own.from_page(page)
+
+
+def new_head(cache: Cache, variant: str = "t1_o2o_t2_o2m", **settings: Any) -> nn.Module:
+    """Return an untrained head of the paper for a cache: maps in, `HeadOutput` out.
+
+    variant: a row of Table 1 (`models.registry.HEADS`). settings: other keys of `head:` in an experiment. Raises
+    `ValueError` for settings from which no head can be built.
+    """
+    chosen = HeadConfig(variant=variant, **settings).model_dump(exclude={"variant"})
+    return HEADS[variant](cache.inputs, **chosen)
+
+
+def score(head: nn.Module, cache: Cache, part: str, *, device: str = "auto") -> pd.DataFrame:
+    """Return one row per action unit: F1 in percent on the clean views of a part, and counts of labels.
+
+    head: maps to logits (B, A), such as `load_head(run).head` or a head of one's own with one branch.
+    """
+    on = choose_device(device)
+    predictions = predict(head.to(on), cache.reader, cache._index, aus=cache.aus, test_part=part, device=on)
+    return compute_scores(count(predictions, aus=cache.aus, test_part=part)).aus
+
+
+def train(
+    dataset: str,
+    experiment: str | None = None,
+    *,
+    parts: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    init_from: str | None = None,
+    device: str = "auto",
+) -> list[Path]:
+    """Train one head per fold of an experiment or set on its cache; return the folders of the runs.
+
+    Finished folds are skipped. parts: tested parts, default: the experiment's. overrides: settings KEY=VALUE; several
+    values, "train.lr=1e-4,3e-4", train one head each. Raises `StoreError` if the cache does not exist, `ConfigError`
+    for a wrong setting.
+    """
+    name = experiment or load_catalog().get_dataset(dataset).experiment
+    return train_folds(
+        name,
+        dataset=dataset,
+        parts=None if parts is None else list(parts),
+        overrides=overrides,
+        init_from=init_from,
+        device=choose_device(device),
+    )
+
+
+def report(run_or_dataset: str | Path, experiment: str | None = None, *, overrides: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the F1 table of a run, one row per action unit; or of a data set's experiments, one row per member.
+
+    run_or_dataset: a run (folder or name), or a data set with an experiment or set. Raises `DataError` if nothing is
+    finished.
+    """
+    folder = run_folder(load_catalog(), str(run_or_dataset))
+    if folder is not None:
+        return write_report(folder).table()
+    dataset = str(run_or_dataset)
+    name = experiment or load_catalog().get_dataset(dataset).experiment
+    return write_set_report(name, dataset=dataset, overrides=overrides)[0].table()
+
+
+def compare(ours: str, theirs: str, *, dataset: str | None = None) -> Difference:
+    """Return the paired difference of two runs, or of two experiments on a data set, with 95 % intervals.
+
+    `.points`, `.low` and `.high` are in points of F1, (A + 1,) with the mean last; `.sentence()` is the conclusion.
+    """
+    return compare_runs(ours, theirs, dataset=dataset)
+
+
+def load_head(run: str | Path, part: str | None = None) -> DeployedModel:
+    """Return the deployed head of a finished fold: `.head` (maps to logits), `.aus`, `.probabilities(maps)` (B, A).
+
+    run: a run (folder or name), or a folder of `fantrans export`. part: the fold, by its tested part; default: the
+    first finished one.
+    """
+    folder = run_folder(load_catalog(), str(run))
+    if folder is None:
+        return load_deployed(run)
+    folds: Mapping[str, Path] = finished_folds(folder)
+    if not folds:
+        raise DataError(f"{folder} has no finished fold; train it first")
+    if part is not None and part not in folds:
+        raise ConfigError(f"{folder.name} has no finished fold {part}; finished: {', '.join(folds)}")
+    return load_deployed(folds[part or next(iter(folds))] / DEPLOYED_NAME)
