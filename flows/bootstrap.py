@@ -194,11 +194,11 @@ def _deploy_all() -> list[str]:
     content = yaml.safe_load(project_file("prefect.yaml").read_text())
     with get_client(sync_client=True) as client:
         are_on = {
-            _key(each.entrypoint, each.name): [schedule.active for schedule in each.schedules]
+            deployment_key(each.entrypoint, each.name): [schedule.active for schedule in each.schedules]
             for each in client.read_deployments()
         }
     for deployment in content["deployments"]:
-        current = are_on.get(_key(deployment["entrypoint"], deployment["name"]), [])
+        current = are_on.get(deployment_key(deployment["entrypoint"], deployment["name"]), [])
         for schedule, is_on in zip(deployment.get("schedules", []), current, strict=False):
             schedule["active"] = is_on
     project = project_folder()
@@ -217,16 +217,16 @@ def _deploy_all() -> list[str]:
     if result.returncode:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
         raise ConfigError(f"prefect.yaml was not deployed: {last}; fix it and run `python -m flows.bootstrap` again")
-    ours = {_key(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
+    ours = {deployment_key(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
     with get_client(sync_client=True) as client:
         return sorted(
             f"{client.read_flow(each.flow_id).name}/{each.name}"
             for each in client.read_deployments()
-            if _key(each.entrypoint, each.name) in ours
+            if deployment_key(each.entrypoint, each.name) in ours
         )
 
 
-def _key(entrypoint: str | None, name: str) -> tuple[str, str]:
+def deployment_key(entrypoint: str | None, name: str) -> tuple[str, str]:
     """Return a deployment's flow and name; the flow is named by its module or, in older deployments, by its file."""
     return (entrypoint or "").replace(".py:", ".").replace("/", "."), name
 

@@ -1,4 +1,7 @@
-"""The package as others install it: a wheel in a virtual environment of its own, used far from any checkout."""
+"""The package as others install it: a wheel in a virtual environment of its own, used far from any checkout.
+
+Takes two to three minutes on two cores, most of it for the quick demo and for a server.
+"""
 
 import os
 import subprocess
