@@ -38,7 +38,7 @@ test-unit: $(READY)  ## unit tests, on all cores (under 1 minute)
 kill-test: $(READY)  ## kill refreshes at 200 random moments and before every kind of write; 2,000 random steps on a cache
 	FANTRANS_KILLS=200 FANTRANS_MODEL_STEPS=2000 $(BIN)/pytest tests/integration/test_kills.py tests/integration/test_cache_model.py
 
-check: $(READY)  ## format, style, types, import contracts, words, dependencies, licences
+check: $(READY)  ## format, style, types, import contracts, words, dependencies, licences, sdist and wheel
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -47,6 +47,9 @@ check: $(READY)  ## format, style, types, import contracts, words, dependencies,
 	$(BIN)/deptry .
 	! $(BIN)/pip check | grep -vE '^(retinaface-pytorch |No broken)'  # its pins are ignored, see setup
 	$(BIN)/pip-licenses --partial-match --fail-on "GNU;GPL;SSPL;BUSL;Commons Clause" --ignore-packages text-unidecode > /dev/null
+	rm -rf build/dist
+	$(BIN)/python -m build --no-isolation --outdir build/dist > /dev/null  # the sdist, and the wheel from the sdist
+	$(BIN)/check-wheel-contents build/dist/*.whl
 
 newest:  ## the unit tests with the newest versions that pyproject.toml allows, in a virtual environment of their own
 	rm -rf .venv-newest

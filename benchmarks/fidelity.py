@@ -25,7 +25,6 @@ from pipeline.cache.build import FIDELITY_FILE
 from pipeline.cache.codecs import MAPS
 from pipeline.cache.statistics import mean_relative_l2
 from pipeline.config import PROFILES
-from pipeline.experiments import CONFIG_FOLDER
 from pipeline.report import rows
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent
@@ -69,7 +68,7 @@ def trained(arguments: argparse.Namespace, profile: str) -> list[TrainingRun]:
         path.write_text(
             yaml.safe_dump(
                 {
-                    "base": str(CONFIG_FOLDER / arguments.config),
+                    "base": arguments.config,
                     "train": {"seed": seed},
                     "cache": {"features": {"profile": profile}},
                 }

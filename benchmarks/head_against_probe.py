@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.experiments import CONFIG_FOLDER, load_experiment
+from pipeline.experiments import load_experiment
 from pipeline.protocols import PARTS
 from pipeline.report.run import read_report
 from pipeline.training.loader import CachedFrames, evaluation_batches
@@ -103,7 +103,7 @@ def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
     if seed != load_experiment(config).train.seed:
         path = Path("var") / f"{arguments.config}_seed{seed}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump({"base": str(CONFIG_FOLDER / arguments.config), "train": {"seed": seed}}))
+        path.write_text(yaml.safe_dump({"base": arguments.config, "train": {"seed": seed}}))
         config = str(path)
     scores = read_report(*train_folds(config, dataset=arguments.dataset, device=arguments.device)).scores
     return {"f1": scores.f1_percent, "always_positive": scores.always_positive_percent}

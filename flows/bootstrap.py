@@ -32,10 +32,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from flows.tasks import WEBHOOK
-from pipeline.catalog import CATALOG_FILE
 from pipeline.errors import ConfigError, FantransError
+from pipeline.project import project_file, project_folder
 
-CHECKOUT = CATALOG_FILE.parent
 HEARTBEAT_S = 30
 """Seconds between the heartbeats of a flow run, which the automation waits for."""
 RUN_ENVIRONMENT = {
@@ -188,25 +187,28 @@ def _delete_webhook_block(client: SyncPrefectClient) -> None:
 
 
 def _deploy_all() -> list[str]:
-    """Deploy prefect.yaml, with each schedule as it is on the server, on or off; returns the deployments' names."""
-    content = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())
+    """Deploy the project's prefect.yaml, else the shipped one; returns the deployments' names.
+
+    Each schedule stays as it is on the server, on or off.
+    """
+    content = yaml.safe_load(project_file("prefect.yaml").read_text())
     with get_client(sync_client=True) as client:
         are_on = {
-            (each.entrypoint, each.name): [schedule.active for schedule in each.schedules]
+            deployment_key(each.entrypoint, each.name): [schedule.active for schedule in each.schedules]
             for each in client.read_deployments()
         }
     for deployment in content["deployments"]:
-        current = are_on.get((deployment["entrypoint"], deployment["name"]), [])
+        current = are_on.get(deployment_key(deployment["entrypoint"], deployment["name"]), [])
         for schedule, is_on in zip(deployment.get("schedules", []), current, strict=False):
             schedule["active"] = is_on
-    environment = os.environ | {"FANTRANS_CHECKOUT": str(CHECKOUT)}
+    project = project_folder()
     with NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file, sort_keys=False)
         file.flush()
         result = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name],
-            cwd=CHECKOUT,
-            env=environment,
+            cwd=project,
+            env=os.environ | {"FANTRANS_PROJECT": str(project)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -215,13 +217,18 @@ def _deploy_all() -> list[str]:
     if result.returncode:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
         raise ConfigError(f"prefect.yaml was not deployed: {last}; fix it and run `python -m flows.bootstrap` again")
-    ours = {(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
+    ours = {deployment_key(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
     with get_client(sync_client=True) as client:
         return sorted(
             f"{client.read_flow(each.flow_id).name}/{each.name}"
             for each in client.read_deployments()
-            if (each.entrypoint, each.name) in ours
+            if deployment_key(each.entrypoint, each.name) in ours
         )
+
+
+def deployment_key(entrypoint: str | None, name: str) -> tuple[str, str]:
+    """Return a deployment's flow and name; the flow is named by its module or, in older deployments, by its file."""
+    return (entrypoint or "").replace(".py:", ".").replace("/", "."), name
 
 
 def main() -> None:

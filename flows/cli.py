@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.commands import cache, data, ops, train, weights
+from flows.commands import cache, data, ops, project, train, weights
 from flows.commands.options import CommandWithChoices
 from pipeline.errors import FantransError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Detect facial action units with FAN-Trans.")
 for command in (
     train.demo,
+    project.init,
     data.render,
     data.refresh,
     train.train,

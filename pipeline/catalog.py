@@ -1,6 +1,7 @@
 """Names to paths: data sets, weights and roots. No other code does this.
 
-`data_catalog.yaml` is typed, and an unknown key is an error. No other code of `pipeline` reads the environment.
+`data_catalog.yaml` is typed, and an unknown key is an error. Beside `pipeline.project`, which finds the file, no other
+code of `pipeline` reads the environment.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pipeline.datasets import LAYOUTS
 from pipeline.datasets.index import INDEX_NAME
 from pipeline.datasets.layout import Layout
 from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
+from pipeline.project import CATALOG_NAME, PACKAGES_FOLDER, anchor_folder, find_catalog, shipped_file
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
 from pipeline.yaml_settings import read_yaml, resolve_settings
 
-CATALOG_FILE = Path(__file__).parent.parent / "data_catalog.yaml"
+CATALOG_FILE = shipped_file(CATALOG_NAME)
 
 
 class RenderedEntry(Settings):
@@ -149,7 +151,8 @@ class Catalog(Settings):
 
     roots: Roots
     datasets: dict[str, DatasetEntry]
-    weights: dict[str, WeightsEntry]
+    weights: dict[str, WeightsEntry] = Field(default_factory=dict)
+    """With those that the package ships: a catalog adds entries, or replaces one by its name."""
 
     def get_dataset(self, name: str) -> DatasetEntry:
         """Return a data set's entry; `CatalogError` for an unknown name."""
@@ -210,27 +213,34 @@ def _repair_hint(name: str, entry: DatasetEntry) -> str:
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
-    """Read the catalog (FANTRANS_CATALOG, else that of this checkout) and fill in its variables.
+    """Read the catalog (default: `find_catalog`), fill in its variables and add the shipped weights.
 
     Raises `CatalogError`, one sentence, for a missing file, a typo, a duplicate name or an unset variable.
     """
-    path = path or Path(os.environ.get("FANTRANS_CATALOG", CATALOG_FILE))
+    path = path or find_catalog()
+    catalog = _read(path)
+    if path.resolve() == CATALOG_FILE.resolve():
+        return _anchored(catalog, anchor_folder(path), weights_folder=PACKAGES_FOLDER)
+    own, shipped = _anchored(catalog, anchor_folder(path)), load_catalog(CATALOG_FILE)
+    return own.model_copy(update={"weights": shipped.weights | own.weights})
+
+
+def _read(path: Path) -> Catalog:
     if not path.is_file():
         raise CatalogError(f"catalog {path} does not exist; set FANTRANS_CATALOG to a data_catalog.yaml")
     content = resolve_settings(read_yaml(path, error=CatalogError), where=path, error=CatalogError)
     try:
-        catalog = Catalog.model_validate(content)
+        return Catalog.model_validate(content)
     except ValidationError as error:
         raise CatalogError(f"{path}: {first_fault(error)}") from None
-    return _anchored(catalog, path.resolve().parent)
 
 
-def _anchored(catalog: Catalog, folder: Path) -> Catalog:
-    """Return the catalog with relative paths resolved against the catalog's folder."""
+def _anchored(catalog: Catalog, folder: Path, *, weights_folder: Path | None = None) -> Catalog:
+    """Return the catalog with relative paths resolved against `folder`, those of weights against `weights_folder`."""
     return Catalog(
         roots=Roots(**{name: folder / path.expanduser() for name, path in catalog.roots}),
         datasets={n: e.model_copy(update={"root": folder / e.root.expanduser()}) for n, e in catalog.datasets.items()},
-        weights={name: _anchored_weights(entry, folder) for name, entry in catalog.weights.items()},
+        weights={name: _anchored_weights(entry, weights_folder or folder) for name, entry in catalog.weights.items()},
     )
 
 

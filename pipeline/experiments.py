@@ -12,9 +12,8 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline.catalog import Catalog
 from pipeline.config import CacheConfig, ExperimentConfig, Settings, first_fault
 from pipeline.errors import ConfigError
+from pipeline.project import find_experiment, is_experiment_path
 from pipeline.yaml_settings import Override, merge_settings, parse_overrides, read_yaml, resolve_settings
-
-CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 
 
 class Member(NamedTuple):
@@ -77,12 +76,12 @@ def resolve(
     return chosen
 
 
-def load_experiment(name_or_path: str, *, folder: Path = CONFIG_FOLDER) -> ExperimentConfig:
-    """Read an experiment by its name in `folder`, or by path; its `base` is read first and overlaid.
+def load_experiment(name_or_path: str, *, folder: Path | None = None) -> ExperimentConfig:
+    """Read an experiment by its name (in `folder`, the project or the package) or path, overlaid on its `base`.
 
     Raises `ConfigError` in one sentence for an unknown name, a typo or a value out of range.
     """
-    path = _find_file(name_or_path, folder)
+    path = find_experiment(name_or_path, beside=folder)
     return _experiment(_one_experiment(path) | {"name": path.stem, "refresh_args": name_or_path}, path)
 
 
@@ -115,8 +114,8 @@ def load_set(spec: str, *, base: str, overrides: Sequence[str] = ()) -> Experime
     several values of `train.seed` are the seeds of each member. Raises `ConfigError` as `load_experiment` does.
     """
     name_or_path, chosen = _split(spec)
-    path = _find_file(name_or_path, CONFIG_FOLDER)
-    content = _read(path) if path.is_file() else {}
+    path = find_experiment(name_or_path)
+    content = _read(path)
     seeds, combinations = _seeds_and_others(overrides)
     suffix = f" {' '.join(overrides)}" if overrides else ""
     if "members" not in content:
@@ -134,7 +133,7 @@ def load_set(spec: str, *, base: str, overrides: Sequence[str] = ()) -> Experime
         raise ConfigError(f"{path}: {first_fault(error)}") from None
     if chosen is not None and chosen not in file.members:
         raise ConfigError(f"{path} has no member {chosen!r}; known ones: {', '.join(file.members)}")
-    under = _merged_with_bases(_find_file(base, CONFIG_FOLDER), seen=())
+    under = _merged_with_bases(find_experiment(base), seen=())
     if "members" in under:
         raise ConfigError(f"{base} is a set of experiments, and members derive from one experiment; name another base")
     members = []
@@ -189,18 +188,10 @@ def _member(
 
 def _split(spec: str) -> tuple[str, str | None]:
     """Return a file's name or path, and the member after the colon; None without one."""
-    if _is_path(spec) or ":" not in spec:
+    if is_experiment_path(spec) or ":" not in spec:
         return spec, None
     name_or_path, _, member = spec.rpartition(":")
     return name_or_path, member
-
-
-def _is_path(spec: str) -> bool:
-    return spec.endswith((".yaml", ".yml"))
-
-
-def _find_file(name_or_path: str, folder: Path) -> Path:
-    return Path(name_or_path) if _is_path(name_or_path) else folder / f"{name_or_path}.yaml"
 
 
 def _experiment(settings: dict[str, Any], path: Path) -> ExperimentConfig:
@@ -219,15 +210,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merged_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"experiment {path.stem!r} does not exist in {path.parent}; known ones: {known}")
     if path in seen:
         raise ConfigError(f"{path} derives from itself; remove one `base` of {', '.join(p.stem for p in seen)}")
     content = _read(path)
     base = content.pop("base", None)
     if base is None:
         return content
-    beside = path.parent / f"{base}.yaml"
-    below = beside if beside.is_file() else CONFIG_FOLDER / f"{base}.yaml"
+    below = find_experiment(base, beside=path.parent)
     return merge_settings(_merged_with_bases(below, seen=(*seen, path)), content)

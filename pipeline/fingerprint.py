@@ -91,9 +91,15 @@ def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that can change a stored value, for a manifest's provenance."""
-    names = ("fantrans", "numpy", "opencv-python", "pandas", "torch", "zarr")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    """Return the versions of Python and of the packages that can change a stored value, for a manifest's provenance.
+
+    OpenCV states its own: several distributions provide it (opencv-python, its headless and contrib variants).
+    """
+    import cv2  # noqa: PLC0415 - training and reports read fingerprints and load no images
+
+    names = ("fantrans", "numpy", "pandas", "torch", "zarr")
+    own = {"python": platform.python_version(), "opencv": cv2.__version__}
+    return own | {name: metadata.version(name) for name in names}
 
 
 def find_weights(features: Mapping[str, Any], catalog: Catalog) -> WeightsEntry | None:

@@ -3,7 +3,6 @@
 import yaml
 
 from pipeline.catalog import CATALOG_FILE
-from pipeline.experiments import CONFIG_FOLDER
 
 NUM_FRAMES = 12 * 8
 RENDERED = {"num_subjects": 12, "num_tasks": 8, "num_frames": 1, "size_px": 256, "seed": 5}
@@ -16,7 +15,7 @@ def write_small_catalog(folder, *, dataset, **num_views):
     """
     for name, views in num_views.items():
         (folder / f"{name}.yaml").write_text(
-            f"base: {CONFIG_FOLDER / 'demo_quick'}\ncache: {{views: {{num_views: {views}}}}}\n"
+            f"base: demo_quick\ncache: {{views: {{num_views: {views}}}}}\n"
             "train: {num_epochs: 1, batch_size: 16}\nparts: [P1, P2]\n"
         )
     content = yaml.safe_load(CATALOG_FILE.read_text())
@@ -29,9 +28,7 @@ def write_small_catalog(folder, *, dataset, **num_views):
         "rendered": RENDERED,
     }
     content["datasets"] = {dataset: entry, "undisturbed": entry}
-    for entry in content["weights"].values():
-        for file in filter(None, (entry, entry.get("codec"))):
-            file["path"] = str(CATALOG_FILE.parent / file["path"])
+    del content["weights"]  # the shipped ones are known in every catalog
     path = folder / "data_catalog.yaml"
     path.write_text(yaml.safe_dump(content))
     return path

@@ -15,10 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
-from torchcam.methods import ScoreCAM
 
 from models.attention import AttentionDrop
 from models.fan_trans import DeployedHead, FanTransHead
@@ -30,6 +27,7 @@ from pipeline.errors import DataError, DataNotFoundError
 from pipeline.faces.features import Network, load_network
 from pipeline.faces.views import ViewParams, render_view
 from pipeline.fingerprint import find_weights
+from pipeline.runtime.extras import optional_packages
 from pipeline.runtime.progress import track
 from pipeline.tables import au_column
 from pipeline.training.export import load_deployed, load_trained
@@ -37,6 +35,11 @@ from pipeline.training.loader import CachedFrames, evaluation_batches
 from pipeline.training.metrics import THRESHOLD
 from pipeline.training.predict import probability_column
 from pipeline.training.runs import DEPLOYED_NAME, finished_folds, read_history, read_predictions, read_run
+
+with optional_packages("figures", for_what="drawing figures"):
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+    from torchcam.methods import ScoreCAM
 
 logger = logging.getLogger("fantrans")
 

@@ -34,13 +34,17 @@ def fsync_file(path: Path) -> None:
 def stage_file(path: Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temp_path)` to fill a file beside `path`, fsync it, and return its path for `put_in_place`.
 
-    Creates parent folders. A failure leaves nothing; a kill leaves at most a `.tmp-*` file. Raises `WriteError` if the
-    disk is full or not writable.
+    Creates parent folders. A failure leaves nothing; a kill leaves at most a `.tmp-*` file. The file's permissions are
+    those that the umask gives, also if `write` puts a private file in its place, as safetensors' `save_file` does.
+    Raises `WriteError` if the disk is full or not writable.
     """
     temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(4)}-{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temp.touch()
+        mode = temp.stat().st_mode
         write(temp)
+        temp.chmod(mode)
         fsync_file(temp)
     except FantransError:  # of what `write` reads; some are OSErrors, too
         discard(temp)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.runtime.atomic import write_atomically
+from pipeline.runtime.extras import optional_packages
 from pipeline.synthetic import raster
 
 # fmt: off
@@ -160,7 +161,8 @@ def _stretched(t: np.ndarray, knee: float, to: float) -> np.ndarray:
 
 def build_bank() -> Bank:
     """Evaluate anny for each action and change of shape, and keep head, neck and chest."""
-    import anny  # noqa: PLC0415  (an extra, needed once)
+    with optional_packages("synth", for_what="building a head bank"):
+        import anny  # noqa: PLC0415  (needed once)
     import torch  # noqa: PLC0415
     from anny.face_segmentation import get_face_segmentation_mask  # noqa: PLC0415
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from models.head import HeadInputs
 from pipeline.errors import ConfigError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
+from pipeline.runtime.extras import optional_packages
 from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
 from pipeline.training.metrics import THRESHOLD
 from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME
@@ -143,10 +144,8 @@ def write_onnx(folder: Path) -> float:
     (B, C, H, W) and hm (B, 1, H, W), for any B; the output is `logits` (B, A). Raises `ConfigError` if a package is
     missing, or if the difference exceeds `ONNX_TOLERANCE`; then nothing is written.
     """
-    try:
-        onnxruntime, _ = (import_module(name) for name in ("onnxruntime", "onnxscript"))  # torch's exporter needs both
-    except ImportError as error:
-        raise ConfigError(f"ONNX export needs the package {error.name}; run `pip install 'fantrans[onnx]'`") from None
+    with optional_packages("onnx", for_what="ONNX export"):
+        onnxruntime, *_ = (import_module(name) for name in ("onnxruntime", "onnx", "onnxscript"))  # torch needs all
     model = load_deployed(folder)
     inputs = model.inputs
     generator = torch.Generator().manual_seed(0)

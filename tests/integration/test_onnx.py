@@ -1,6 +1,8 @@
 """The deployed head in another runtime: an export, run by onnxruntime."""
 
 import json
+import os
+import stat
 
 import pytest
 
@@ -18,7 +20,12 @@ def test_onnx_agrees_with_torch(tmp_path, variant, drop):
     head = trained_head(variant=variant, attention_drop=drop)
     fold, out = tmp_path / "fold", tmp_path / "out"
     write_deployed(fold, head.deployed(), aus=(1, 2, 4), features={"profile": "exact"}, averages_flip=False)
-    assert export_deployed(fold, out) <= 1e-5
+    before = os.umask(0o027)
+    try:
+        assert export_deployed(fold, out) <= 1e-5
+    finally:
+        os.umask(before)
+    assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in out.iterdir()} == {"0o640"}
     assert {path.name for path in out.iterdir()} == {"head.safetensors", "head.json", "head.onnx"}
     ours, theirs = (json.loads((folder / "head.json").read_bytes()) for folder in (out, fold))
     assert ours == theirs

@@ -3,11 +3,14 @@
 import re
 import shutil
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from prefect import Flow
 
+from flows.bootstrap import deployment_key
 from pipeline.catalog import CATALOG_FILE
 
 ROOT = CATALOG_FILE.parent
@@ -72,6 +75,15 @@ def test_systemd_accepts_the_units_except_for_missing_programs(tmp_path):
         if line and not re.search(r"Command /opt/fantrans/.*No such file or directory", line)
     ]
     assert complaints == []
+
+
+def test_deployments_name_flows_by_module_and_older_ones_are_the_same_deployments():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    for entrypoint in {deployment["entrypoint"] for deployment in deployments}:
+        module, name = entrypoint.rsplit(".", 1)
+        assert isinstance(getattr(import_module(module), name), Flow)
+        before = f"{module.replace('.', '/')}.py:{name}"
+        assert deployment_key(before, "bp4d") == deployment_key(entrypoint, "bp4d")
 
 
 def test_the_compose_file_pins_every_image_and_has_workers_for_both_pools():

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.catalog import load_catalog
 from pipeline.errors import CatalogError, ConfigError
-from pipeline.experiments import CONFIG_FOLDER, load_experiment, load_set, resolve
+from pipeline.experiments import load_experiment, load_set, resolve
+from pipeline.project import shipped_file
 from pipeline.report.sets import PUBLISHED_FILE
 
 
@@ -17,7 +18,7 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def test_every_shipped_experiment_loads():
-    names = [path.stem for path in CONFIG_FOLDER.glob("*.yaml")]
+    names = [path.stem for path in shipped_file("configs").glob("*.yaml")]
     assert {"fan_trans", "demo", "table1"} <= set(names)
     for name in names:
         chosen = load_set(name, base="fan_trans")

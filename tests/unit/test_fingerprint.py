@@ -1,11 +1,13 @@
+from importlib import metadata
 from pathlib import Path
 
+import cv2
 import pytest
 
 from pipeline.catalog import Catalog, Roots, WeightsEntry
 from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import boxes_document, cache_fingerprint, crops_document
+from pipeline.fingerprint import boxes_document, cache_fingerprint, crops_document, versions
 from pipeline.store.hashing import canonical_json, hash_document
 
 FAN = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
@@ -120,3 +122,16 @@ def test_one_document_has_one_byte_string():
     assert hash_document({"a": 1, "b": 2}) == hash_document({"b": 2, "a": 1}) == "43258cff783fe703"
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"a": float("nan")})
+
+
+def test_versions_need_no_particular_distribution_of_opencv(monkeypatch):
+    whole = metadata.version
+
+    def headless(name):
+        if name == "opencv-python":
+            raise metadata.PackageNotFoundError(name)
+        return whole(name)
+
+    monkeypatch.setattr(metadata, "version", headless)
+    assert versions()["opencv"] == cv2.__version__
+    assert versions()["torch"] == whole("torch")
