@@ -156,7 +156,7 @@ class ExperimentConfig(Settings):
 
     name: str
     refresh_args: str
-    """Argument of `fantrans refresh DATASET --config` for the cache that this experiment trains on."""
+    """Argument of `fantrans refresh DATASET --experiment` for the cache that this experiment trains on."""
     cache: CacheConfig = CacheConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()

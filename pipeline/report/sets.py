@@ -188,7 +188,7 @@ _COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first
 
 
 def write_set_report(
-    config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+    experiment: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> tuple[SetTable, Path]:
     """Write the table of a set's finished runs as .md, .html, .csv and .json below the runs root.
 
@@ -197,12 +197,12 @@ def write_set_report(
     """
     catalog = load_catalog()
     entry = catalog.get_dataset(dataset)
-    chosen, runs = resolve(catalog, dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
+    chosen, runs = resolve(catalog, dataset, experiment, base=base), Runs(catalog, dataset, init_from=init_from)
     rows = tuple(_read_member(member, runs) for member in chosen.members)
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
-        command = f"fantrans train {config} --dataset {dataset}{more}"
-        raise DataError(f"no run of {config} on {dataset} is finished; run `{command}`")
+        command = f"fantrans train {dataset} --experiment {experiment}{more}"
+        raise DataError(f"no run of {experiment} on {dataset} is finished; run `{command}`")
     published = pd.read_csv(PUBLISHED_FILE)
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]

@@ -109,7 +109,7 @@ class Runs:
         if cache.num_views < num_views:
             raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
-                f"refresh {dataset} --config {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
+                f"refresh {dataset} --experiment {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
             )
         plain, gated = INPUT_MAPS[experiment.head.input_features]
         cache.codec.check_has_maps(plain=plain, gated=gated, experiment=experiment.name)
@@ -141,7 +141,7 @@ class Runs:
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
         if self._frames is None:
             work = self._catalog.work_folder(self._dataset)
-            self._frames = read_index(work, dataset=self._dataset, config=experiment.refresh_args)
+            self._frames = read_index(work, dataset=self._dataset, experiment=experiment.refresh_args)
             check_subject_exclusive(self._frames)
         return self._frames
 
@@ -150,23 +150,23 @@ class Runs:
         if not folder.is_dir():
             raise StoreNotFoundError(
                 f"{self._dataset} has no cache with the settings of {experiment.name} ({folder} does not exist); "
-                f"run `fantrans refresh {self._dataset} --config {experiment.refresh_args}`"
+                f"run `fantrans refresh {self._dataset} --experiment {experiment.refresh_args}`"
             )
         if folder not in self._caches:
             self._caches[folder] = open_cache(folder)
         return self._caches[folder]
 
 
-def prepare_run(config: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
+def prepare_run(experiment: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
     """Return the run of one experiment, named in configs/ or a .yaml file, on the data set's newest cache.
 
     Raises what `load_experiment` and `Runs.resolve` raise.
     """
-    return Runs(load_catalog(), dataset, init_from=init_from).resolve(experiments.load_experiment(config))
+    return Runs(load_catalog(), dataset, init_from=init_from).resolve(experiments.load_experiment(experiment))
 
 
 def resolve_runs(
-    config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+    experiment: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> list[TrainingRun]:
     """Return the run of an experiment, or the runs of a set (one per member and seed), on the newest caches.
 
@@ -174,15 +174,13 @@ def resolve_runs(
     """
     catalog = load_catalog()
     runs = Runs(catalog, dataset, init_from=init_from)
-    return [
-        runs.resolve(experiment) for experiment in experiments.resolve(catalog, dataset, config, base=base).experiments
-    ]
+    return [runs.resolve(each) for each in experiments.resolve(catalog, dataset, experiment, base=base).experiments]
 
 
-def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
+def finished_run(experiment: str, *, dataset: str) -> TrainingRun | None:
     """Return the experiment's run on the newest cache and labels if all its folds are finished, else None."""
     try:
-        run = prepare_run(config, dataset=dataset)
+        run = prepare_run(experiment, dataset=dataset)
     except (StoreError, DataError):
         return None
     return run if run.is_finished else None

@@ -37,9 +37,9 @@ def test_a_refresh_reports_in_its_log_and_in_an_artifact(trial, refreshed):
 @pytest.mark.usefixtures("zombie")
 def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial):
     for deployment in ("train-folds", "report"):
-        done = trial.run(f"{deployment}/bp4d-synthetic", config=trial.small)
+        done = trial.run(f"{deployment}/bp4d-synthetic", experiment=trial.small)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert trial.wait_for_end(trial.begin("report/bp4d-synthetic", config=trial.small))[0] == "Completed"
+    assert trial.wait_for_end(trial.begin("report/bp4d-synthetic", experiment=trial.small))[0] == "Completed"
     (path,) = trial.folder.glob("runs/*/report.json")
     newer, older = trial.artifacts("f1-bp4d-synthetic-small")
     assert newer["data"] == older["data"]
@@ -49,7 +49,7 @@ def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial)
 
 
 def test_bad_input_fails_the_run_with_its_sentence_and_posts_it_to_the_webhook(trial, posted):
-    run = trial.begin("train-folds/bp4d-synthetic", config="nothing")
+    run = trial.begin("train-folds/bp4d-synthetic", experiment="nothing")
     state, message = trial.wait_for_end(run)
     assert state == "Failed"
     assert "experiment 'nothing' does not exist" in message

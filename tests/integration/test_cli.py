@@ -49,7 +49,7 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
     ("arguments", "sentence"),
     [
         (("refresh", "bp5d"), "the catalog has no data set 'bp5d'; known ones: bp4d"),
-        (("refresh", "bp4d", "--config", "fantrans"), "experiment 'fantrans' does not exist"),
+        (("refresh", "bp4d", "--experiment", "fantrans"), "experiment 'fantrans' does not exist"),
         (("refresh", "bp4d", "--device", "cuda:9"), "device 'cuda:9' does not exist"),
         (("train", "fan_trans", "--dataset", "bp4d", "--device", "foo"), "device 'foo' is not known; expected cpu"),
         (("cache", "ls", "bp5d"), "the catalog has no data set 'bp5d'"),
@@ -59,7 +59,7 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
             ("refresh", "bp4d", "--profile", "tiny"),
             "profile 'tiny' does not exist; known ones: exact, standard, compact",
         ),
-        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to create it"),
+        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
         (("report", "nowhere"), "is not a run"),
         (
             ("compare", "a", "b"),
@@ -67,7 +67,7 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
         ),
         (("export", "nowhere", "--out", "model"), "nowhere is not a run; pass a folder printed by `fantrans train`"),
         (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 is a set of experiments"),
-        (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to create it"),
+        (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
         (("report", "table9", "--dataset", "bp4d"), "experiment 'table9' does not exist"),
         (("render",), "`fantrans render` needs a folder; give --out FOLDER, or --dataset NAME of the catalog"),
         (("render", "--dataset", "bp4d"), "data set 'bp4d' has no `rendered:` in the catalog"),

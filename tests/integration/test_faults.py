@@ -72,7 +72,7 @@ def inside(world, state, data, *arguments):
 
 
 def refresh(world, state, data, *more):
-    return run(world, state, data, "refresh", "faces", "--config", world.config, *more)
+    return run(world, state, data, "refresh", "faces", "--experiment", world.config, *more)
 
 
 def the_error(err):
@@ -161,14 +161,14 @@ def test_four_workers_write_the_same_bytes_as_one(world, undisturbed, state, tmp
 
 
 def test_a_dead_worker_is_reported_and_workers_end_with_a_killed_coordinator(world, undisturbed, tmp_path):
-    process = command(world, tmp_path, "early", "refresh", "faces", "--config", world.config, "--workers", "2")
+    process = command(world, tmp_path, "early", "refresh", "faces", "--experiment", world.config, "--workers", "2")
     workers = wait_for_workers(process.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "a worker process died, perhaps for lack of memory; finished work is kept" in the_error(err)
 
-    process = command(world, tmp_path, "early", "refresh", "faces", "--config", world.config, "--workers", "2")
+    process = command(world, tmp_path, "early", "refresh", "faces", "--experiment", world.config, "--workers", "2")
     workers = wait_for_workers(process.pid)
     process.kill()
     process.communicate()
@@ -213,7 +213,7 @@ def assert_same_cache(state, other):
 
 def test_a_dry_run_prints_what_a_refresh_would_do_and_does_nothing(world, undisturbed, state):
     before = kills.written(state)
-    arguments = ("refresh", "faces", "--config", world.config, "--dry-run")
+    arguments = ("refresh", "faces", "--experiment", world.config, "--dry-run")
     code, out = inside(world, state, "late", *arguments)
     assert code == 0
     cells = [[cell.strip() for cell in line.split("│")[1:5]] for line in out.splitlines() if "│" in line]
@@ -285,7 +285,7 @@ def test_listing_measuring_exporting_and_pruning(world, state, tmp_path):
 
 def test_a_basis_is_fitted_without_labels(world, state, tmp_path):
     file = tmp_path / "basis.safetensors"
-    arguments = ("weights", "fit-codec", "faces", "--config", world.config, "--out", str(file), "--frames", "8")
+    arguments = ("weights", "fit-codec", "faces", "--experiment", world.config, "--out", str(file), "--frames", "8")
     code, out = inside(world, state, "early", *arguments)
     assert code == 0
     assert f"codec: {{path: {file}, sha256: " in out.replace("\n", "")

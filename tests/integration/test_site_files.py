@@ -30,7 +30,7 @@ RUN_BY = {
         '"train-folds"',
     ),
     "prefect --no-prompt deployment run 'report/bp4d-synthetic' --watch": ("tests/e2e/test_operations.py", '"report"'),
-    "fantrans refresh bp4d --dry-run --config fan_trans": ("tests/integration/test_faults.py", '"--dry-run"'),
+    "fantrans refresh bp4d --dry-run --experiment fan_trans": ("tests/integration/test_faults.py", '"--dry-run"'),
     "fantrans refresh bp4d --workers 4": ("tests/integration/test_faults.py", '"--workers", "4"'),
     "fantrans cache verify bp4d --deep": ("tests/integration/test_faults.py", '"verify", "faces", "--deep"'),
     "fantrans cache prune bp4d": ("tests/integration/test_faults.py", '"prune", "faces"'),

@@ -234,7 +234,7 @@ def test_what_a_run_needs_and_lacks_is_named(catalog):
     ):
         resolve(catalog, fp16)
     many = changed(EXPERIMENT, cache={"views": {"num_views": 5}, "features": {"weights": "tiny"}})
-    with pytest.raises(StoreError, match=r"has 3 views, small trains on 5; run `fantrans refresh small --config"):
+    with pytest.raises(StoreError, match=r"has 3 views, small trains on 5; run `fantrans refresh small --experiment"):
         resolve(catalog, many)
     with pytest.raises(DataError, match="nowhere is neither a run nor a data set"):
         resolve(catalog, init_from="nowhere")
@@ -242,7 +242,7 @@ def test_what_a_run_needs_and_lacks_is_named(catalog):
     with pytest.raises(DataError, match="subject F000 has frames in 2 parts"):
         resolve(catalog)
     (catalog.work_folder("small") / INDEX_NAME).unlink()
-    with pytest.raises(DataError, match=r"frames.parquet does not exist; run `fantrans refresh small --config small"):
+    with pytest.raises(DataError, match=r"frames.parquet does not exist; run `fantrans refresh small --experiment small"):
         resolve(catalog)
 
 
