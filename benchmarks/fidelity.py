@@ -122,7 +122,9 @@ def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]
 def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, dict]) -> None:
     """Write docs/fidelity.md and pipeline/cache/fidelity.json."""
     seeds = " ".join(map(str, arguments.seeds))
-    command = f"benchmarks/fidelity.py --dataset {arguments.dataset} --experiment {arguments.experiment} --seeds {seeds}"
+    command = (
+        f"benchmarks/fidelity.py --dataset {arguments.dataset} --experiment {arguments.experiment} --seeds {seeds}"
+    )
     lines = [
         "# What the profiles cost",
         "",

@@ -16,7 +16,9 @@ from pipeline.training.runs import resolve_runs
 
 
 @fantrans_task()
-def aggregate(experiment: str, *, dataset: str, base: str | None, init_from: str | None) -> tuple[Report | SetTable, Path]:
+def aggregate(
+    experiment: str, *, dataset: str, base: str | None, init_from: str | None
+) -> tuple[Report | SetTable, Path]:
     """Write the report of an experiment's run, or the table of a set's finished runs; returns it and its HTML page."""
     if len(resolve(load_catalog(), dataset, experiment, base=base).experiments) == 1:
         (run,) = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from)

@@ -20,8 +20,11 @@ from pipeline.datasets.layout import Layout
 from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
+from pipeline.runtime.text import unknown_name
 
 CATALOG_FILE = Path(__file__).parent.parent / "data_catalog.yaml"
+RUN_RECORD_NAME = "run.json"
+"""File that makes a folder below the runs root a run."""
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -156,7 +159,7 @@ class Catalog(Settings):
     def get_dataset(self, name: str) -> DatasetEntry:
         """Return a data set's entry; `CatalogError` for an unknown name."""
         if name not in self.datasets:
-            raise CatalogError(f"the catalog has no data set {name!r}; known ones: {', '.join(self.datasets)}")
+            raise CatalogError(unknown_name("data set", name, self.datasets))
         return self.datasets[name]
 
     def dataset_names(self, dataset: str | None = None) -> list[str]:
@@ -168,7 +171,7 @@ class Catalog(Settings):
     def get_weights(self, name: str) -> WeightsEntry:
         """Return the entry of weights; `CatalogError` for an unknown name."""
         if name not in self.weights:
-            raise CatalogError(f"the catalog has no weights {name!r}; known ones: {', '.join(self.weights)}")
+            raise CatalogError(unknown_name("weights", name, self.weights, where=" in the catalog"))
         return self.weights[name]
 
     def work_folder(self, dataset: str) -> Path:
@@ -186,6 +189,10 @@ class Catalog(Settings):
     def caches_folder(self, dataset: str) -> Path:
         """Return the folder of a data set's feature caches, one folder per fingerprint."""
         return self.roots.cache / dataset
+
+    def run_names(self) -> list[str]:
+        """Return the names of all runs below the runs root, sorted."""
+        return sorted(path.parent.name for path in self.roots.runs.glob(f"*/{RUN_RECORD_NAME}"))
 
     def find_faults(self, dataset: str | None = None) -> list[str]:
         """Return the faults on disk of one data set (default: all) and all weights, one sentence each, with its fix."""
@@ -207,7 +214,7 @@ class Catalog(Settings):
 
 def _repair_hint(name: str, entry: DatasetEntry) -> str:
     if entry.is_rendered:
-        return f"run `fantrans render --dataset {name}`"
+        return f"run `fantrans render {name}`"
     return f"unpack the data set there, or fix `root` of {name} in the catalog or the variable that it takes"
 
 
@@ -223,7 +230,7 @@ def load_catalog(path: Path | None = None, *, environment: Mapping[str, str] = o
     try:
         catalog = Catalog.model_validate(content)
     except ValidationError as error:
-        raise CatalogError(f"{path}: {first_fault(error)}") from None
+        raise CatalogError(f"{path}: {first_fault(error, Catalog)}") from None
     return _anchored(catalog, path.resolve().parent)
 
 

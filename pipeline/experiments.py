@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline.catalog import Catalog
 from pipeline.config import CacheConfig, ExperimentConfig, Settings, first_fault, read_yaml
 from pipeline.errors import ConfigError
+from pipeline.runtime.text import unknown_name
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -111,9 +112,9 @@ def load_set(spec: str, *, base: str) -> ExperimentSet:
     try:
         file = _SetFile.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_fault(error)}") from None
+        raise ConfigError(f"{path}: {first_fault(error, _SetFile)}") from None
     if chosen is not None and chosen not in file.members:
-        raise ConfigError(f"{path} has no member {chosen!r}; known ones: {', '.join(file.members)}")
+        raise ConfigError(unknown_name("member", chosen, file.members, where=f" in {path}"))
     under = _merged_with_bases(_find_file(base, CONFIG_FOLDER), seen=())
     if "members" in under:
         raise ConfigError(f"{base} is a set of experiments, and members derive from one experiment; name another base")
@@ -155,7 +156,7 @@ def _experiment(settings: dict[str, Any], path: Path) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_fault(error)}") from None
+        raise ConfigError(f"{path}: {first_fault(error, ExperimentConfig)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,8 +168,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _merged_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"experiment {path.stem!r} does not exist in {path.parent}; known ones: {known}")
+        known = sorted(each.stem for each in path.parent.glob("*.yaml"))
+        raise ConfigError(unknown_name("experiment", path.stem, known, where=f" in {path.parent}"))
     if path in seen:
         raise ConfigError(f"{path} derives from itself; remove one `base` of {', '.join(p.stem for p in seen)}")
     content = _read(path)

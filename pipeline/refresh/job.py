@@ -94,8 +94,8 @@ def prepare_refresh(
 ) -> RefreshJob:
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
-    experiment, base: see `experiments.resolve`; default: the data set's own experiment. A set whose members need several
-    caches is refused. check_device: whether this machine must have the device; a cluster's workers may have it.
+    experiment, base: see `experiments.resolve`; default: the data set's own experiment. A set whose members need
+    several caches is refused. check_device: whether this machine must have the device; a cluster's workers may have it.
     """
     catalog = load_catalog()
     chosen = experiments.resolve(catalog, dataset, experiment, base=base)
@@ -109,7 +109,7 @@ def prepare_refresh(
     try:
         cache = CacheConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(first_fault(error)) from None
+        raise ConfigError(first_fault(error, CacheConfig)) from None
     catalog.get_weights(cache.detector.weights)
     fingerprint.cache_document(cache, catalog)  # refuses weights without features, or without this profile
     return RefreshJob(

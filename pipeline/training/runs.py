@@ -12,8 +12,9 @@ runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,21 @@ from models.head import HeadShape
 from models.variants import INPUT_MAPS
 from pipeline import experiments
 from pipeline.cache.reader import CacheReader, open_cache
+from pipeline.catalog import RUN_RECORD_NAME as RECORD_NAME
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig
 from pipeline.datasets.index import read_index
-from pipeline.errors import ConfigError, DataError, DataNotFoundError, StoreError, StoreNotFoundError
+from pipeline.errors import ConfigError, DataError, DataNotFoundError, StoreError, StoreNotFoundError, UsageError
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
 from pipeline.runtime.atomic import file_sha256, write_json
+from pipeline.runtime.text import join_first, unknown_name
 from pipeline.store.hashing import hash_document
 from pipeline.tables import read_record, read_table
 from pipeline.training.loader import page_sizes
 from pipeline.training.metrics import COUNT_COLUMNS
 
 CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
-RECORD_NAME = "run.json"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
 
 _FOLD_PREFIX = "fold-"
@@ -80,7 +82,7 @@ class Runs:
     """Runs of experiments on a data set; its index and each of its caches are opened once, at the newest revision.
 
     init_from: a run that initialises the heads, or a data set: then its run of the same experiment. Raises
-    `DataNotFoundError` if it is neither.
+    `UsageError` if it is neither.
     """
 
     def __init__(self, catalog: Catalog, dataset: str, *, init_from: str | None = None) -> None:
@@ -89,9 +91,8 @@ class Runs:
         if init_from is not None and self._sources is None:
             self._source = run_folder(catalog, init_from)
             if self._source is None:
-                raise DataNotFoundError(
-                    f"{init_from} is neither a run nor a data set; pass a folder printed by `fantrans train`"
-                )
+                names = [*catalog.datasets, *catalog.run_names()]
+                raise UsageError(unknown_name("run or data set", init_from, names))
         self._frames: pd.DataFrame | None = None
         self._caches: dict[Path, CacheReader] = {}
 
@@ -187,10 +188,8 @@ def finished_run(experiment: str, *, dataset: str) -> TrainingRun | None:
 
 
 def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
-    """Return `parts`, or those of the experiment if it is None or empty; `DataError` for an unknown part."""
-    unknown = sorted(set(parts or ()) - set(PARTS))
-    if unknown:
-        raise DataError(f"part {unknown[0]!r} does not exist; expected one or more of {', '.join(PARTS)}")
+    """Return `parts`, or those of the experiment if it is None or empty; `UsageError` for an unknown part."""
+    check_parts(parts or ())
     return tuple(parts) if parts else run.experiment.parts
 
 
@@ -210,9 +209,38 @@ def head_shape(run: TrainingRun) -> HeadShape:
         raise ConfigError(f"experiment {run.experiment.name}: {error}") from None
 
 
+def check_parts(parts: Iterable[str]) -> None:
+    """Raise `UsageError` for a part that no protocol has."""
+    for part in parts:
+        if part not in PARTS:
+            raise UsageError(unknown_name("part", part, PARTS))
+
+
 def run_folder(catalog: Catalog, run: str) -> Path | None:
-    """Return the folder of a run, given by path or by name below the runs root; None if it does not exist."""
-    return next((folder for folder in (Path(run), catalog.roots.runs / run) if (folder / RECORD_NAME).is_file()), None)
+    """Return the folder of a run, given by path, or by name below the runs root or a beginning that only it has.
+
+    None if it does not exist. Raises `UsageError` if several names begin so.
+    """
+    for folder in (Path(run), catalog.roots.runs / run):
+        if (folder / RECORD_NAME).is_file():
+            return folder
+    found = [name for name in catalog.run_names() if run and name.startswith(run)]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} runs begin with {run!r}, give more letters of one: {join_first(found, 10)}")
+    return catalog.roots.runs / found[0] if found else None
+
+
+def find_run(catalog: Catalog, run: str) -> Path:
+    """Return the folder of a run as `run_folder` does; raises `UsageError` with the nearest names if there is none."""
+    folder = run_folder(catalog, run)
+    if folder is None:
+        names = catalog.run_names()
+        near = get_close_matches(run, names, n=3) or names
+        shown = (
+            f"runs with a similar name: {join_first(near, 10)}" if near else "there are none; `fantrans train` first"
+        )
+        raise UsageError(f"run {run!r} does not exist below {catalog.roots.runs}; {shown}")
+    return folder
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -59,7 +59,10 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
             ("refresh", "bp4d", "--profile", "tiny"),
             "profile 'tiny' does not exist; known ones: exact, standard, compact",
         ),
-        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
+        (
+            ("train", "fan_trans", "--dataset", "bp4d"),
+            "run `fantrans refresh bp4d --experiment fan_trans` to create it",
+        ),
         (("report", "nowhere"), "is not a run"),
         (
             ("compare", "a", "b"),
