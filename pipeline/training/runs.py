@@ -235,10 +235,9 @@ def find_run(catalog: Catalog, run: str) -> Path:
     folder = run_folder(catalog, run)
     if folder is None:
         names = catalog.run_names()
-        near = get_close_matches(run, names, n=3) or names
-        shown = (
-            f"runs with a similar name: {join_first(near, 10)}" if near else "there are none; `fantrans train` first"
-        )
+        near = get_close_matches(run, names, n=3)
+        shown = f"near ones: {', '.join(near)}" if near else f"known ones: {join_first(names, 10)}"
+        shown = shown if names else "train one with `fantrans train DATASET`"
         raise UsageError(f"run {run!r} does not exist below {catalog.roots.runs}; {shown}")
     return folder
 

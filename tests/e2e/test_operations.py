@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import sys
 
 import pytest
 
-from pipeline.catalog import CATALOG_FILE
 from tests.e2e.conftest import BIN, REFRESH
 from tests.small_catalog import NUM_FRAMES
 
@@ -78,7 +76,7 @@ def test_status_shows_worker_runs_and_caches(trial, refreshed):
 
 def test_a_second_server_on_the_same_port_is_refused(trial):
     refused = trial.command(BIN / "fantrans", "ops", "up", "--port", trial.port)
-    assert refused.returncode == 2
+    assert refused.returncode == 1
     assert refused.stderr.startswith(f"error: port {trial.port} is taken, perhaps by a server that already runs")
 
 
@@ -87,9 +85,9 @@ def test_bootstrapping_a_server_again_changes_nothing(trial):
     (schedule,) = nightly["schedules"]
     assert not schedule["active"]
     trial.request("PATCH", f"deployments/{nightly['id']}/schedules/{schedule['id']}", json={"active": True})
-    first = trial.command(sys.executable, "-m", "flows.bootstrap", "--gpus", "2", cwd=CATALOG_FILE.parent)
+    first = trial.command(BIN / "fantrans", "ops", "deploy", "--gpus", "2")
     assert "pool gpu: updated, at most 2 runs" in first.stdout, first.stderr
-    again = trial.command(sys.executable, "-m", "flows.bootstrap", cwd=CATALOG_FILE.parent)
+    again = trial.command(BIN / "fantrans", "ops", "deploy")
     assert again.returncode == 0, again.stderr
     done = dict(line.split(": ") for line in again.stdout.splitlines() if not line.startswith("automation"))
     assert set(done.values()) == {"unchanged", "deployed"}

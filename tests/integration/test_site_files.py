@@ -16,7 +16,7 @@ SITE = ROOT / "ops"
 RUN_BY = {
     "fantrans ops up": ("tests/e2e/conftest.py", '"ops", "up"'),
     "fantrans ops status": ("tests/e2e/test_operations.py", '"ops", "status"'),
-    "python -m flows.bootstrap --gpus 2": ("tests/e2e/test_operations.py", '"-m", "flows.bootstrap", "--gpus", "2"'),
+    "fantrans ops deploy --gpus 2": ("tests/e2e/test_operations.py", '"ops", "deploy", "--gpus", "2"'),
     "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch": (
         "tests/e2e/conftest.py",
         '"--no-prompt", "deployment", "run", deployment, "--watch"',

@@ -9,7 +9,7 @@ from pipeline.cache.format import features_format
 from pipeline.catalog import Catalog, DatasetEntry, Roots, WeightsEntry
 from pipeline.config import ExperimentConfig
 from pipeline.datasets.index import INDEX_NAME
-from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.errors import ConfigError, DataError, StoreError, UsageError
 from pipeline.fingerprint import cache_document, map_shapes
 from pipeline.protocols import PROTOCOLS
 from pipeline.store.writer import open_writer
@@ -236,7 +236,7 @@ def test_what_a_run_needs_and_lacks_is_named(catalog):
     many = changed(EXPERIMENT, cache={"views": {"num_views": 5}, "features": {"weights": "tiny"}})
     with pytest.raises(StoreError, match=r"has 3 views, small trains on 5; run `fantrans refresh small --experiment"):
         resolve(catalog, many)
-    with pytest.raises(DataError, match="nowhere is neither a run nor a data set"):
+    with pytest.raises(UsageError, match="run or data set 'nowhere' does not exist"):
         resolve(catalog, init_from="nowhere")
     write_labels(catalog, make_frames().assign(part=["P1", "P2", "P1", "P2", "P3", "P3"]))
     with pytest.raises(DataError, match="subject F000 has frames in 2 parts"):
@@ -260,7 +260,7 @@ def test_test_parts_are_the_ones_asked_for_or_the_experiments(catalog):
     run = resolve(catalog, EXPERIMENT.model_copy(update={"parts": ("P1", "P3")}))
     assert fold_parts(run, None) == ("P1", "P3")
     assert fold_parts(run, ["P2"]) == ("P2",)
-    with pytest.raises(DataError, match="part 'P4' does not exist; expected one or more of P1, P2, P3"):
+    with pytest.raises(UsageError, match="part 'P4' does not exist; known ones: P1, P2, P3"):
         fold_parts(run, ["P1", "P4"])
 
 
