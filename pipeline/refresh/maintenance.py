@@ -296,7 +296,7 @@ def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRA
 def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
     """Return the folder of the cache whose fingerprint begins with `name` (default: the data set's only cache).
 
-    Raises `UsageError` with all fingerprints if none fits, or several do; `StoreNotFoundError` if there is no cache.
+    Raises `UsageError` with all fingerprints if none fits, or several do; `StoreNotFoundError` without a cache.
     """
     known = cache_folders(catalog, dataset)
     if not known:

@@ -1,7 +1,9 @@
 """The command line in its own process: what it prints, where, and with which exit status."""
 
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.commands.names import RENAMED
+from flows.commands.base import options_with_value
+from flows.commands.names import RENAMED, check_spelling, resolve_experiment
 from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.datasets.index import index_frames
+from tests.command_line import commands
 
 FANTRANS = Path(sys.executable).with_name("fantrans")
 
@@ -52,7 +56,10 @@ def test_catalog_check_lists_what_is_missing(tmp_path):
         (("train", "bp4d"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
         (("train", "bp4d", "-e", "table1"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
         (("report", "bp4d"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
-        (("compare", "bp4d", "table1:baseline", "fan_trans"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
+        (
+            ("compare", "bp4d", "table1:baseline", "fan_trans"),
+            "run `fantrans refresh bp4d --experiment fan_trans` to create it",
+        ),
         (("cache", "stats", "bp4d"), "bp4d has no cache; run `fantrans refresh bp4d` to create one"),
         (("ops", "deploy"), "PREFECT_API_URL is not set; start a server with `fantrans ops up`"),
     ],
@@ -63,7 +70,7 @@ def test_what_failed_is_one_sentence_and_exit_status_1(tmp_path, arguments, sent
 
 
 def error_of(failed, *, status):
-    """The last line on stderr with which a command ended; before it stand log lines of this process, with their time."""
+    """The last line on stderr with which a command ended; before it stand log lines, with their time."""
     assert failed.returncode == status, failed.stderr
     assert "Traceback" not in failed.stderr
     *logged, line = failed.stderr.splitlines()
@@ -72,14 +79,7 @@ def error_of(failed, *, status):
     return line
 
 
-def commands(group, path=()):
-    """Every command and group of the command line, as its words."""
-    yield path
-    for name, command in getattr(group, "commands", {}).items():
-        yield from commands(command, (*path, name))
-
-
-COMMANDS = list(commands(get_command(app)))
+COMMANDS = [words for words, _ in commands(get_command(app))]
 
 
 @pytest.mark.parametrize("width", ["80", "120"])
@@ -157,3 +157,25 @@ def test_head_only_commands_load_no_detector_no_fan_and_no_prefect():
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+LEAVES = [(words, command) for words, command in commands(get_command(app)) if not hasattr(command, "commands")]
+
+
+@pytest.mark.parametrize(("words", "command"), LEAVES, ids=[" ".join(words) for words, _ in LEAVES])
+def test_the_help_of_a_command_ends_with_examples_that_it_accepts(words, command):
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).stdout
+    heading, *examples = [line.strip() for line in shown.rsplit("╯", 1)[1].splitlines() if line.strip()]
+    assert heading == ("Example" if len(examples) == 1 else "Examples")
+    assert 1 <= len(examples) <= 3
+    catalog, options = load_catalog(), {name for param in command.params for name in param.opts}
+    for example in examples:
+        typed = shlex.split(example)
+        assert tuple(typed[: 1 + len(words)]) == ("fantrans", *words)
+        assert {word for word in typed if word.startswith("-")} <= options
+        check_spelling(" ".join(words), typed[1 + len(words) :], options_with_value(command))
+        if any(param.name == "dataset" and param.required for param in command.params):
+            catalog.get_dataset(typed[1 + len(words)])
+        for option, value in itertools.pairwise(typed):
+            if option in ("-e", "--experiment"):
+                resolve_experiment("bp4d", value)

@@ -150,7 +150,7 @@ def test_runs_on_other_subjects_are_not_compared(runs):
         compare_runs("other-seed0", "good-seed0")
     with pytest.raises(DataError, match="tested on different frames or labels"):
         read_row("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
-    with pytest.raises(UsageError, match="run 'none' does not exist .*; known ones: good-seed0, other-seed0"):
+    with pytest.raises(UsageError, match=r"run 'none' does not exist .*; known ones: good-seed0, other-seed0"):
         compare_runs("none", "good-seed0")
     with pytest.raises(UsageError, match="table1 has 10 members; pass one, such as table1:baseline"):
         compare_runs("table1", "good-seed0", dataset="bp4d-synthetic")

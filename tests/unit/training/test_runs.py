@@ -15,7 +15,7 @@ from pipeline.protocols import PROTOCOLS
 from pipeline.store.writer import open_writer
 from pipeline.tables import FRAME_COLUMNS, au_column, write_table
 from pipeline.training import loader, runs
-from pipeline.training.runs import Runs, finished_folds, fold_parts, read_run, run_folder, write_record
+from pipeline.training.runs import Runs, find_run, finished_folds, fold_parts, read_run, run_folder, write_record
 
 EXPERIMENT = ExperimentConfig.model_validate(
     {
@@ -314,3 +314,21 @@ def test_a_damaged_record_of_a_run_is_one_sentence(catalog, content):
     sentence = r"run.json is damaged: expected JSON with experiment, dataset, cache, head, aus; delete it, and run"
     with pytest.raises(DataError, match=sentence):
         read_run(run.folder)
+
+
+def test_a_run_is_found_by_folder_name_or_a_beginning_that_only_it_has(catalog):
+    runs = catalog.roots.runs
+    for name in ("a-seed0-11", "a-seed1-22", "a-seed1-22b"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "run.json").write_text("{}")
+    assert catalog.run_names() == ["a-seed0-11", "a-seed1-22", "a-seed1-22b"]
+    assert find_run(catalog, str(runs / "a-seed0-11")) == run_folder(catalog, "a-seed0") == runs / "a-seed0-11"
+    assert find_run(catalog, "a-seed1-22") == runs / "a-seed1-22", "the whole name goes before the beginning"
+    assert run_folder(catalog, "b") is None
+    assert run_folder(catalog, "") is None
+    with pytest.raises(UsageError, match="2 runs begin with 'a-seed1', give more letters of one: a-seed1-22,"):
+        run_folder(catalog, "a-seed1")
+    with pytest.raises(UsageError, match=r"run 'a-sed0-11' does not exist below .*; near ones: a-seed0-11"):
+        find_run(catalog, "a-sed0-11")
+    with pytest.raises(UsageError, match="known ones: a-seed0-11, a-seed1-22, a-seed1-22b"):
+        find_run(catalog, "zzz")
