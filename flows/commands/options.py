@@ -107,7 +107,7 @@ Experiment = Annotated[
     typer.Option(
         "--experiment",
         "-e",
-        help="An experiment, or SET:MEMBER, in configs/ or a .yaml file.",
+        help="An experiment, a set or SET:MEMBER, in configs/ or a .yaml file.",
         show_default="the data set's own",
         autocompletion=complete_experiment,
     ),

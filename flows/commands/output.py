@@ -26,6 +26,8 @@ def print_line(line: str) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table in the width of the terminal, or of COLUMNS; else every cell in full."""
+    for column in table.columns:
+        column.overflow = "fold"  # a name that is cut cannot be used
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     Console(width=None if has_width else _UNLIMITED).print(table)
 

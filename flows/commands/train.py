@@ -264,8 +264,8 @@ def compare(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="[dataset] ours theirs",
-            help="Two runs; or a data set, and two experiments or SET:MEMBER with all their finished seeds.",
+            help="Two runs; or a data set, and two experiments or SET:MEMBER with all finished seeds. The difference is "
+            "that of the first minus the second.",
             autocompletion=complete_dataset_or_run,
         ),
     ],
