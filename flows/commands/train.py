@@ -264,8 +264,7 @@ def compare(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="Two runs; or a data set, and two experiments or SET:MEMBER with all finished seeds. The difference is "
-            "that of the first minus the second.",
+            help="Two runs; or a data set, and two experiments or SET:MEMBER with all finished seeds.",
             autocompletion=complete_dataset_or_run,
         ),
     ],
