@@ -104,7 +104,12 @@ def train(
     run = _find_training()
     tested = _split_parts(parts)
     folders = run(
-        chosen.spec, dataset=dataset, base=base, parts=tested, init_from=init_from, device=choose_device(device)
+        experiment=chosen.spec,
+        dataset=dataset,
+        base=base,
+        parts=tested,
+        init_from=init_from,
+        device=choose_device(device),
     )
     if len(folders) == 1:
         _print_reports([_run_report(folders[0])])

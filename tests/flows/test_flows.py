@@ -1,5 +1,6 @@
 """The flows on a real Prefect server, over a small rendered data set."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.catalog import load_catalog
 from pipeline.datasets.index import read_index
 from pipeline.errors import ConfigError, StoreError
 from pipeline.training.runs import prepare_run
+from tests.command_line import fantrans
 from tests.small_catalog import NUM_FRAMES, write_small_catalog
 
 STAGES = ["render", "index", "detect", "crop", "extract"]
@@ -182,12 +184,40 @@ def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command
     )
     message = rf"run `fantrans refresh small --experiment {path}:r18 --base {environment}`"
     with pytest.raises(StoreError, match=message):
-        train_folds("small", str(path), base=environment)
+        train_folds(str(path), dataset="small", base=environment)
     with pytest.raises(ConfigError, match="trains on several caches"):
         refresh_cache("small", experiment=str(path), base=environment)
     refresh_cache("small", experiment=f"{path}:r18", base=environment)
     assert "resnet18" in {cache.weights for cache in list_caches(load_catalog(), "small")}
-    plain, r18 = train_folds("small", str(path), base=environment)
+    plain, r18 = train_folds(str(path), dataset="small", base=environment)
     caches = [json.loads((folder / "run.json").read_bytes())["cache"] for folder in (plain, r18)]
     assert caches[0] != caches[1]
     assert compare_runs(plain.name, r18.name).num_subjects == 8
+
+
+@pytest.mark.usefixtures("environment")
+def test_commands_give_a_flow_and_the_function_without_prefect_what_they_take(monkeypatch):
+    import flows.refresh
+    import flows.train
+    from flows.commands import data, train
+    from pipeline.refresh import stages
+    from pipeline.refresh.job import prepare_refresh
+    from pipeline.training import trainer
+
+    taken = []
+
+    def recorder(function):
+        signature = inspect.signature(function)
+        return lambda *words, **named: taken.append(signature.bind(*words, **named).arguments) or ["a", "b"]
+
+    for module, name in ((flows.refresh, "refresh_cache"), (flows.train, "train_folds")):
+        monkeypatch.setattr(module, name, recorder(getattr(module, name).fn))
+    monkeypatch.setattr(stages, "refresh_cache", recorder(prepare_refresh))
+    monkeypatch.setattr(trainer, "train_folds", recorder(trainer.train_folds))
+    for is_named in (True, False):
+        for module in (data, train):
+            monkeypatch.setattr(module, "is_server_named", lambda is_named=is_named: is_named)
+        assert fantrans("refresh", "small", "--device", "cpu").status == 0
+        assert fantrans("train", "small", "--parts", "P1", "--device", "cpu").status == 0
+    assert {(each["dataset"], each["device"]) for each in taken} == {("small", "cpu")}
+    assert [each.get("parts") for each in taken] == [None, ["P1"], None, ["P1"]]
