@@ -221,3 +221,7 @@ def _deploy_all() -> list[str]:
             for each in client.read_deployments()
             if (each.entrypoint, each.name) in ours
         )
+
+
+if __name__ == "__main__":
+    sys.exit("error: `python -m flows.bootstrap` is now a command; run `fantrans ops deploy` with the same options")

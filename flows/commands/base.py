@@ -110,6 +110,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C ends it with one line."""
+        logger.debug("%s: %s", command_path(ctx), ctx.params)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

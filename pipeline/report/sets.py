@@ -25,6 +25,7 @@ from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
+from pipeline.runtime.text import unknown_name
 from pipeline.training.runs import Runs, find_run, finished_folds, run_folder
 
 logger = logging.getLogger("fantrans")
@@ -287,8 +288,8 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
     known = set(published.loc[published["table"] == chosen.published_table, "method"])
     if not known:
         raise ConfigError(
-            f"{chosen.spec}: `published_table` {chosen.published_table!r} does not exist; known ones: "
-            f"{', '.join(sorted(set(published['table'])))}"
+            f"{chosen.spec}: "
+            + unknown_name("`published_table`", chosen.published_table, sorted(set(published["table"])))
         )
     for member in chosen.members:
         if member.published is not None and member.published not in known:
