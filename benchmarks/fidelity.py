@@ -1,7 +1,7 @@
 """Measure what each profile costs against `exact`: bytes, relative L2 error of the maps, and F1 of heads.
 
     for p in exact standard compact; do fantrans refresh bp4d-synthetic --profile $p; done
-    python benchmarks/fidelity.py --dataset bp4d-synthetic --config demo --seeds 0 1 2
+    python benchmarks/fidelity.py --dataset bp4d-synthetic --experiment demo --seeds 0 1 2
 
 Heads are trained and scored on each profile with the same seeds. Heads trained on `exact` are also scored on the other
 profiles, which excludes the variance of training. Intervals of differences come from a paired bootstrap over subjects
@@ -41,7 +41,7 @@ def main() -> None:
     """Parse the command line, train missing runs, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="bp4d-synthetic")
-    parser.add_argument("--config", default="demo")
+    parser.add_argument("--experiment", default="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     runs = {profile: trained(arguments, profile) for profile in PROFILES}
@@ -68,7 +68,7 @@ def trained(arguments: argparse.Namespace, profile: str) -> list[TrainingRun]:
         path.write_text(
             yaml.safe_dump(
                 {
-                    "base": arguments.config,
+                    "base": arguments.experiment,
                     "train": {"seed": seed},
                     "cache": {"features": {"profile": profile}},
                 }
@@ -121,7 +121,9 @@ def difference(counts: Sequence[pd.DataFrame], reference: Sequence[pd.DataFrame]
 def write(arguments: argparse.Namespace, exact: TrainingRun, result: dict[str, dict]) -> None:
     """Write docs/fidelity.md and pipeline/cache/fidelity.json."""
     seeds = " ".join(map(str, arguments.seeds))
-    command = f"benchmarks/fidelity.py --dataset {arguments.dataset} --config {arguments.config} --seeds {seeds}"
+    command = (
+        f"benchmarks/fidelity.py --dataset {arguments.dataset} --experiment {arguments.experiment} --seeds {seeds}"
+    )
     lines = [
         "# What the profiles cost",
         "",

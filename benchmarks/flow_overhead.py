@@ -1,7 +1,7 @@
 """Measure what Prefect costs a refresh: a deployment's run against its stages, and a run with nothing to do.
 
 Needs `fantrans ops up`, the PREFECT_API_URL that it prints, and a data set with raw frames (`fantrans
-render --dataset bp4d-renderetic`) and no cache:
+render bp4d-synthetic`) and no cache:
 
     python benchmarks/flow_overhead.py refresh-cache/bp4d-synthetic
 """

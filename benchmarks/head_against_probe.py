@@ -32,19 +32,19 @@ def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="bp4d-synthetic")
-    parser.add_argument("--config", default="demo")
+    parser.add_argument("--experiment", default="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("var/head_against_probe.json"))
     arguments = parser.parse_args()
 
-    run = prepare_run(arguments.config, dataset=arguments.dataset)
+    run = prepare_run(arguments.experiment, dataset=arguments.dataset)
     pooled, frames = pooled_features(run)
     probes = {kind: probe_percent(run, pooled, frames, kind) for kind in (None, "balanced")}
     heads = {seed: head_percent(arguments, seed) for seed in arguments.seeds}
     result = {
         "dataset": arguments.dataset,
-        "config": arguments.config,
+        "experiment": arguments.experiment,
         "always_positive": next(iter(heads.values()))["always_positive"],
         "probe": probes[None],
         "probe_balanced": probes["balanced"],
@@ -99,11 +99,11 @@ def probe_percent(run: TrainingRun, pooled: np.ndarray, frames: pd.DataFrame, cl
 
 def head_percent(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
     """Train the head with a seed, unless that run is finished; return its F1 and that of "always positive"."""
-    config = arguments.config
+    config = arguments.experiment
     if seed != load_experiment(config).train.seed:
-        path = Path("var") / f"{arguments.config}_seed{seed}.yaml"
+        path = Path("var") / f"{arguments.experiment}_seed{seed}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump({"base": arguments.config, "train": {"seed": seed}}))
+        path.write_text(yaml.safe_dump({"base": arguments.experiment, "train": {"seed": seed}}))
         config = str(path)
     scores = read_report(*train_folds(config, dataset=arguments.dataset, device=arguments.device)).scores
     return {"f1": scores.f1_percent, "always_positive": scores.always_positive_percent}

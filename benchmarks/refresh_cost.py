@@ -1,6 +1,6 @@
 """Measure a refresh with little to do: 1 % new frames on the demo, and nothing new at BP4D's size.
 
-    fantrans render --dataset bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
+    fantrans render bp4d-synthetic && python benchmarks/refresh_cost.py --out var/refresh_cost.json
 
 more: refresh the demo with each frame four times, without one of a hundred subjects; then refresh with that subject.
 nothing: refresh a data set in BP4D's layout with 150,000 frames that is up to date. Its images link to one small image,
@@ -60,7 +60,7 @@ def main() -> None:
 
 def use_catalog(root: Path, protocol: str, weights: dict[str, object]) -> None:
     """Use a catalog with one data set, "measured", that writes below `PLACE`."""
-    known = load_catalog(environment={})
+    known = load_catalog()
     entries = {name: json.loads(entry.model_dump_json(exclude_none=True)) for name, entry in known.weights.items()}
     roots = {name: str((PLACE / name).resolve()) for name in ("work", "cache", "runs")}
     path = PLACE / "catalog.yaml"
@@ -79,7 +79,7 @@ def use_catalog(root: Path, protocol: str, weights: dict[str, object]) -> None:
 def timed(config: str) -> float:
     """Return the seconds of a complete refresh."""
     started = time.perf_counter()
-    refresh_cache("measured", config=config)
+    refresh_cache("measured", experiment=config)
     return time.perf_counter() - started
 
 
@@ -145,7 +145,7 @@ def nothing_to_do() -> dict[str, float]:
             }
         )
     )
-    job = prepare_refresh("measured", config=str(config))
+    job = prepare_refresh("measured", experiment=str(config))
     run_stage(IndexStage(), job, job.workers)
     make_up_boxes(job)
     run_stage(CropStage(), job, job.workers)

@@ -38,10 +38,10 @@ def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="bp4d-synthetic")
-    parser.add_argument("--config", default="demo")
+    parser.add_argument("--experiment", default="demo")
     parser.add_argument("--out", type=Path, default=Path("var/throughput.json"))
     arguments = parser.parse_args()
-    run = prepare_run(arguments.config, dataset=arguments.dataset)
+    run = prepare_run(arguments.experiment, dataset=arguments.dataset)
     result = {
         "threads": torch.get_num_threads(),
         "extract": extraction(run),

@@ -1,12 +1,11 @@
 """Create what a Prefect server needs for `prefect.yaml`: pools, queues, limits, an automation, and the deployments.
 
-`python -m flows.bootstrap` creates what is missing and updates what another version created. The limits and schedules
-that an operator has set are kept. Running it again changes nothing.
+`fantrans ops deploy` creates what is missing and updates what another version created. The limits and schedules that an
+operator has set are kept. Running it again changes nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -32,7 +31,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from flows.tasks import WEBHOOK
-from pipeline.errors import ConfigError, FantransError
+from pipeline.errors import ServerError
 from pipeline.project import project_file, project_folder
 
 HEARTBEAT_S = 30
@@ -69,7 +68,7 @@ def bootstrap(*, num_gpus: int | None = None, num_cpu_runs: int | None = None) -
     """Create or update pools, queues, limits, automation and deployments; returns the name of each, and what was done.
 
     Without a number of runs at a time, a pool keeps the one that it has. The server is that of PREFECT_API_URL when
-    this process started. Raises `ConfigError` if Prefect refuses a deployment.
+    this process started. Raises `ServerError` if Prefect refuses a deployment.
     """
     limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
     with get_client(sync_client=True) as client:
@@ -81,7 +80,7 @@ def bootstrap(*, num_gpus: int | None = None, num_cpu_runs: int | None = None) -
 
 
 def wait_for_server(address: str, *, seconds: float, while_waiting: Callable[[], None] = lambda: None) -> None:
-    """Return once the server answers, or raise `ConfigError` after `seconds`; each try calls `while_waiting` first."""
+    """Return once the server answers, or raise `ServerError` after `seconds`; each try calls `while_waiting` first."""
     deadline = time.monotonic() + seconds
     while True:
         while_waiting()
@@ -91,7 +90,7 @@ def wait_for_server(address: str, *, seconds: float, while_waiting: Callable[[],
         except httpx.HTTPError:
             pass
         if time.monotonic() > deadline:
-            raise ConfigError(
+            raise ServerError(
                 f"no Prefect server answered at {address} within {seconds:.0f} s; start one as in "
                 "docs/operations.md, or read its log"
             )
@@ -216,7 +215,7 @@ def _deploy_all() -> list[str]:
         )
     if result.returncode:
         last = " ".join((result.stdout + result.stderr).split())[-300:]
-        raise ConfigError(f"prefect.yaml was not deployed: {last}; fix it and run `python -m flows.bootstrap` again")
+        raise ServerError(f"prefect.yaml was not deployed: {last}; fix it and run `fantrans ops deploy` again")
     ours = {deployment_key(deployment["entrypoint"], deployment["name"]) for deployment in content["deployments"]}
     with get_client(sync_client=True) as client:
         return sorted(
@@ -231,25 +230,5 @@ def deployment_key(entrypoint: str | None, name: str) -> tuple[str, str]:
     return (entrypoint or "").replace(".py:", ".").replace("/", "."), name
 
 
-def main() -> None:
-    """Bootstrap the server that PREFECT_API_URL names."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gpus", type=int, help="GPUs, with one run per GPU (default: unchanged, 1 in a new pool)")
-    parser.add_argument(
-        "--cpu-runs", type=int, help="runs of the pool cpu at a time (default: unchanged, 2 in a new pool)"
-    )
-    parser.add_argument("--wait-s", type=float, default=10, help="seconds to wait for a server that is starting")
-    arguments = parser.parse_args()
-    try:
-        if "PREFECT_API_URL" not in os.environ:
-            raise ConfigError("PREFECT_API_URL is not set; start a server and set it, as in docs/operations.md")
-        wait_for_server(os.environ["PREFECT_API_URL"], seconds=arguments.wait_s)
-        done = bootstrap(num_gpus=arguments.gpus, num_cpu_runs=arguments.cpu_runs)
-    except FantransError as error:
-        sys.exit(f"error: {error}")
-    for name, what in done:
-        sys.stdout.write(f"{name}: {what}\n")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit("error: `python -m flows.bootstrap` is now a command; run `fantrans ops deploy` with the same options")

@@ -8,14 +8,15 @@ from flows.tasks import fantrans_flow
 from flows.train import train_folds
 from pipeline.catalog import load_catalog
 from pipeline.report.run import Report
+from pipeline.runtime.device import choose_device
 
 
 @fantrans_flow(name="main-job")
-def main_job(dataset: str, config: str | None = None, device: str = "cpu") -> Report:
+def main_job(dataset: str, experiment: str | None = None, device: str = "auto") -> Report:
     """Refresh, train and report: from raw frames to F1 per AU."""
-    config = config or load_catalog().get_dataset(dataset).experiment
-    refresh_cache(dataset, config=config, device=device)
-    train_folds(config, dataset=dataset, device=device)
-    result = report(config, dataset=dataset)
+    experiment, device = experiment or load_catalog().get_dataset(dataset).experiment, choose_device(device)
+    refresh_cache(dataset, experiment=experiment, device=device)
+    train_folds(dataset, experiment, device=device)
+    result = report(dataset, experiment)
     assert isinstance(result, Report)
     return result

@@ -10,6 +10,7 @@ from flows.tasks import fantrans_flow, fantrans_task
 from pipeline.catalog import load_catalog
 from pipeline.errors import StoreError
 from pipeline.refresh import maintenance as stages
+from pipeline.runtime.device import choose_device
 
 
 @fantrans_task()
@@ -35,8 +36,9 @@ def prune_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
 
 
 @fantrans_flow(name="verify-cache")
-def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "cpu") -> None:
+def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "auto") -> None:
     """Verify the crops and caches of one data set, or of all; fails if any are damaged. A refresh repairs them."""
+    device = choose_device(device) if deep else "cpu"
     rows = [
         row for name in load_catalog().dataset_names(dataset) for row in verify_dataset(name, deep=deep, device=device)
     ]

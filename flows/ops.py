@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -22,8 +22,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.bootstrap import QUEUES, bootstrap, wait_for_server
 from pipeline.catalog import load_catalog
-from pipeline.errors import ConfigError, FantransError
-from pipeline.refresh.maintenance import list_caches
+from pipeline.errors import FantransError, ServerError
+from pipeline.refresh.maintenance import CacheSummary, list_caches
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
@@ -34,7 +34,7 @@ _MAX_EARLY_ENDS = 5
 def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line: Callable[[str], None]) -> None:
     """Run a server with pools, deployments and workers until Ctrl-C or SIGTERM; a process that ends is restarted.
 
-    The server's database and the logs are in the PREFECT_HOME of this process. Raises `ConfigError` if the port is
+    The server's database and the logs are in the PREFECT_HOME of this process. Raises `ServerError` if the port is
     taken, the server does not start, or a process keeps ending.
     """
     home, address = Path(os.environ["PREFECT_HOME"]), os.environ["PREFECT_API_URL"]
@@ -43,7 +43,7 @@ def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise ConfigError(
+            raise ServerError(
                 f"port {port} is taken, perhaps by a server that already runs (`fantrans ops status`); "
                 "give another --port"
             ) from None
@@ -101,7 +101,7 @@ class _Supervisor:
         self._running[name] = process, time.monotonic()
 
     def restart_ended(self) -> None:
-        """Restart the commands that have ended; raises `ConfigError` for one that keeps ending soon after its start."""
+        """Restart the commands that have ended; raises `ServerError` for one that keeps ending soon after its start."""
         for name, (process, started) in list(self._running.items()):
             if process.poll() is None:
                 continue
@@ -109,7 +109,7 @@ class _Supervisor:
                 self._num_early_ends.get(name, 0) + 1 if time.monotonic() - started < _EARLY_END_S else 0
             )
             if self._num_early_ends[name] > _MAX_EARLY_ENDS:
-                raise ConfigError(f"{name} ended with status {process.returncode}; read {self._logs / name}.log")
+                raise ServerError(f"{name} ended with status {process.returncode}; read {self._logs / name}.log")
             self._print_line(f"{name} ended with status {process.returncode} and is restarted")
             words, environment = self._commands[name]
             self.start(name, *words, **environment)
@@ -130,48 +130,77 @@ class _Supervisor:
 
 
 def check_server() -> None:
-    """Raise `ConfigError` if no server answers at PREFECT_API_URL."""
+    """Raise `ServerError` if no server answers at PREFECT_API_URL."""
     address = os.environ.get("PREFECT_API_URL", "")
     try:
         httpx.get(f"{address}/health", timeout=5).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL):
-        raise ConfigError(
+        raise ServerError(
             f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
             "start one with `fantrans ops up`, or set PREFECT_API_URL to yours"
         ) from None
 
 
-Rows = list[tuple[str, ...]]
-"""A table as text, with its head as the first row."""
+class Worker(NamedTuple):
+    """A worker of a pool; a pool that does not exist, or has no worker, is one row without a name."""
+
+    pool: str
+    name: str | None
+    state: str
+    last_heartbeat_at: datetime | None
 
 
-def status_tables() -> dict[str, Rows]:
-    """Return tables by title: workers, deployments with their last and next runs, caches.
+class Deployment(NamedTuple):
+    """A deployment, FLOW/NAME, with its last and next runs; None where there is none."""
 
-    Raises `ConfigError` if no server answers at PREFECT_API_URL.
+    name: str
+    last_run_at: datetime | None
+    last_state: str | None
+    next_run_at: datetime | None
+
+
+class Status(NamedTuple):
+    """What a server and the folders of the catalog know. faults: data sets whose caches could not be listed, and why.
+
+    caches: of all data sets.
     """
+
+    workers: list[Worker]
+    deployments: list[Deployment]
+    caches: list[CacheSummary]
+    faults: list[str]
+
+
+def read_status() -> Status:
+    """Return workers, deployments and caches; raises `ServerError` if no server answers at PREFECT_API_URL."""
     check_server()
     with get_client(sync_client=True) as client:
-        return {"workers": _worker_rows(client), "deployments": _deployment_rows(client), "caches": _cache_rows()}
+        workers, deployments = _workers(client), _deployments(client)
+    catalog, caches, faults = load_catalog(), [], []
+    for dataset in catalog.datasets:
+        try:
+            caches += list_caches(catalog, dataset)
+        except FantransError as error:
+            faults.append(f"{dataset}: {error}")
+    return Status(workers, deployments, caches, faults)
 
 
-def _worker_rows(client: SyncPrefectClient) -> Rows:
-    rows: Rows = [("pool", "worker", "state", "last heartbeat")]
+def _workers(client: SyncPrefectClient) -> list[Worker]:
+    found = []
     existing = {pool.name for pool in client.read_work_pools()}
     for pool in QUEUES:
         if pool not in existing:
-            rows.append((pool, "does not exist; run `python -m flows.bootstrap`", "", ""))
+            found.append(Worker(pool, None, "no pool; run `fantrans ops deploy`", None))
             continue
         workers = client.read_workers_for_work_pool(pool)
-        rows += [
-            (pool, worker.name, worker.status.value.lower(), _format_time(worker.last_heartbeat_time))
-            for worker in workers
-        ] or [(pool, "none", "", "")]
-    return rows
+        found += [
+            Worker(pool, worker.name, worker.status.value.lower(), worker.last_heartbeat_time) for worker in workers
+        ] or [Worker(pool, None, "no worker", None)]
+    return found
 
 
-def _deployment_rows(client: SyncPrefectClient) -> Rows:
-    rows: Rows = [("deployment", "last run", "ended as", "next run")]
+def _deployments(client: SyncPrefectClient) -> list[Deployment]:
+    found = []
     for deployment in client.read_deployments():
         its_runs = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
         started = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(not_any_=[StateType.SCHEDULED])))
@@ -185,39 +214,12 @@ def _deployment_rows(client: SyncPrefectClient) -> Rows:
             limit=1,
             sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
         )
-        rows.append(
-            (
+        found.append(
+            Deployment(
                 f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
-                _format_time(last[0].start_time) if last else "never",
-                last[0].state_name or "" if last else "",
-                _format_time(following[0].next_scheduled_start_time) if following else "not scheduled",
+                last[0].start_time if last else None,
+                last[0].state_name if last else None,
+                following[0].next_scheduled_start_time if following else None,
             )
         )
-    return [rows[0], *sorted(rows[1:])]
-
-
-def _cache_rows() -> Rows:
-    catalog = load_catalog()
-    rows: Rows = [("data set", "cache", "revision", "frames", "made with", "age")]
-    for dataset in catalog.datasets:
-        try:
-            caches = list_caches(catalog, dataset)
-        except FantransError as error:
-            rows.append((dataset, str(error), "", "", "", ""))
-            continue
-        rows += [
-            (
-                dataset,
-                cache.fingerprint,
-                str(cache.revision),
-                f"{cache.num_frames:,} x {cache.num_views}",
-                f"{cache.weights} {cache.profile}",
-                cache.age,
-            )
-            for cache in caches
-        ]
-    return rows
-
-
-def _format_time(time: datetime | None) -> str:
-    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
+    return sorted(found, key=lambda deployment: deployment.name)

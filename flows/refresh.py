@@ -16,6 +16,7 @@ from pipeline.refresh import stages
 from pipeline.refresh.job import RefreshJob, prepare_refresh
 from pipeline.refresh.plan import StageSummary
 from pipeline.refresh.summary import write_summary
+from pipeline.runtime.device import AUTO, choose_device
 
 
 @fantrans_task()
@@ -28,22 +29,27 @@ def run_stage(name: str, job: RefreshJob, *, on_cluster: bool = False) -> StageS
 @fantrans_flow(name="refresh-cache")
 def refresh_cache(
     dataset: str,
-    config: str | None = None,
+    experiment: str | None = None,
     base: str | None = None,
     profile: Profile | None = None,
     num_views: Annotated[int, Field(ge=2)] | None = None,
     limit: PositiveInt | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     num_workers: PositiveInt = 1,
     cluster: Cluster | None = None,
 ) -> list[StageSummary]:
     """Compute what is missing, keep the rest; returns what each stage kept and did.
 
-    With a cluster, its workers detect and extract in place of `num_workers` processes here.
+    With a cluster, its workers detect and extract in place of `num_workers` processes here, and the device "auto" is
+    CUDA where `cluster.cuda` is set, else the CPU.
     """
+    if cluster is None:
+        device = choose_device(device)
+    elif device == AUTO:
+        device = "cuda" if cluster.cuda else "cpu"
     job = prepare_refresh(
         dataset,
-        config=config,
+        experiment=experiment,
         base=base,
         profile=profile,
         num_views=num_views,

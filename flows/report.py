@@ -16,22 +16,30 @@ from pipeline.training.runs import resolve_runs
 
 
 @fantrans_task()
-def aggregate(config: str, *, dataset: str, base: str | None, init_from: str | None) -> tuple[Report | SetTable, Path]:
+def aggregate(
+    experiment: str, *, dataset: str, base: str | None, init_from: str | None
+) -> tuple[Report | SetTable, Path]:
     """Write the report of an experiment's run, or the table of a set's finished runs; returns it and its HTML page."""
-    if len(resolve(load_catalog(), dataset, config, base=base).experiments) == 1:
-        (run,) = resolve_runs(config, dataset=dataset, base=base, init_from=init_from)
+    if len(resolve(load_catalog(), dataset, experiment, base=base).experiments) == 1:
+        (run,) = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from)
         return write_report(run.folder), run.folder / "report.html"
-    table, path = write_set_report(config, dataset=dataset, base=base, init_from=init_from)
+    table, path = write_set_report(experiment, dataset=dataset, base=base, init_from=init_from)
     return table, path.with_suffix(".html")
 
 
 @fantrans_flow(name="report")
-def report(config: str, dataset: str, base: str | None = None, init_from: str | None = None) -> Report | SetTable:
-    """Write the F1 table as files below the runs root, and as an artifact with a history under one key."""
-    result, page = aggregate(config, dataset=dataset, base=base, init_from=init_from)
+def report(
+    dataset: str, experiment: str | None = None, base: str | None = None, init_from: str | None = None
+) -> Report | SetTable:
+    """Write the F1 table as files below the runs root, and as an artifact with a history under one key.
+
+    The default experiment is the data set's own.
+    """
+    experiment = experiment or load_catalog().get_dataset(dataset).experiment
+    result, page = aggregate(experiment, dataset=dataset, base=base, init_from=init_from)
     create_table_artifact(
         json.loads(result.table().to_json(orient="records")),
-        key=artifact_key("f1", dataset, Path(config).stem),
-        description=f"F1 of {config} on {dataset}; [the full report]({page.as_uri()})",
+        key=artifact_key("f1", dataset, Path(experiment).stem),
+        description=f"F1 of {experiment} on {dataset}; [the full report]({page.as_uri()})",
     )
     return result

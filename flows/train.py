@@ -6,24 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from flows.tasks import fantrans_flow, fantrans_task
+from pipeline.catalog import load_catalog
 from pipeline.config import Part
+from pipeline.runtime.device import choose_device
 from pipeline.training import trainer as stages
 
 
 @fantrans_task()
-def train_heads(config: str, **settings: Any) -> list[Path]:
+def train_heads(experiment: str, **settings: Any) -> list[Path]:
     """Train heads that read the cache together; each resumes at its last checkpoint."""
-    return stages.train_folds(config, **settings)
+    return stages.train_folds(experiment, **settings)
 
 
 @fantrans_flow(name="train-folds")
 def train_folds(
-    config: str,
     dataset: str,
+    experiment: str | None = None,
     base: str | None = None,
     parts: list[Part] | None = None,
     init_from: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> list[Path]:
-    """Train the unfinished folds of an experiment, or of all experiments of a set; returns the folders of the runs."""
-    return train_heads(config, dataset=dataset, base=base, parts=parts, init_from=init_from, device=device)
+    """Train the unfinished folds of an experiment, or of all experiments of a set; returns the folders of the runs.
+
+    The default experiment is the data set's own.
+    """
+    experiment = experiment or load_catalog().get_dataset(dataset).experiment
+    device = choose_device(device)
+    return train_heads(experiment, dataset=dataset, base=base, parts=parts, init_from=init_from, device=device)

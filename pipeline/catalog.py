@@ -20,9 +20,12 @@ from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
 from pipeline.project import CATALOG_NAME, PACKAGES_FOLDER, anchor_folder, find_catalog, shipped_file
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
+from pipeline.runtime.text import unknown_name
 from pipeline.yaml_settings import read_yaml, resolve_settings
 
 CATALOG_FILE = shipped_file(CATALOG_NAME)
+RUN_RECORD_NAME = "run.json"
+"""File that makes a folder below the runs root a run."""
 
 
 class RenderedEntry(Settings):
@@ -157,7 +160,7 @@ class Catalog(Settings):
     def get_dataset(self, name: str) -> DatasetEntry:
         """Return a data set's entry; `CatalogError` for an unknown name."""
         if name not in self.datasets:
-            raise CatalogError(f"the catalog has no data set {name!r}; known ones: {', '.join(self.datasets)}")
+            raise CatalogError(unknown_name("data set", name, self.datasets))
         return self.datasets[name]
 
     def dataset_names(self, dataset: str | None = None) -> list[str]:
@@ -169,7 +172,7 @@ class Catalog(Settings):
     def get_weights(self, name: str) -> WeightsEntry:
         """Return the entry of weights; `CatalogError` for an unknown name."""
         if name not in self.weights:
-            raise CatalogError(f"the catalog has no weights {name!r}; known ones: {', '.join(self.weights)}")
+            raise CatalogError(unknown_name("weights", name, self.weights, where=" in the catalog"))
         return self.weights[name]
 
     def work_folder(self, dataset: str) -> Path:
@@ -187,6 +190,10 @@ class Catalog(Settings):
     def caches_folder(self, dataset: str) -> Path:
         """Return the folder of a data set's feature caches, one folder per fingerprint."""
         return self.roots.cache / dataset
+
+    def run_names(self) -> list[str]:
+        """Return the names of all runs below the runs root, sorted."""
+        return sorted(path.parent.name for path in self.roots.runs.glob(f"*/{RUN_RECORD_NAME}"))
 
     def find_faults(self, dataset: str | None = None) -> list[str]:
         """Return the faults on disk of one data set (default: all) and all weights, one sentence each, with its fix."""
@@ -208,7 +215,7 @@ class Catalog(Settings):
 
 def _repair_hint(name: str, entry: DatasetEntry) -> str:
     if entry.is_rendered:
-        return f"run `fantrans render --dataset {name}`"
+        return f"run `fantrans render {name}`"
     return f"unpack the data set there, or fix `root` of {name} in the catalog or the variable that it takes"
 
 
@@ -232,7 +239,7 @@ def _read(path: Path) -> Catalog:
     try:
         return Catalog.model_validate(content)
     except ValidationError as error:
-        raise CatalogError(f"{path}: {first_fault(error)}") from None
+        raise CatalogError(f"{path}: {first_fault(error, Catalog)}") from None
 
 
 def _anchored(catalog: Catalog, folder: Path, *, weights_folder: Path | None = None) -> Catalog:

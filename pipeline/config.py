@@ -6,8 +6,8 @@ only change speed (device, batch size, workers) are arguments of the stages and 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic_core import CoreSchema, core_schema
 from models.variants import ATTENTION_DROPS, INPUT_MAPS, KD_FORMS, VARIANTS
 from pipeline.head_class import HeadClass, check_arguments, load_head_class
 from pipeline.protocols import PARTS
+from pipeline.runtime.text import nearest_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -45,7 +46,8 @@ class OneOf:
     def check(self, name: str) -> str:
         """Return a known name; raise `ValueError` that lists the known ones for another."""
         if name not in self.known:
-            raise ValueError(f"expected one of {', '.join(self.known)}")
+            near = nearest_name(name, self.known)
+            raise ValueError((f"did you mean {near!r}? " if near else "") + f"expected one of {', '.join(self.known)}")
         return name
 
     def __get_pydantic_core_schema__(self, source: type[str], handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -225,7 +227,7 @@ class ExperimentConfig(Settings):
 
     name: str
     refresh_args: str
-    """Argument of `fantrans refresh DATASET --config` for the cache that this experiment trains on."""
+    """Argument of `fantrans refresh DATASET --experiment` for the cache that this experiment trains on."""
     cache: CacheConfig = CacheConfig()
     head: AnyHeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
@@ -233,14 +235,30 @@ class ExperimentConfig(Settings):
     """Test parts; one fold is trained per part."""
 
 
-def first_fault(error: ValidationError) -> str:
-    """Describe the first fault of a pydantic error: where, what was found, what was expected."""
+def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Describe the first fault of a pydantic error: where, what was found, what was expected.
+
+    model: the validated one, to suggest the key that an unknown one may mean.
+    """
     fault = min(
         error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"
     )  # a typo also causes a missing key
-    where = ".".join(str(step) for step in fault["loc"] if step not in _TAGS)
+    steps = [step for step in fault["loc"] if step not in _TAGS]
+    where = ".".join(map(str, steps))
     if fault["type"] == "extra_forbidden":
-        return f"unknown key `{where}`; fix the spelling or remove it"
+        near = nearest_name(str(steps[-1]), _keys_at(model, steps[:-1]))
+        return f"unknown key `{where}`; " + (f"did you mean `{near}`?" if near else "fix the spelling or remove it")
     message = fault["msg"].removeprefix("Value error, ")
     found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
     return f"`{where}`{found}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(model: object, steps: Sequence[int | str]) -> list[str]:
+    """Return the keys of the settings at a place within `model`; [] if there are none."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        if not steps:
+            return list(model.model_fields)
+        field = model.model_fields.get(str(steps[0]))
+        return [] if field is None else _keys_at(field.annotation, steps[1:])
+    inner = get_args(model)  # of dict[str, X], the step is a key; of X | None, it is one of X
+    return [key for each in inner for key in _keys_at(each, steps[1:] if get_origin(model) is dict else steps)]

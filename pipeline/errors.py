@@ -1,25 +1,36 @@
 """Errors that a user can fix.
 
 Every message is one sentence: what, where, expected against found, the next command. The command line prints it and
-exits with 2. Any exception that is not a `FantransError` is a defect and keeps its traceback. Each class also inherits
-from a builtin exception, so that callers who do not know this package can catch it.
+exits with the error's `exit_status`. Any exception that is not a `FantransError` is a defect and keeps its traceback.
+Each class also inherits from a builtin exception, so that callers who do not know this package can catch it.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class FantransError(Exception):
     """Base of all errors that users see; each is its message."""
 
+    exit_status: ClassVar[int] = 1
+    """Status with which the command line ends: 1, or 2 for a `UsageError`."""
+
     def __reduce__(self) -> tuple[type[FantransError], tuple[object, ...]]:
         return type(self), (str(self),)  # so that Dask's workers can send it, whatever it inherits
 
 
-class CatalogError(FantransError, ValueError):
+class UsageError(FantransError, ValueError):
+    """The user's own words are wrong: a name, an option, a setting; nothing was computed."""
+
+    exit_status = 2
+
+
+class CatalogError(UsageError):
     """`data_catalog.yaml` is wrong, or lacks the requested name."""
 
 
-class ConfigError(FantransError, ValueError):
+class ConfigError(UsageError):
     """An experiment's settings are wrong, or name what this machine lacks."""
 
 
@@ -29,6 +40,10 @@ class DataError(FantransError, ValueError):
 
 class DataNotFoundError(DataError, FileNotFoundError):
     """Raw data, a table or a run is missing."""
+
+
+class ServerError(FantransError, RuntimeError):
+    """A Prefect server does not answer or start, or refuses a deployment."""
 
 
 class StoreError(FantransError, ValueError):

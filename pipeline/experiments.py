@@ -13,6 +13,7 @@ from pipeline.catalog import Catalog
 from pipeline.config import CacheConfig, ExperimentConfig, Settings, first_fault
 from pipeline.errors import ConfigError
 from pipeline.project import find_experiment, is_experiment_path
+from pipeline.runtime.text import unknown_name
 from pipeline.yaml_settings import Override, merge_settings, parse_overrides, read_yaml, resolve_settings
 
 
@@ -130,9 +131,9 @@ def load_set(spec: str, *, base: str, overrides: Sequence[str] = ()) -> Experime
     try:
         file = _SetFile.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_fault(error)}") from None
+        raise ConfigError(f"{path}: {first_fault(error, _SetFile)}") from None
     if chosen is not None and chosen not in file.members:
-        raise ConfigError(f"{path} has no member {chosen!r}; known ones: {', '.join(file.members)}")
+        raise ConfigError(unknown_name("member", chosen, file.members, where=f" in {path}"))
     under = _merged_with_bases(find_experiment(base), seen=())
     if "members" in under:
         raise ConfigError(f"{base} is a set of experiments, and members derive from one experiment; name another base")
@@ -199,7 +200,7 @@ def _experiment(settings: dict[str, Any], path: Path) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_fault(error)}") from None
+        raise ConfigError(f"{path}: {first_fault(error, ExperimentConfig)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

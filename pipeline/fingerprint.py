@@ -80,7 +80,7 @@ def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:
     if codec is None:
         raise ConfigError(
             f"the catalog has no `codec` for {name}, and the profile compact needs one; fit it with "
-            f"`fantrans weights fit-codec DATASET --config CONFIG --out {name}-codec.safetensors`"
+            f"`fantrans weights fit-codec DATASET --experiment EXPERIMENT --out {name}-codec.safetensors`"
         )
     return codec
 

@@ -12,13 +12,14 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
 from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from pipeline.runtime.text import nearest_name
 
 _SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 _OURS = ("fantrans", "flows", "models", "pipeline")
@@ -93,8 +94,8 @@ def check_arguments(cls: type[Any], arguments: Iterable[str]) -> None:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known ones: {', '.join(known) or 'none'}"
+    near = nearest_name(name, known)
+    return f"; did you mean {near!r}?" if near else f"; known ones: {', '.join(known) or 'none'}"
 
 
 def _import(name: str, folder: Path, *, is_local: bool) -> ModuleType:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.runtime.text import unknown_name
 
 CATALOG_NAME = "data_catalog.yaml"
 PACKAGES_FOLDER = Path(__file__).parents[1]
@@ -72,9 +73,8 @@ def find_experiment(name: str, *, beside: Path | None = None) -> Path:
         folders = tuple(dict.fromkeys((*filter(None, [beside]), *experiment_folders())))
         found = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), folders[0] / name)
     if not found.is_file():
-        known = ", ".join(sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})) or "none"
-        where = " or ".join(map(str, folders))
-        raise ConfigError(f"experiment {found.stem!r} does not exist in {where}; known ones: {known}")
+        known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+        raise ConfigError(unknown_name("experiment", found.stem, known, where=f" in {' or '.join(map(str, folders))}"))
     return found
 
 

@@ -141,4 +141,4 @@ def _refresh(environment: dict[str, str], config: str, kill_before: str | None, 
     cv2.setNumThreads(0)
     if kill_before is not None or trace is not None:
         watch_steps(kill_before=kill_before, trace=trace)
-    refresh_cache("faces", config=config)
+    refresh_cache("faces", experiment=config)

@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from flows.commands.base import Group, add_command
 from flows.commands.options import (
     CacheFingerprint,
     Dataset,
     Device,
+    Json,
     OptionalDataset,
-    console,
-    print_line,
+    choose_device,
     refuse_ignored,
 )
+from flows.commands.output import print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from pipeline.refresh.maintenance import CacheSummary
     from pipeline.store.reader import StoreReader
 
 
-cache_app = typer.Typer(no_args_is_help=True, help="List, check, prune, measure and exchange feature caches.")
+cache_app = typer.Typer(cls=Group, help="List, check, prune, measure and exchange feature caches.")
 
 
-@cache_app.command("ls")
-def list_caches(dataset: OptionalDataset = None) -> None:
+@add_command(cache_app, "ls", "fantrans cache ls", "fantrans cache ls bp4d --json")
+def list_caches(dataset: OptionalDataset = None, as_json: Json = False) -> None:
     """List feature caches.
 
-    Prints per cache its fingerprint, revision, number of frames and views, size, age, weights, profile and users.
+    Prints per cache its fingerprint, revision, number of frames and views, size, age, weights, profile, users and
+    state: intact or damaged, as far as known without `cache verify`, or unfinished.
     """
     from pipeline.catalog import load_catalog
     from pipeline.refresh.maintenance import list_caches
 
     catalog = load_catalog()
-    for name in catalog.dataset_names(dataset):
-        caches = list_caches(catalog, name)
+    found = {name: list_caches(catalog, name) for name in catalog.dataset_names(dataset)}
+    if as_json:
+        print_json("cache-ls", caches=[cache_record(cache) for caches in found.values() for cache in caches])
+        return
+    for name, caches in found.items():
         table = Table(
             "fingerprint",
             "rev",
@@ -46,6 +54,7 @@ def list_caches(dataset: OptionalDataset = None) -> None:
             "age",
             "made with",
             "used by",
+            "state",
             title=name,
             title_justify="left",
             box=SIMPLE,
@@ -54,52 +63,69 @@ def list_caches(dataset: OptionalDataset = None) -> None:
         for cache in caches:
             table.add_row(
                 cache.fingerprint,
-                str(cache.revision),
+                "-" if cache.revision is None else str(cache.revision),
                 f"{cache.num_frames:,} x {cache.num_views}",
-                f"{cache.megabytes:,} MB",
+                f"{cache.size_bytes / 1e6:,.0f} MB",
                 cache.age,
                 f"{cache.weights} {cache.profile}",
                 cache.used_by,
+                cache.state,
             )
         if caches:
-            console.print(table)
+            print_table(table)
 
 
-@cache_app.command("verify")
+def cache_record(cache: CacheSummary) -> dict[str, Any]:
+    """Return a cache as docs/cli.md describes it."""
+    derived = {"fingerprint": cache.fingerprint, "age_s": cache.age_s, "state": cache.state.split()[0]}
+    return cache._asdict() | derived
+
+
+@add_command(cache_app, "verify", "fantrans cache verify", "fantrans cache verify bp4d --deep")
 def verify_caches(
     context: typer.Context,
     dataset: OptionalDataset = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte, and recompute some frames.")] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Check crops and caches against their indexes and checksums.
 
-    Prints what is damaged, and which frames that affects; the exit status is 2 if anything is. The next refresh
+    Prints what is damaged, and which frames that affects; the exit status is 1 if anything is. The next refresh
     repairs it.
     """
     if not deep:
         refuse_ignored(context, ["device"], when="without --deep, which recomputes frames")
+    chosen = choose_device(device) if deep else "cpu"
     from pipeline.catalog import load_catalog
     from pipeline.refresh.maintenance import verify_caches
     from pipeline.runtime.text import join_first
 
     catalog = load_catalog()
-    is_intact = True
+    stores = []
     for name in catalog.dataset_names(dataset):
-        for folder, damages in verify_caches(catalog, name, is_deep=deep, device=device).items():
+        for folder, damages in verify_caches(catalog, name, is_deep=deep, device=chosen).items():
+            listed = [{"message": damage.message, "frame_ids": damage.frame_ids} for damage in damages]
+            stores.append({"dataset": name, "folder": folder, "num_damaged": len(damages), "damages": listed})
+            if as_json:
+                continue
             print_line(f"{folder}: {f'{len(damages)} damaged' if damages else 'intact'}")
             if damages:
                 print_line("  " + join_first((str(damage) for damage in damages), separator="\n  "))
-            is_intact = is_intact and not damages
-    if not is_intact:
+    is_intact = not any(store["num_damaged"] for store in stores)
+    if as_json:
+        print_json("cache-verify", is_deep=deep, is_intact=is_intact, stores=stores)
+    elif not is_intact:
         print_line("run `fantrans refresh` with the settings of the damaged cache (`fantrans cache ls`) to repair it")
-        raise typer.Exit(2)
+    if not is_intact:
+        raise typer.Exit(1)
 
 
-@cache_app.command("prune")
+@add_command(cache_app, "prune", "fantrans cache prune", "fantrans cache prune bp4d --grace-hours 0")
 def prune_caches(
     dataset: OptionalDataset = None,
     grace_hours: Annotated[float, typer.Option(min=0, help="Keep files that are younger than this.")] = 24.0,
+    as_json: Json = False,
 ) -> None:
     """Free the disk space of dead rows, old revisions and orphaned files.
 
@@ -109,16 +135,23 @@ def prune_caches(
     from pipeline.refresh.maintenance import prune_stores
 
     catalog = load_catalog()
+    stores = []
     for name in catalog.dataset_names(dataset):
         for folder, result in prune_stores(catalog, name, grace_s=grace_hours * 3600).items():
-            print_line(f"{folder}: {result}")
+            counts = asdict(result)
+            stores.append({"dataset": name, "folder": folder, "freed_bytes": counts.pop("num_bytes"), **counts})
+            if not as_json:
+                print_line(f"{folder}: {result}")
+    if as_json:
+        print_json("cache-prune", stores=stores)
 
 
-@cache_app.command("stats")
+@add_command(cache_app, "stats", "fantrans cache stats bp4d")
 def measure_cache(
     dataset: Dataset,
     fingerprint: CacheFingerprint = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames that ranges and errors are measured on.")] = 256,
+    as_json: Json = False,
 ) -> None:
     """Measure a cache: AU base rates, ranges of the channels, and the error of its profile.
 
@@ -129,14 +162,29 @@ def measure_cache(
 
     catalog = load_catalog()
     folder = find_cache(catalog, dataset, fingerprint)
-    for title, table in cache_statistics(catalog, dataset, folder, num_frames=frames):
+    tables = cache_statistics(catalog, dataset, folder, num_frames=frames)
+    if as_json:
+        listed = [
+            {
+                "title": title,
+                "values": [
+                    {"row": str(name), "column": str(column), "value": value}
+                    for name, row in table.iterrows()
+                    for column, value in row.items()
+                ],
+            }
+            for title, table in tables
+        ]
+        print_json("cache-stats", dataset=dataset, folder=folder, tables=listed)
+        return
+    for title, table in tables:
         shown = Table("", *map(str, table.columns), title=title, title_justify="left")
         for name, row in table.iterrows():
             shown.add_row(str(name), *(f"{value:.4g}" for value in row))
-        console.print(shown)
+        print_table(shown)
 
 
-@cache_app.command("export")
+@add_command(cache_app, "export", "fantrans cache export bp4d --out exported")
 def export_cache(
     dataset: Dataset,
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
@@ -161,9 +209,9 @@ def export_cache(
         print_line(str(path))
 
 
-@cache_app.command("import")
+@add_command(cache_app, "import", "fantrans cache import bp4d exported/*.h5")
 def import_cache(
-    dataset: Annotated[str, typer.Argument(help="The data set of the catalog that the cache belongs to.")],
+    dataset: Dataset,
     files: Annotated[list[Path], typer.Argument(exists=True, help="Files of `fantrans cache export`, all parts.")],
 ) -> None:
     """Import a cache, or crops, from the files of an export.
@@ -174,6 +222,5 @@ def import_cache(
     from pipeline.refresh.maintenance import import_store
 
     catalog = load_catalog()
-    catalog.get_dataset(dataset)
     store = import_store(catalog, dataset, files)
     print_line(f"{store.folder}: revision {store.revision}, {len(store.index):,} frames")

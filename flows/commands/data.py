@@ -10,29 +10,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from flows.commands.base import Group, add_command
+from flows.commands.names import complete_dataset, resolve_experiment
 from flows.commands.options import (
     Base,
-    Config,
     Dataset,
     Device,
+    Experiment,
+    Json,
     Layout,
     OptionalDataset,
     Profile,
-    console,
-    print_line,
+    checked_dataset,
+    choose_device,
     refuse_ignored,
 )
+from flows.commands.output import print_json, print_line, print_table
 from flows.commands.server import is_server_named
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.refresh.plan import StagePlan
 
-catalog_app = typer.Typer(no_args_is_help=True, help="Show and check what the catalog names.")
+catalog_app = typer.Typer(cls=Group, help="Show and check what the catalog names.")
 
 
-@catalog_app.command("show")
-def show_catalog() -> None:
+@add_command(catalog_app, "ls", "fantrans catalog ls", "fantrans catalog ls --json")
+def list_catalog(as_json: Json = False) -> None:
     """List data sets, weights and roots.
 
     Prints one table of each: data sets with layout, protocol and whether their raw folders exist, weights with their
@@ -41,39 +45,70 @@ def show_catalog() -> None:
     from pipeline.catalog import load_catalog
 
     catalog = load_catalog()
+    if as_json:
+        print_json(
+            "catalog-ls",
+            datasets=[
+                {
+                    **entry.model_dump(include={"layout", "protocol", "experiment", "root"}),
+                    "name": name,
+                    "is_rendered": entry.is_rendered,
+                    "exists": not entry.missing_folders(),
+                }
+                for name, entry in catalog.datasets.items()
+            ],
+            weights=[
+                {"name": name, **entry.model_dump(include={"family", "width", "pooling", "path"})}
+                for name, entry in catalog.weights.items()
+            ],
+            roots=[{"name": name, "folder": folder} for name, folder in catalog.roots],
+        )
+        return
     table = Table("data set", "layout", "protocol", "root", "exists", title="Data sets", title_justify="left")
     for name, dataset in catalog.datasets.items():
         exists = "no" if dataset.missing_folders() else "yes"
         table.add_row(name, dataset.layout, dataset.protocol, str(dataset.root), exists)
-    console.print(table)
+    print_table(table)
     table = Table("weights", "family", "width", "pooling", "file", title="Weights", title_justify="left")
     for name, weights in catalog.weights.items():
         table.add_row(name, weights.family, str(weights.width or ""), weights.pooling or "", str(weights.path))
-    console.print(table)
+    print_table(table)
     table = Table("root", "folder", title="Roots", title_justify="left")
     for name, folder in catalog.roots:
         table.add_row(name, str(folder))
-    console.print(table)
+    print_table(table)
 
 
-@catalog_app.command("check")
-def check_catalog(dataset: OptionalDataset = None) -> None:
+@add_command(catalog_app, "check", "fantrans catalog check bp4d")
+def check_catalog(dataset: OptionalDataset = None, as_json: Json = False) -> None:
     """List what the catalog names and the disk lacks.
 
-    Prints one line per fault with its fix. The exit status is 2 if there are any.
+    Prints one line per fault with its fix. The exit status is 1 if there are any.
     """
     from pipeline.catalog import load_catalog
 
     faults = load_catalog().find_faults(dataset)
-    for fault in faults:
-        print_line(fault)
+    if as_json:
+        print_json("catalog-check", dataset=dataset, faults=faults)
+    else:
+        for fault in faults:
+            print_line(fault)
     if faults:
-        raise typer.Exit(2)
-    print_line(f"catalog: {dataset or 'all data sets'} and all weights exist")
+        raise typer.Exit(1)
+    if not as_json:
+        print_line(f"catalog: {dataset or 'all data sets'} and all weights exist")
 
 
 def render(
     context: typer.Context,
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            help="Render this data set of the catalog, with its settings.",
+            callback=checked_dataset,
+            autocompletion=complete_dataset,
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write into.")] = None,
     layout: Layout = "bp4d",
     subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 12,
@@ -82,16 +117,15 @@ def render(
     seed: Annotated[int, typer.Option(min=0, help="Another seed renders other subjects.")] = 0,
     size: Annotated[int, typer.Option(min=64, help="Side of a frame in px.")] = 512,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = os.cpu_count() or 1,
-    dataset: Annotated[str | None, typer.Option(help="Render this entry of the catalog, with its settings.")] = None,
 ) -> None:
     """Render faces with known action units in the raw layout of a data set.
 
-    Writes frames and labels into a folder and prints its entry for the catalog. With --dataset, the folder and all
-    settings are those of an entry that the catalog already has.
+    Writes frames and labels into a folder and prints its entry for the catalog. With a data set, the folder and all
+    settings are those of its entry in the catalog.
     """
     if dataset is not None:
         ignored = ("out", "layout", "subjects", "tasks", "frames", "seed", "size")
-        refuse_ignored(context, ignored, when=f"with --dataset {dataset}, whose settings are in the catalog")
+        refuse_ignored(context, ignored, when=f"with data set {dataset}, whose settings are in the catalog")
         from pipeline.catalog import load_catalog
 
         entry = load_catalog().get_dataset(dataset)
@@ -102,7 +136,7 @@ def render(
         entry.render(num_workers=workers)
         return
     if out is None:
-        raise ConfigError("`fantrans render` needs a folder; give --out FOLDER, or --dataset NAME of the catalog")
+        raise ConfigError("`fantrans render` needs a folder or a data set; give --out FOLDER, or a name of the catalog")
     from pipeline.datasets import LAYOUTS
     from pipeline.synthetic.dataset import write_dataset
 
@@ -125,7 +159,7 @@ def render(
 def refresh(
     context: typer.Context,
     dataset: Dataset,
-    config: Config = None,
+    experiment: Experiment = None,
     base: Base = None,
     profile: Profile = None,
     views: Annotated[int | None, typer.Option(min=2, help="Views per frame.", show_default="the experiment's")] = None,
@@ -136,30 +170,31 @@ def refresh(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be kept, computed and dropped, and stop.")
     ] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Bring a data set's index, boxes, crops and feature cache up to date.
 
     Computes only what is missing. Logs one line per stage: how many frames are new, kept and dropped.
     """
+    resolve_experiment(dataset, experiment, base)
     if dry_run:
-        refuse_ignored(context, ["workers"], when="with --dry-run, which computes nothing")
+        refuse_ignored(context, ["workers", "device"], when="with --dry-run, which computes nothing")
         from pipeline.refresh.job import prepare_refresh
         from pipeline.refresh.stages import plan_refresh
 
-        job = prepare_refresh(
-            dataset, config=config, base=base, profile=profile, num_views=views, limit=limit, device=device
-        )
-        _print_plan(plan_refresh(job))
+        job = prepare_refresh(dataset, experiment=experiment, base=base, profile=profile, num_views=views, limit=limit)
+        _print_plan(dataset, plan_refresh(job), as_json=as_json)
         return
+    refuse_ignored(context, ["as_json"], when="without --dry-run")
     _find_refresh()(
         dataset,
-        config=config,
+        experiment=experiment,
         base=base,
         profile=profile,
         num_views=views,
         limit=limit,
-        device=device,
+        device=choose_device(device),
         num_workers=workers,
     )
 
@@ -175,13 +210,28 @@ def _find_refresh() -> Callable[..., Any]:
     return refresh_cache
 
 
-def _print_plan(plans: list[StagePlan]) -> None:
+def _print_plan(dataset: str, plans: list[StagePlan], *, as_json: bool) -> None:
+    has_all_stages = plans[-1].stage != "render"
+    if as_json:
+        stages = [
+            {
+                "stage": plan.stage,
+                "num_kept": plan.num_kept,
+                "num_computed": plan.num_computed,
+                "num_dropped": plan.num_dropped,
+                "size_bytes": plan.num_bytes,
+                "time_s": plan.seconds,
+            }
+            for plan in plans
+        ]
+        print_json("refresh-plan", dataset=dataset, has_all_stages=has_all_stages, stages=stages)
+        return
     table = Table("stage", "keep", "compute", "drop", "MB to write", "time (as last time)")
     for plan in plans:
         megabytes = "" if plan.num_bytes is None else f"{plan.num_bytes / 1e6:,.1f}"
         time = "" if plan.seconds is None else f"{plan.seconds / 60:,.1f} min"
         counts = (f"{count:,}" for count in (plan.num_kept, plan.num_computed, plan.num_dropped))
         table.add_row(plan.stage, *counts, megabytes, time)
-    console.print(table)
-    if plans[-1].stage == "render":
+    print_table(table)
+    if not has_all_stages:
         print_line("the other stages can be planned when these faces are rendered: run the refresh")

@@ -1,20 +1,26 @@
-"""`fantrans ops`: a Prefect server for a trial, and what a server is doing."""
+"""`fantrans ops`: deploy to a Prefect server, run one for a trial, and show what a server is doing."""
 
 from __future__ import annotations
 
+import os
+from datetime import datetime
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from flows.commands.options import console, print_line
+from flows.commands.base import Group, add_command
+from flows.commands.cache import cache_record
+from flows.commands.options import Json
+from flows.commands.output import print_json, print_line, print_table
 from flows.commands.server import prefect_home, set_up_prefect
+from pipeline.errors import ServerError
 
-ops_app = typer.Typer(no_args_is_help=True, help="Run and watch scheduled jobs on a Prefect server.")
+ops_app = typer.Typer(cls=Group, help="Run and watch scheduled jobs on a Prefect server.")
 
 
-@ops_app.command("up")
+@add_command(ops_app, "up", "fantrans ops up", "fantrans ops up --port 4300 --gpus 2")
 def start_server(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 4200,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs to work on, with one worker per GPU.")] = 0,
@@ -32,17 +38,100 @@ def start_server(
     run_trial_server(port=port, num_gpus=gpus, num_cpu_runs=cpu_runs, print_line=print_line)
 
 
-@ops_app.command("status")
-def show_status() -> None:
+@add_command(ops_app, "deploy", "fantrans ops deploy", "fantrans ops deploy --gpus 2 --wait-s 180")
+def deploy(
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs, with one run per GPU.", show_default="unchanged, 1 in a new pool")
+    ] = None,
+    cpu_runs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs of the pool cpu at a time.", show_default="unchanged, 2 in a new pool"),
+    ] = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for a server that is starting.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Create or update pools, queues, limits and deployments on the server of PREFECT_API_URL.
+
+    Prints what was done with each. Schedules that are switched on stay on; running it again changes nothing.
+    """
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        raise ServerError("PREFECT_API_URL is not set; start a server with `fantrans ops up`, or set it to yours")
+    set_up_prefect()
+    from flows.bootstrap import bootstrap, wait_for_server
+
+    wait_for_server(address, seconds=wait_s)
+    done = bootstrap(num_gpus=gpus, num_cpu_runs=cpu_runs)
+    if as_json:
+        print_json("ops-deploy", address=address, items=[{"name": name, "result": result} for name, result in done])
+        return
+    for name, result in done:
+        print_line(f"{name}: {result}")
+
+
+@add_command(ops_app, "status", "fantrans ops status", "fantrans ops status --json")
+def show_status(as_json: Json = False) -> None:
     """Show workers, deployments and caches, as the server of PREFECT_API_URL knows them.
 
     Prints one table of each: heartbeats of the workers, last and next runs of the deployments, revisions of the caches.
     """
     set_up_prefect()
-    from flows.ops import status_tables
+    from flows.ops import read_status
 
-    for title, (head, *rows) in status_tables().items():
-        table = Table(*head, title=title, title_justify="left", box=SIMPLE)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    status = read_status()
+    if as_json:
+        print_json(
+            "ops-status",
+            workers=[worker._asdict() for worker in status.workers],
+            deployments=[deployment._asdict() for deployment in status.deployments],
+            caches=[cache_record(cache) for cache in status.caches],
+            faults=status.faults,
+        )
+        return
+    _print(
+        "workers",
+        ("pool", "worker", "state", "last heartbeat"),
+        [(each.pool, each.name or "none", each.state, _local(each.last_heartbeat_at)) for each in status.workers],
+    )
+    _print(
+        "deployments",
+        ("deployment", "last run", "ended as", "next run"),
+        [
+            (
+                each.name,
+                _local(each.last_run_at) if each.last_state else "never",
+                each.last_state or "",
+                _local(each.next_run_at) or "not scheduled",
+            )
+            for each in status.deployments
+        ],
+    )
+    _print(
+        "caches",
+        ("data set", "cache", "revision", "frames", "made with", "age", "state"),
+        [
+            (
+                each.dataset,
+                each.fingerprint,
+                str(each.revision or "-"),
+                f"{each.num_frames:,} x {each.num_views}",
+                f"{each.weights} {each.profile}",
+                each.age,
+                each.state,
+            )
+            for each in status.caches
+        ],
+    )
+    for fault in status.faults:
+        print_line(fault)
+
+
+def _print(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*head, title=title, title_justify="left", box=SIMPLE)
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
+
+
+def _local(time: datetime | None) -> str:
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"

@@ -1,83 +1,147 @@
-"""What the commands share: options, the refusal of options without effect, and printing."""
+"""Options and arguments that several commands have, and the refusal of options without effect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+import re
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from typer.core import TyperCommand
 
+from flows.commands.base import checked_choice, command_path, has_choices, options_with_value
+from flows.commands.names import (
+    check_dataset,
+    complete_dataset,
+    complete_dataset_or_run,
+    complete_experiment,
+    complete_run,
+    complete_weights,
+)
 from pipeline.errors import ConfigError
 
-console = Console()
 
-
-def _checked_device(device: str) -> str:
-    from pipeline.runtime.device import checked_device
-
-    return checked_device(device)
-
-
+@has_choices("profile")
 def _profile_names() -> Sequence[str]:
     from pipeline.config import PROFILES
 
     return PROFILES
 
 
+@has_choices("layout")
 def _layout_names() -> Sequence[str]:
     from pipeline.datasets import LAYOUTS
 
     return [name for name, layout in LAYOUTS.items() if layout.rendered_protocol]
 
 
-_CHOICES: dict[str, Callable[[], Sequence[str]]] = {"profile": _profile_names, "layout": _layout_names}
-"""Functions that return the choices of an option, by its name; called by the commands that have it."""
+@has_choices("part")
+def _part_names() -> Sequence[str]:
+    from pipeline.protocols import PARTS
+
+    return PARTS
 
 
-def _checked_choice(param: typer.CallbackParam, value: str | None) -> str | None:
-    assert param.name is not None
-    names = _CHOICES[param.name]()
-    if value is not None and value not in names:
-        raise ConfigError(f"{param.name} {value!r} does not exist; known ones: {', '.join(names)}")
-    return value
+def checked_dataset(context: typer.Context, dataset: str | None) -> str | None:
+    """Return the data set; raises `CatalogError` for an unknown one, `ConfigError` for an experiment."""
+    if dataset is not None:
+        check_dataset(
+            command_path(context),
+            context.meta["fantrans.arguments"],
+            options_with_value(context.command),
+            dataset,
+        )
+    return dataset
 
 
-class CommandWithChoices(TyperCommand):
-    """A command whose help shows the choices of its options."""
+def _checked_weights(weights: str) -> str:
+    from pipeline.catalog import load_catalog
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters; the metavar of an option with choices lists them."""
-        params = super().get_params(ctx)
-        for param in params:
-            if param.name in _CHOICES:
-                param.metavar = f"<{'|'.join(_CHOICES[param.name]())}>"
-        return params
+    load_catalog().get_weights(weights)
+    return weights
+
+
+def _checked_device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):  # whether it exists is checked later, which loads torch
+        raise ConfigError(f"device {device!r} is not known; expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def choose_device(device: str) -> str:
+    """Return the device to work on; loads torch. See `pipeline.runtime.device.choose_device`."""
+    from pipeline.runtime.device import choose_device
+
+    return choose_device(device)
 
 
 Base = Annotated[
     str | None,
-    typer.Option(help="The experiment that the members of a set are derived from.", show_default="the data set's own"),
+    typer.Option(
+        help="The experiment that the members of a set are derived from.",
+        show_default="the data set's own",
+        autocompletion=complete_experiment,
+    ),
 ]
 CacheFingerprint = Annotated[
     str | None, typer.Option(help="Fingerprint of the cache, or its beginning.", show_default="the only cache")
 ]
-Config = Annotated[str | None, typer.Option(help="An experiment, or SET:MEMBER.", show_default="the data set's own")]
-Dataset = Annotated[str, typer.Argument(help="A data set of the catalog.")]
-Device = Annotated[str, typer.Option(help="Device to work on, such as cpu, cuda or cuda:1.", callback=_checked_device)]
+Dataset = Annotated[
+    str,
+    typer.Argument(help="A data set of the catalog.", callback=checked_dataset, autocompletion=complete_dataset),
+]
+DatasetOrRuns = Annotated[
+    list[str],
+    typer.Argument(
+        help="A data set of the catalog; or runs, by folder, name or its beginning.",
+        autocompletion=complete_dataset_or_run,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Device: auto, cpu, cuda or cuda:N. auto is CUDA where torch sees it, else the CPU.",
+        callback=_checked_device,
+    ),
+]
+Experiment = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        "-e",
+        help="An experiment, a set or SET:MEMBER, in configs/ or a .yaml file.",
+        show_default="the data set's own",
+        autocompletion=complete_experiment,
+    ),
+]
 InitFrom = Annotated[
     str | None,
     typer.Option(
-        help="Initialise each fold from the same fold of this run, or of this data set's run of the same experiment."
+        help="Initialise each fold from the same fold of this run, or of this data set's run of the same experiment.",
+        autocompletion=complete_dataset_or_run,
     ),
 ]
-Layout = Annotated[str, typer.Option(help="Raw layout to write.", callback=_checked_choice)]
-OptionalDataset = Annotated[str | None, typer.Argument(help="A data set of the catalog.", show_default="all")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, see docs/cli.md.")]
+Layout = Annotated[str, typer.Option(help="Raw layout to write.", callback=checked_choice)]
+OptionalDataset = Annotated[
+    str | None,
+    typer.Argument(
+        help="A data set of the catalog.",
+        show_default="all",
+        callback=checked_dataset,
+        autocompletion=complete_dataset,
+    ),
+]
+Part = Annotated[str, typer.Option(help="The fold, by the part that it tests.", callback=checked_choice)]
 Profile = Annotated[
     str | None,
-    typer.Option(help="How much of the maps to keep.", show_default="the experiment's", callback=_checked_choice),
+    typer.Option(help="How much of the maps to keep.", show_default="the experiment's", callback=checked_choice),
+]
+Run = Annotated[
+    str,
+    typer.Argument(help="A finished run: its folder, its name or its beginning.", autocompletion=complete_run),
+]
+Weights = Annotated[
+    str,
+    typer.Argument(help="Weights of the catalog.", callback=_checked_weights, autocompletion=complete_weights),
 ]
 
 
@@ -89,20 +153,11 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 def refuse_ignored(context: typer.Context, names: Sequence[str], *, when: str) -> None:
     """Raise `ConfigError` that names the given options among `names`, which have no effect in this case."""
-    ignored = [f"--{name.replace('_', '-')}" for name in names if is_given(context, name)]
+    ignored = [_OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in names if is_given(context, name)]
     if ignored:
         verb, them = ("has", "it") if len(ignored) == 1 else ("have", "them")
         raise ConfigError(f"{', '.join(ignored)} {verb} no effect {when}; leave {them} out")
 
 
-def print_line(line: str) -> None:
-    """Print a line unchanged, of any length."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def print_weights_entry(path: Path, settings: str) -> None:
-    """Print the catalog's entry for new weights; `settings` are its keys after path and sha256."""
-    from pipeline.runtime.atomic import file_sha256
-
-    entry = f"{{path: {path}, sha256: {file_sha256(path)}, {settings}}}"
-    print_line(f"for `weights:` in data_catalog.yaml:\n  {path.stem}: {entry}")
+_OPTIONS = {"as_json": "--json"}
+"""Options that are not named as their parameter."""

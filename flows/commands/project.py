@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import print_line
+from flows.commands.output import print_line
 from pipeline.errors import ConfigError
 
-_WEIGHTS = """weights: {}  # besides the shipped ones, which every catalog knows: `fantrans catalog show`
+_WEIGHTS = """weights: {}  # besides the shipped ones, which every catalog knows: `fantrans weights ls`
 """
 _EXPERIMENT = """# What differs from the paper's settings, the shipped experiment `fan_trans`.
 base: fan_trans

@@ -9,7 +9,7 @@ from pathlib import Path
 def is_server_named() -> bool:
     """Return whether PREFECT_API_URL names a server to record runs, and set up Prefect if so.
 
-    Raises `ConfigError` if the server does not answer.
+    Raises `ServerError` if the server does not answer.
     """
     if "PREFECT_API_URL" not in os.environ:
         return False

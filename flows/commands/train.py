@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import Base, Device, InitFrom, console, print_line, refuse_ignored
+from flows.commands.names import complete_dataset_or_run, complete_experiment, is_experiment, resolve_experiment
+from flows.commands.options import (
+    Base,
+    Dataset,
+    DatasetOrRuns,
+    Device,
+    Experiment,
+    InitFrom,
+    Json,
+    Part,
+    Run,
+    checked_dataset,
+    choose_device,
+    refuse_ignored,
+)
+from flows.commands.output import print_json, print_line, print_table
 from flows.commands.server import is_server_named, set_up_prefect
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, UsageError
 
-_OF_EXPERIMENTS = ("dataset", "base", "init_from")
+if TYPE_CHECKING:
+    from pipeline.report.run import Report
+    from pipeline.report.sets import SetTable
+
+_OF_EXPERIMENTS = ("experiment", "base", "init_from")
 """Options that find the runs of an experiment; they have no effect on a run."""
 
 
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Use the small data set: one to two minutes.")] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Run the main job on rendered faces: frames, boxes, crops, features, three folds, F1 table.
 
@@ -30,51 +49,75 @@ def demo(
 
     dataset = "demo_quick" if quick else "bp4d-synthetic"
     run = finished_run(load_catalog().get_dataset(dataset).experiment, dataset=dataset)
-    if run is not None and _is_up_to_date(dataset, device):
-        console.print("nothing to refresh, nothing to train: this is the report of the last run")
+    if run is not None and _is_up_to_date(dataset):
+        print_line("nothing to refresh, nothing to train: this is the report of the last run")
         result = write_report(run.folder)
     else:
         set_up_prefect()
         is_server_named()  # raises if it is down; without one, Prefect starts its own
         from flows.main_job import main_job
 
-        result = main_job(dataset, device=device)
-    console.print(result.rich_table())
+        result = main_job(dataset, device=choose_device(device))
+    print_table(result.rich_table())
     print_line(f"report: {result.folder / 'report.md'}")
 
 
-def _is_up_to_date(dataset: str, device: str) -> bool:
+def _is_up_to_date(dataset: str) -> bool:
     """Return whether a refresh of a data set would do nothing; needs no Prefect server."""
     from pipeline.refresh.job import prepare_refresh
     from pipeline.refresh.stages import plan_refresh
 
-    return all(plan.is_noop for plan in plan_refresh(prepare_refresh(dataset, device=device)))
+    return all(plan.is_noop for plan in plan_refresh(prepare_refresh(dataset)))
+
+
+def _checked_parts(parts: str | None) -> str | None:
+    from pipeline.protocols import PARTS
+    from pipeline.runtime.text import unknown_name
+
+    for part in _split_parts(parts) or ():
+        if part not in PARTS:
+            raise ConfigError(unknown_name("part", part, PARTS))
+    return parts
+
+
+def _split_parts(parts: str | None) -> list[str] | None:
+    return None if parts is None else [part.strip() for part in parts.split(",")]
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="An experiment, a set or SET:MEMBER, in configs/ or a file.")],
-    dataset: Annotated[str, typer.Option(help="A data set of the catalog, refreshed before.")],
+    dataset: Dataset,
+    experiment: Experiment = None,
     base: Base = None,
     parts: Annotated[
-        str | None, typer.Option(help="Parts to test on, such as P1,P3.", show_default="the experiment's")
+        str | None,
+        typer.Option(help="Parts to test on, such as P1,P3.", show_default="the experiment's", callback=_checked_parts),
     ] = None,
     init_from: InitFrom = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Train one head per fold on cached features, score it and print the report.
 
-    Writes one folder per run below the runs root. Finished folds are skipped.
+    The experiment may be a set, whose heads train together. Writes one folder per run below the runs root. Finished
+    folds are skipped.
     """
+    chosen = resolve_experiment(dataset, experiment, base)
     run = _find_training()
-    tested = [part.strip() for part in parts.split(",")] if parts else None
-    folders = run(config, dataset=dataset, base=base, parts=tested, init_from=init_from, device=device)
+    tested = _split_parts(parts)
+    folders = run(
+        experiment=chosen.spec,
+        dataset=dataset,
+        base=base,
+        parts=tested,
+        init_from=init_from,
+        device=choose_device(device),
+    )
     if len(folders) == 1:
-        _print_reports([str(folders[0])])
+        _print_reports([_run_report(folders[0])])
     elif tested is not None:  # the table of a set needs runs with all their folds
         for folder in folders:
             print_line(f"trained {', '.join(tested)}: {folder}")
     else:
-        _print_reports([config], dataset=dataset, base=base, init_from=init_from)
+        _print_reports([_experiment_report(dataset, chosen.spec, base, init_from)])
 
 
 def _find_training() -> Callable[..., list[Path]]:
@@ -88,79 +131,111 @@ def _find_training() -> Callable[..., list[Path]]:
     return train_folds
 
 
+_Reported = tuple["Report | SetTable", Path]
+"""A report or table, and its Markdown file."""
+
+
 def report(
     context: typer.Context,
-    runs: Annotated[
-        list[str],
-        typer.Argument(help="Runs (folders, or names below the runs root), experiments, sets or SET:MEMBER."),
-    ],
-    dataset: Annotated[str | None, typer.Option(help="The data set that a set was trained on.")] = None,
+    names: DatasetOrRuns,
+    experiment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--experiment",
+            "-e",
+            help="An experiment, a set or SET:MEMBER of the data set; repeat it for several.",
+            show_default="the data set's own",
+            autocompletion=complete_experiment,
+        ),
+    ] = None,
     base: Base = None,
     init_from: InitFrom = None,
     figures: Annotated[bool, typer.Option("--figures", help="Draw each run, as PNG and SVG beside it.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Print the F1 table of finished runs, or of a set beside the published table.
+    """Print the F1 table of finished runs, or of a data set's experiments beside the published table.
 
     Writes each table as .json, .csv, .md and .html: in the folder of a run, below the runs root for a set.
     """
-    _refuse_ignored_of_runs(context, runs)
-    _print_reports(runs, dataset=dataset, base=base, init_from=init_from, draws=figures)
-
-
-def _refuse_ignored_of_runs(context: typer.Context, names: Sequence[str]) -> None:
-    """Raise `ConfigError` for the options of experiments if all the names are those of runs."""
     from pipeline.catalog import load_catalog
-    from pipeline.training.runs import run_folder
 
     catalog = load_catalog()
-    if all(run_folder(catalog, name) is not None for name in names):
+    if experiment or any(name in catalog.datasets or is_experiment(name) for name in names):
+        checked_dataset(context, names[0])
+        if len(names) > 1:
+            raise ConfigError(
+                f"expected one data set, or runs; found {' '.join(names)}; name experiments of {names[0]} with "
+                f"--experiment, as in `fantrans report {names[0]} --experiment {names[1]}`"
+            )
+        chosen = experiment or [catalog.get_dataset(names[0]).experiment]
+        specs = [resolve_experiment(names[0], each, base).spec for each in chosen]
+        reported = [_experiment_report(names[0], spec, base, init_from) for spec in specs]
+    else:
         what = f"for {names[0]}, which is a run" if len(names) == 1 else f"for {', '.join(names)}, which are runs"
         refuse_ignored(context, _OF_EXPERIMENTS, when=what)
+        from pipeline.training.runs import find_run
+
+        reported = [_run_report(find_run(catalog, name)) for name in names]
+    drawn = _draw_figures(reported) if figures else []
+    if as_json:
+        _print_documents(reported, drawn)
+        return
+    _print_reports(reported)
+    for path in drawn:
+        print_line(str(path))
 
 
-def _print_reports(
-    names: Sequence[str],
-    *,
-    dataset: str | None = None,
-    base: str | None = None,
-    init_from: str | None = None,
-    draws: bool = False,
-) -> None:
-    from pipeline.catalog import load_catalog
+def _run_report(folder: Path) -> _Reported:
     from pipeline.report.run import write_report
+
+    return write_report(folder), folder / "report.md"
+
+
+def _experiment_report(dataset: str, experiment: str, base: str | None, init_from: str | None) -> _Reported:
+    """Return the table of a set's runs, or the report of the run of one experiment."""
     from pipeline.report.sets import write_set_report
-    from pipeline.training.runs import run_folder
 
-    catalog = load_catalog()
-    drawn: dict[str, Path] = {}
-    together = None
-    for name in names:
-        folder = run_folder(catalog, name)
-        if folder is not None:
-            result = write_report(folder)
-            console.print(result.rich_table())
-            print_line(f"report: {result.folder / 'report.md'}")
-            drawn[result.experiment if len(names) == 1 else folder.name] = folder
-            together = together or folder / "figures/similarities"
-            continue
-        if dataset is None:
-            raise DataError(f"{name} is not a run; for a set of experiments, name its --dataset")
-        table, path = write_set_report(name, dataset=dataset, base=base, init_from=init_from)
-        console.print(table.rich_table())
+    table, path = write_set_report(experiment, dataset=dataset, base=base, init_from=init_from)
+    folders = [folder for row in table.rows for folder in row.folders]
+    return (table, path) if table.is_set else _run_report(folders[0])
+
+
+def _print_reports(reported: Sequence[_Reported]) -> None:
+    for result, path in reported:
+        print_table(result.rich_table())
         print_line(f"report: {path}")
-        drawn |= {row.name: row.folders[0] for row in table.rows if row.folders}
-        together = together or path.with_name(f"{path.stem}-similarities")
-    if draws and together is not None:
-        from pipeline.report.figures import write_figures
 
-        for path in write_figures(catalog, drawn, together=together):
-            print_line(str(path))
+
+def _print_documents(reported: Sequence[_Reported], figures: Sequence[Path]) -> None:
+    from pipeline.report.run import Report
+
+    documents = [(result.as_json() | {"file": path}, isinstance(result, Report)) for result, path in reported]
+    runs, sets = ([each for each, is_run in documents if is_run == wanted] for wanted in (True, False))
+    print_json("report", runs=runs, sets=sets, figures=figures)
+
+
+def _draw_figures(reported: Sequence[_Reported]) -> list[Path]:
+    from pipeline.catalog import load_catalog
+    from pipeline.report.figures import write_figures
+    from pipeline.report.run import Report
+
+    drawn: dict[str, Path] = {}
+    for result, _ in reported:
+        if isinstance(result, Report):
+            drawn[result.experiment if len(reported) == 1 else result.folder.name] = result.folder
+        else:
+            drawn |= {row.name: row.folders[0] for row in result.rows if row.folders}
+    first, path = reported[0]
+    together = path.with_name(f"{path.stem}-similarities")
+    if isinstance(first, Report):
+        together = first.folder / "figures/similarities"
+    return write_figures(load_catalog(), drawn, together=together)
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A finished run: its folder, or its name below the runs root.")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
-    part: Annotated[str, typer.Option(help="The fold, by the part that it tests.")] = "P1",
+    part: Part = "P1",
 ) -> None:
     """Export the deployed head of a fold as safetensors and ONNX.
 
@@ -168,31 +243,67 @@ def export(
     """
     from pipeline.catalog import load_catalog
     from pipeline.training.export import export_deployed
-    from pipeline.training.runs import DEPLOYED_NAME, fold_folder, run_folder
+    from pipeline.training.runs import DEPLOYED_NAME, find_run, fold_folder
 
-    folder = run_folder(load_catalog(), run)
-    if folder is None:
-        raise DataError(f"{run} is not a run; pass a folder printed by `fantrans train`")
+    folder = find_run(load_catalog(), run)
     gap = export_deployed(fold_folder(folder, part) / DEPLOYED_NAME, out)
     files = ", ".join(sorted(path.name for path in out.iterdir()))
     print_line(f"{out}: {files}; ONNX and torch differ by {gap:.1e} at most")
 
 
+def _refuse_experiments(ours: str, theirs: str) -> None:
+    """Raise `ConfigError` with the right command if one of the two is an experiment, which needs a data set."""
+    from pipeline.catalog import load_catalog
+
+    for name in (ours, theirs):
+        if is_experiment(name):
+            dataset = next(iter(load_catalog().datasets))
+            raise ConfigError(
+                f"{name} is an experiment, not a run, and needs its data set; run `fantrans compare {dataset} "
+                f"{ours} {theirs}`"
+            )
+
+
 def compare(
     context: typer.Context,
-    ours: Annotated[str, typer.Argument(help="A run; or an experiment or SET:MEMBER, with all its finished seeds.")],
-    theirs: Annotated[str, typer.Argument(help="Another one, tested on the same subjects.")],
-    dataset: Annotated[str | None, typer.Option(help="The data set that experiments were trained on.")] = None,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two runs; or a data set, and two experiments or SET:MEMBER with all finished seeds.",
+            autocompletion=complete_dataset_or_run,
+        ),
+    ],
     base: Base = None,
     init_from: InitFrom = None,
+    as_json: Json = False,
 ) -> None:
     """Compare two runs or experiments, AU by AU.
 
     Prints the differences in F1 with confidence intervals from resampling the subjects that both were tested on.
     """
-    _refuse_ignored_of_runs(context, [ours, theirs])
+    if not 2 <= len(names) <= 3:
+        raise UsageError(
+            f"expected two runs, or a data set and two experiments; found {len(names)} names: {' '.join(names)}; run "
+            "`fantrans compare --help`"
+        )
+    *first, ours, theirs = names
+    dataset = checked_dataset(context, first[0]) if first else None
+    if dataset is None:
+        _refuse_experiments(ours, theirs)
+    from pipeline.catalog import load_catalog
     from pipeline.report.sets import compare_runs
+    from pipeline.training.runs import run_folder
+
+    catalog = load_catalog()
+    if dataset is None or all(run_folder(catalog, name) for name in (ours, theirs)):
+        what = f"for {ours} and {theirs}, which are runs"
+        refuse_ignored(context, ("base", "init_from"), when=what)
+        if dataset is not None:
+            raise ConfigError(f"the data set {dataset} has no effect {what}; leave it out")
 
     comparison = compare_runs(ours, theirs, dataset=dataset, base=base, init_from=init_from)
-    console.print(comparison.rich_table())
+    if as_json:
+        print_json("compare", **comparison.as_json())
+        return
+    print_table(comparison.rich_table())
     print_line(comparison.sentence())

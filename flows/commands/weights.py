@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from flows.commands.options import Config, Device, console, print_line, print_weights_entry
+from flows.commands.base import Group, add_command
+from flows.commands.names import resolve_experiment
+from flows.commands.options import Dataset, Device, Experiment, Json, Weights, choose_device
+from flows.commands.output import print_json, print_line, print_table, print_weights_entry
+from pipeline.errors import ConfigError
 
-weights_app = typer.Typer(no_args_is_help=True, help="Train, fit and score the shipped networks.")
+weights_app = typer.Typer(cls=Group, help="List the catalog's networks; train, fit and score the shipped ones.")
 
 File = Annotated[Path, typer.Option(help="File to write, .safetensors.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the rendered faces or scenes, and of the training.")]
@@ -17,7 +22,36 @@ Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
 MaxLr = Annotated[float, typer.Option(min=0, help="Highest learning rate.")]
 
 
-@weights_app.command("train-fan")
+@add_command(weights_app, "ls", "fantrans weights ls", "fantrans weights ls --json")
+def list_weights(as_json: Json = False) -> None:
+    """List the weights of the catalog.
+
+    Prints per network its family, width, pooling, file, and whether the file has the catalog's sha256.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.errors import WeightsError
+
+    records = []
+    for name, entry in load_catalog().weights.items():
+        shape = entry.model_dump(include={"family", "width", "num_stacks", "pooling", "path"})
+        record = {"name": name, **shape, "exists": entry.path.is_file(), "is_intact": True}
+        try:
+            entry.checked_path()
+        except WeightsError:
+            record["is_intact"] = False
+        records.append(record | {"codec": None if entry.codec is None else entry.codec.path})
+    if as_json:
+        print_json("weights-ls", weights=records)
+        return
+    table = Table("name", "family", "width", "pooling", "file", "state")
+    for record in records:
+        state = "intact" if record["is_intact"] else "has another sha256" if record["exists"] else "does not exist"
+        cells = ("" if record[key] is None else str(record[key]) for key in ("width", "pooling", "path"))
+        table.add_row(record["name"], record["family"], *cells, state)
+    print_table(table)
+
+
+@add_command(weights_app, "train-fan", "fantrans weights train-fan --out fan.safetensors --width 128")
 def train_fan(
     out: File,
     width: Annotated[int, typer.Option(min=16, help="Channels of the FAN.")] = 64,
@@ -29,7 +63,7 @@ def train_fan(
         typer.Option(exists=True, dir_okay=False, help="Initial weights, of a FAN of equal or half the width."),
     ] = None,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Train a FAN on rendered faces.
 
@@ -41,12 +75,12 @@ def train_fan(
 
     settings = FanTraining(width=width, num_steps=steps, max_lr=lr, num_faces=faces, seed=seed)
     pool = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
-    train_fan(out, settings, pool_path=pool, bank_path=default_bank_path(), device=device, start=start)
+    train_fan(out, settings, pool_path=pool, bank_path=default_bank_path(), device=choose_device(device), start=start)
     shape = f"width: {width}, num_stacks: {settings.num_stacks}, pooling: {settings.pooling}"
     print_weights_entry(out, f"family: fan, {shape}")
 
 
-@weights_app.command("train-retinaface")
+@add_command(weights_app, "train-retinaface", "fantrans weights train-retinaface --out retinaface.safetensors")
 def train_retinaface(
     out: File,
     steps: Steps = 3600,
@@ -54,7 +88,7 @@ def train_retinaface(
     scenes: Annotated[int, typer.Option(min=50, help="Rendered scenes.")] = 4000,
     start: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Initial weights.")] = None,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Train the MobileNet RetinaFace on rendered scenes.
 
@@ -71,7 +105,7 @@ def train_retinaface(
         out,
         bank_path=default_bank_path(),
         work=work,
-        device=torch.device(device),
+        device=torch.device(choose_device(device)),
         num_steps=steps,
         num_scenes=scenes,
         max_lr=lr,
@@ -81,13 +115,13 @@ def train_retinaface(
     print_weights_entry(out, "family: retinaface-mobilenet")
 
 
-@weights_app.command("train-resnet")
+@add_command(weights_app, "train-resnet", "fantrans weights train-resnet --out resnet18.safetensors")
 def train_resnet(
     out: File,
     steps: Steps = 1500,
     faces: Annotated[int, typer.Option(min=32, help="Rendered faces, each a class.")] = 1000,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Train the early layers of a ResNet-18 to tell rendered faces apart.
 
@@ -101,28 +135,29 @@ def train_resnet(
 
     folder = load_catalog().roots.work / "weights" / f"faces-{faces}-{seed}"
     pool = render_pool(folder, bank_path=default_bank_path(), num_faces=faces, seed=seed, size_px=FACE_SIZE_PX)
-    accuracy = train_resnet(out, ResNetTraining(num_steps=steps, seed=seed), pool, device=device)
+    accuracy = train_resnet(out, ResNetTraining(num_steps=steps, seed=seed), pool, device=choose_device(device))
     print_line(f"accuracy: {100 * accuracy:.1f} % among {faces} faces")
     print_weights_entry(out, "family: resnet18")
 
 
-@weights_app.command("fit-codec")
+@add_command(weights_app, "fit-codec", "fantrans weights fit-codec bp4d --experiment fan_trans --out basis.safetensors")
 def fit_codec(
-    dataset: Annotated[str, typer.Argument(help="A data set of the catalog that has crops.")],
+    dataset: Dataset,
     out: File,
-    config: Config = None,
+    experiment: Experiment = None,
     frames: Annotated[int, typer.Option(min=8, help="Frames to fit on.")] = 96,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Fit the basis in which the profile compact keeps a FAN's maps.
 
-    Writes the basis and prints its entry for the catalog. No labels are used.
+    The data set must have crops. Writes the basis and prints its entry for the catalog. No labels are used.
     """
+    resolve_experiment(dataset, experiment)
     from pipeline.refresh.fit_codec import fit_codec
     from pipeline.refresh.job import prepare_refresh
     from pipeline.runtime.atomic import file_sha256
 
-    job = prepare_refresh(dataset, config=config, profile="exact", device=device)
+    job = prepare_refresh(dataset, experiment=experiment, profile="exact", device=choose_device(device))
     fit_codec(job, out, num_frames=frames)
     print_line(
         f"for {job.config.features.weights} in data_catalog.yaml:\n"
@@ -130,26 +165,36 @@ def fit_codec(
     )
 
 
-@weights_app.command("evaluate")
+@add_command(
+    weights_app,
+    "evaluate",
+    "fantrans weights evaluate fan-64",
+    "fantrans weights evaluate retinaface-mobilenet --num 100",
+)
 def evaluate_weights(
-    name: Annotated[str, typer.Argument(help="Weights of the catalog.")],
+    name: Weights,
     num: Annotated[
         int | None, typer.Option(min=1, help="Faces or scenes to score on.", show_default="500 faces or 1000 scenes")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered faces or scenes.")] = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Score a FAN on rendered faces, or a RetinaFace on rendered scenes, that no training uses.
 
     Prints one line per score.
     """
-    import torch
-
     from pipeline.catalog import load_catalog
-    from pipeline.synthetic.bank import default_bank_path
 
     catalog = load_catalog()
     entry = catalog.get_weights(name)
+    if entry.family == "resnet18":
+        raise ConfigError(f"weights {name} are a resnet18, which has no score; name a FAN or a RetinaFace")
+    import torch
+
+    from pipeline.synthetic.bank import default_bank_path
+
+    device = choose_device(device)
     if entry.family == "fan":
         from pipeline.faces.features import load_fan
         from pipeline.pretraining.fan_scores import evaluate_fan
@@ -163,9 +208,14 @@ def evaluate_weights(
         from pipeline.faces.detect import load_detector
         from pipeline.pretraining.retinaface import evaluate_detector
 
+        num = num or 1000
         detector = load_detector(entry, torch.device(device))
         scores = evaluate_detector(
-            detector, bank_path=default_bank_path(), device=torch.device(device), num_scenes=num or 1000, seed=seed
+            detector, bank_path=default_bank_path(), device=torch.device(device), num_scenes=num, seed=seed
         )._asdict()
+    if as_json:
+        listed = [{"name": key, "value": value} for key, value in scores.items()]
+        print_json("weights-evaluate", weights=name, num=num, seed=seed, device=device, scores=listed)
+        return
     for key, value in scores.items():
-        console.print(f"{key}: {value:.4g}", highlight=False)
+        print_line(f"{key}: {value:.4g}")

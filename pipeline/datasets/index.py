@@ -45,9 +45,9 @@ def write_index(folder: Path, frames: pd.DataFrame) -> Path:
     return folder / INDEX_NAME
 
 
-def read_index(folder: Path, *, dataset: str, config: str = "CONFIG") -> pd.DataFrame:
-    """Read `frames.parquet` of a data set; errors name the command with `config` that creates it."""
-    made_by = f"fantrans refresh {dataset} --config {config}"
+def read_index(folder: Path, *, dataset: str, experiment: str = "EXPERIMENT") -> pd.DataFrame:
+    """Read `frames.parquet` of a data set; errors name the command with `experiment` that creates it."""
+    made_by = f"fantrans refresh {dataset} --experiment {experiment}"
     return read_table(folder / INDEX_NAME, columns=FRAME_COLUMNS, made_by=made_by)
 
 

@@ -83,7 +83,7 @@ class RefreshJob:
 def prepare_refresh(
     dataset: str,
     *,
-    config: str | None = None,
+    experiment: str | None = None,
     base: str | None = None,
     profile: str | None = None,
     num_views: int | None = None,
@@ -94,11 +94,11 @@ def prepare_refresh(
 ) -> RefreshJob:
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
-    config, base: see `experiments.resolve`; default: the data set's own experiment. A set whose members need several
-    caches is refused. check_device: whether this machine must have the device; a cluster's workers may have it.
+    experiment, base: see `experiments.resolve`; default: the data set's own experiment. A set whose members need
+    several caches is refused. check_device: whether this machine must have the device; a cluster's workers may have it.
     """
     catalog = load_catalog()
-    chosen = experiments.resolve(catalog, dataset, config, base=base)
+    chosen = experiments.resolve(catalog, dataset, experiment, base=base)
     document = chosen.cache.model_dump()
     if profile is not None:
         document["features"]["profile"] = profile
@@ -109,7 +109,7 @@ def prepare_refresh(
     try:
         cache = CacheConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(first_fault(error)) from None
+        raise ConfigError(first_fault(error, CacheConfig)) from None
     catalog.get_weights(cache.detector.weights)
     fingerprint.cache_document(cache, catalog)  # refuses weights without features, or without this profile
     return RefreshJob(

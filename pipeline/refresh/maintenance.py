@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +23,14 @@ from pipeline.cache.format import features_format, stored_format, view_number
 from pipeline.cache.hdf5 import export_hdf5, import_hdf5
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.cache.units import Extractor, UnitSpec, UnitTask, UnitWorker
-from pipeline.catalog import Catalog, WeightsEntry
+from pipeline.catalog import RUN_RECORD_NAME, Catalog, WeightsEntry
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.datasets.index import read_index
-from pipeline.errors import DataError, StoreError
+from pipeline.errors import DataError, StoreError, StoreNotFoundError, UsageError
 from pipeline.faces.features import Precision, extract_features, load_network
 from pipeline.fingerprint import find_weights
 from pipeline.runtime.progress import track
+from pipeline.runtime.text import unknown_name
 from pipeline.store.format import StoreFormat
 from pipeline.store.hashing import hash_document
 from pipeline.store.lock import is_held
@@ -39,8 +41,10 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
     FINGERPRINT_NAME,
     POINTER_NAME,
+    has_intact_tables,
     load_revision,
     manifest_name,
+    read_damage,
     read_fingerprint,
 )
 from pipeline.store.verify import Damage, mark_damaged, verify_store
@@ -60,28 +64,62 @@ A GPU and a CPU differ by less (`tests/integration/test_cuda.py`), two frames of
 class CacheSummary(NamedTuple):
     """One row of `fantrans cache ls`.
 
-    fingerprint: of the cache. revision, num_frames, num_views, megabytes: of its newest revision. age: time since that
-    was published, with its unit. weights, profile: what the features were computed with. used_by: number of runs, and
-    whether a reader pins the revision; "-" if neither.
+    revision, num_frames, num_views, size_bytes, published_at: of the newest revision; None and 0 if no refresh has
+    finished. weights, profile: what the features were computed with. num_runs: runs of the data set that were trained
+    on the cache. has_reader: whether a reader pins the revision. num_damaged: units that are known to be damaged.
     """
 
-    fingerprint: str
-    revision: int
+    dataset: str
+    folder: Path
+    revision: int | None
     num_frames: int
     num_views: int
-    megabytes: int
-    age: str
+    size_bytes: int
+    published_at: datetime | None
     weights: str
     profile: str
-    used_by: str
+    num_runs: int
+    has_reader: bool
+    num_damaged: int
+    has_damaged_tables: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the cache: the name of its folder."""
+        return self.folder.name
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the newest revision was published."""
+        return None if self.published_at is None else time.time() - self.published_at.timestamp()
+
+    @property
+    def age(self) -> str:
+        """Time since the newest revision was published, in its largest whole unit, such as 3 h."""
+        return "-" if self.age_s is None else _age(self.age_s)
+
+    @property
+    def used_by(self) -> str:
+        """Runs and readers; "-" if there are none."""
+        users = [f"{self.num_runs} run{'s' * (self.num_runs > 1)}"] * (self.num_runs > 0)
+        return ", ".join(users + ["a reader"] * self.has_reader) or "-"
+
+    @property
+    def state(self) -> str:
+        """What is known without reading the cache: intact, damaged, or unfinished."""
+        if self.revision is None:
+            return "unfinished"
+        if self.num_damaged:
+            return f"damaged {self.num_damaged}"
+        return "damaged tables" if self.has_damaged_tables else "intact"
 
 
 def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
-    """Return a data set's feature caches that have a finished revision, with the runs and readers that use each.
+    """Return a data set's feature caches, with the runs and readers that use each.
 
-    Caches whose tables are damaged are logged and left out.
+    Caches whose tables are damaged in both copies are logged and left out.
     """
-    num_runs_by_cache = _count_runs(catalog.roots.runs)
+    num_runs_by_cache = _count_runs(catalog, dataset)
     summaries = []
     for folder in cache_folders(catalog, dataset):
         try:
@@ -89,24 +127,23 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
         except StoreError as error:
             logger.warning("%s", error)
             continue
-        if revision is None:
-            continue  # the first refresh has not finished
-        features, manifest = document["features"], revision.manifest
-        num_runs = num_runs_by_cache[hash_document(document)]
-        users = [f"{num_runs} run{'s' * (num_runs > 1)}"] * (num_runs > 0)
-        users += ["a reader"] * is_held(folder / manifest_name(revision.number))
-        age_s = time.time() - (folder / POINTER_NAME).stat().st_mtime if (folder / POINTER_NAME).is_file() else 0
+        features = document["features"]
+        pointer = folder / POINTER_NAME
         summaries.append(
             CacheSummary(
-                hash_document(document),
-                revision.number,
-                manifest["num_rows"],
-                len(revision.groups),
-                round(manifest["num_bytes"] / 1e6),
-                _age(age_s),
-                _network_name(features),
-                features["profile"],
-                ", ".join(users) or "-",
+                dataset=dataset,
+                folder=folder,
+                revision=None if revision is None else revision.number,
+                num_frames=0 if revision is None else revision.manifest["num_rows"],
+                num_views=0 if revision is None else len(revision.groups),
+                size_bytes=0 if revision is None else revision.manifest["num_bytes"],
+                published_at=datetime.fromtimestamp(pointer.stat().st_mtime, UTC) if pointer.is_file() else None,
+                weights=_network_name(features),
+                profile=features["profile"],
+                num_runs=num_runs_by_cache[hash_document(document)],
+                has_reader=revision is not None and is_held(folder / manifest_name(revision.number)),
+                num_damaged=len(read_damage(folder)),
+                has_damaged_tables=revision is not None and not has_intact_tables(folder),
             )
         )
     return summaries
@@ -133,12 +170,14 @@ def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
     return sorted(path.parent for path in catalog.crops_folder(dataset).glob(f"*/{FINGERPRINT_NAME}"))
 
 
-def _count_runs(root: Path) -> Counter[str]:
-    """Return the number of runs below the runs root by the fingerprint of their cache; damaged runs are logged."""
+def _count_runs(catalog: Catalog, dataset: str) -> Counter[str]:
+    """Return the number of a data set's runs by the fingerprint of their cache; damaged runs are logged."""
     runs: Counter[str] = Counter()
-    for path in root.glob("*/run.json"):
+    for name in catalog.run_names():
+        path = catalog.roots.runs / name / RUN_RECORD_NAME
         try:
-            runs[read_record(path, keys=("cache",), made_by="fantrans train")["cache"]] += 1
+            record = read_record(path, keys=("cache", "dataset"), made_by="fantrans train")
+            runs[record["cache"]] += record["dataset"] == dataset
         except DataError as error:
             logger.warning("this run is not counted as a user of its cache: %s", error)
     return runs
@@ -257,14 +296,18 @@ def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRA
 def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
     """Return the folder of the cache whose fingerprint begins with `name` (default: the data set's only cache).
 
-    Raises `StoreError` with all fingerprints if none fits, or several do.
+    Raises `UsageError` with all fingerprints if none fits, or several do; `StoreNotFoundError` without a cache.
     """
-    folders = [folder for folder in cache_folders(catalog, dataset) if folder.name.startswith(name or "")]
-    if len(folders) != 1:
-        known = ", ".join(folder.name for folder in cache_folders(catalog, dataset)) or "none"
-        which = f"no cache {name!r}" if name and not folders else f"{len(folders)} caches to choose from"
-        raise StoreError(
-            f"{dataset} has {which}; known ones: {known} (`fantrans cache ls {dataset}`); name one with --fingerprint"
+    known = cache_folders(catalog, dataset)
+    if not known:
+        raise StoreNotFoundError(f"{dataset} has no cache; run `fantrans refresh {dataset}` to create one")
+    folders = [folder for folder in known if folder.name.startswith(name or "")]
+    names = [folder.name for folder in known]
+    if name and not folders:
+        raise UsageError(unknown_name("cache", name, names, where=f" for {dataset}"))
+    if len(folders) > 1:
+        raise UsageError(
+            f"{dataset} has {len(folders)} caches to choose from: {', '.join(names)}; name one with --fingerprint"
         )
     return folders[0]
 

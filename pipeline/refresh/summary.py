@@ -67,7 +67,7 @@ def _cache(cache: CacheReader) -> list[str]:
     lines = [
         f"**Cache `{cache.fingerprint}`, revision {cache.revision}:** {len(cache.index):,} frames x {cache.num_views} "
         f"views, {manifest['num_bytes'] / 1e9:,.2f} GB, profile {features['profile']}, "
-        f"weights `{features['sha256'][:12]}`.",
+        f"weights `{features['sha256'][:12]}`, device {manifest['provenance']['device']}.",
         "",
         f"Fidelity, as the mean relative L2 error of a map: {errors}.",
     ]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,28 @@ class Difference:
         if low <= 0 <= high:
             return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}"
         return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the difference as docs/cli.md describes it; undefined numbers are NaN."""
+        rows = [
+            {
+                "points": float(points),
+                "low_points": float(low),
+                "high_points": float(high),
+                "is_distinguishable": bool(low > 0 or high < 0),
+            }
+            for points, low, high in zip(self.points, self.low, self.high, strict=True)
+        ]
+        return {
+            "ours": self.ours,
+            "theirs": self.theirs,
+            "num_subjects": self.num_subjects,
+            "num_runs_ours": self.num_runs[0],
+            "num_runs_theirs": self.num_runs[1],
+            "mean": rows[-1],
+            "action_units": [{"au": int(au), **row} for au, row in zip(self.aus, rows[:-1], strict=True)],
+            "sentence": self.sentence(),
+        }
 
     def rich_table(self) -> Table:
         """Return a table for the terminal, one row per action unit."""

@@ -19,13 +19,14 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.errors import ConfigError, DataError, StoreError, UsageError
 from pipeline.experiments import ExperimentSet, Member, resolve
 from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
-from pipeline.training.runs import Runs, finished_folds, run_folder
+from pipeline.runtime.text import unknown_name
+from pipeline.training.runs import Runs, find_run, finished_folds, run_folder
 
 logger = logging.getLogger("fantrans")
 
@@ -51,6 +52,8 @@ class SetTable:
     num_seeds: int
     published: pd.DataFrame
     """Rows of the set's published table: method, au, f1_percent; empty if it has none."""
+    is_set: bool = True
+    """False for one experiment, read as a set of one."""
 
     def table(self) -> pd.DataFrame:
         """Return one row per member: seeds, F1 of each AU and mean, interval, difference to the first, published."""
@@ -85,6 +88,40 @@ class SetTable:
     def _published(self, row: Row, au: str = "AVG") -> float | None:
         found = self.published[(self.published["method"] == row.published) & (self.published["au"] == au)]
         return None if found.empty else float(found["f1_percent"].iloc[0])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the table and the orderings as docs/cli.md describes them; undefined numbers are NaN."""
+        rows = []
+        for row in self.rows:
+            record = self._record(row)
+            rows.append(
+                {
+                    "member": row.name,
+                    "num_seeds": record["seeds"],
+                    **{key: record.get(name) for key, name in _JSON_NAMES.items()},
+                    "action_units": [
+                        {
+                            "au": au,
+                            "f1_percent": record[f"AU{au}"],
+                            "published_percent": self._published(row, f"AU{au}"),
+                        }
+                        for au in row.aus
+                    ],
+                    "runs": [folder.name for folder in row.folders],
+                }
+            )
+        orderings = [
+            {"better": better, "worse": worse, "found": found}
+            for found, pairs in self.orderings()._asdict().items()
+            for better, worse in pairs
+        ]
+        return {
+            "set": self.name,
+            "dataset": self.dataset,
+            "measured_on": self.what_data,
+            "rows": rows,
+            "orderings": orderings,
+        }
 
     def orderings(self) -> Orderings:
         """Return the pairs of rows whose published means differ, by whether ours differ in the same direction."""
@@ -184,11 +221,25 @@ class SetTable:
 _NOT_ON_TERMINAL = ("seeds", "diff.")
 """Columns that do not fit 80 characters."""
 
+_JSON_NAMES = {
+    "f1_percent": "f1_percent",
+    "std_points": "std",
+    "low_percent": "low_percent",
+    "high_percent": "high_percent",
+    "num_undefined": "num_undefined",
+    "over_first_points": "over_first",
+    "over_first_low_points": "over_first_low",
+    "over_first_high_points": "over_first_high",
+    "published_percent": "published_percent",
+    "published_over_first_points": "published_over_first",
+}
+"""Keys of a row in JSON, and the columns of the table that they are."""
+
 _COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 
 
 def write_set_report(
-    config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+    experiment: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> tuple[SetTable, Path]:
     """Write the table of a set's finished runs as .md, .html, .csv and .json below the runs root.
 
@@ -197,12 +248,12 @@ def write_set_report(
     """
     catalog = load_catalog()
     entry = catalog.get_dataset(dataset)
-    chosen, runs = resolve(catalog, dataset, config, base=base), Runs(catalog, dataset, init_from=init_from)
+    chosen, runs = resolve(catalog, dataset, experiment, base=base), Runs(catalog, dataset, init_from=init_from)
     rows = tuple(_read_member(member, runs) for member in chosen.members)
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
-        command = f"fantrans train {config} --dataset {dataset}{more}"
-        raise DataError(f"no run of {config} on {dataset} is finished; run `{command}`")
+        command = f"fantrans train {dataset} --experiment {experiment}{more}"
+        raise DataError(f"no run of {experiment} on {dataset} is finished; run `{command}`")
     published = pd.read_csv(PUBLISHED_FILE)
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
@@ -210,7 +261,7 @@ def write_set_report(
     if init_from:
         what += f", heads initialised from {init_from}"
     num_seeds = max(len(member.experiments) for member in chosen.members)
-    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published)
+    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=chosen.is_derived)
     started = f"-from-{init_from}" if init_from else ""
     stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}".replace("/", "_")
     md, csv, as_json = (catalog.roots.runs / "tables" / f"{stem}.{kind}" for kind in ("md", "csv", "json"))
@@ -237,8 +288,8 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
     known = set(published.loc[published["table"] == chosen.published_table, "method"])
     if not known:
         raise ConfigError(
-            f"{chosen.spec}: `published_table` {chosen.published_table!r} does not exist; known ones: "
-            f"{', '.join(sorted(set(published['table'])))}"
+            f"{chosen.spec}: "
+            + unknown_name("`published_table`", chosen.published_table, sorted(set(published["table"])))
         )
     for member in chosen.members:
         if member.published is not None and member.published not in known:
@@ -254,24 +305,21 @@ def compare_runs(
     """Return the paired difference of two runs, or of two members with all their finished seeds.
 
     ours, theirs: a run (its folder, or its name below the runs root), an experiment or SET:MEMBER. The other arguments
-    are those of `train_folds`, for experiments and members. Raises `DataError` if nothing is finished, or if the two
-    were not tested on the same frames and labels.
+    are those of `train_folds`, for experiments and members. Raises `UsageError` for an unknown run, `DataError` if
+    nothing is finished, or if the two were not tested on the same frames and labels.
     """
     catalog = load_catalog()
     return difference(*(_row_named(name, catalog, dataset, base, init_from) for name in (ours, theirs)))
 
 
 def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | None, init_from: str | None) -> Row:
-    folder = run_folder(catalog, name)
+    folder = find_run(catalog, name) if dataset is None else run_folder(catalog, name)
     if folder is not None:
         return read_row(name, [folder] if finished_folds(folder) else [], published=None)
-    if dataset is None:
-        raise DataError(
-            f"{name} is not a run; for an experiment, or a member of a set such as table1:baseline, pass its --dataset"
-        )
+    assert dataset is not None
     chosen = resolve(catalog, dataset, name, base=base)
     if len(chosen.members) > 1:
-        raise DataError(f"{name} has {len(chosen.members)} members; pass one, such as {name}:{chosen.members[0].name}")
+        raise UsageError(f"{name} has {len(chosen.members)} members; pass one, such as {name}:{chosen.members[0].name}")
     return _read_member(chosen.members[0], Runs(catalog, dataset, init_from=init_from))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -11,6 +12,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.prefetch import prefetch_map
+
+logger = logging.getLogger("fantrans")
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -52,6 +55,19 @@ def exact_convolutions() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
+AUTO = "auto"
+"""The device that `choose_device` replaces by CUDA where torch sees it, else by the CPU."""
+
+
+def choose_device(device: str) -> str:
+    """Return the device to work on, and log the choice if `device` is "auto"; other devices as `checked_device`."""
+    if device != AUTO:
+        return checked_device(device)
+    chosen = "cuda" if torch.cuda.device_count() else "cpu"
+    logger.info("device: %s (auto)", chosen)
+    return chosen
+
+
 def checked_device(device: str) -> str:
     """Return `device`; raises `ConfigError` if torch does not know it or this machine does not have it."""
     try:
@@ -59,7 +75,7 @@ def checked_device(device: str) -> str:
     except RuntimeError:
         kind = ""
     if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"device {device!r} is not known; expected cpu, cuda or cuda:N")
+        raise ConfigError(f"device {device!r} is not known; expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {device!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices; pass --device cpu"

@@ -100,7 +100,7 @@ def track(description: str, *, total: int, unit: str, num_before: int = 0) -> It
     if listener is not None:
         listener(description, 100 * num_before / max(total, 1))
     with ExitStack() as stack:
-        bar = stack.enter_context(_bar(console)) if console.is_terminal else None
+        bar = stack.enter_context(_bar(console)) if console.is_terminal and logger.isEnabledFor(logging.INFO) else None
         task = TaskID(0) if bar is None else bar.add_task(description, total=total, unit=unit, completed=num_before)
         yield on_progress
     if bar is None:

@@ -1,8 +1,9 @@
-"""Long lists in one line of a log, an error or a report."""
+"""Long lists and unknown names in one line of a log, an error or a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 
 MAX_LISTED = 50
 
@@ -12,3 +13,21 @@ def join_first(items: Iterable[str], limit: int = MAX_LISTED, *, separator: str 
     items = list(items)
     more = [f"and {len(items) - limit:,} more"] if len(items) > limit else []
     return separator.join([*items[:limit], *more])
+
+
+def unknown_name(kind: str, name: str, known: Collection[str], *, where: str = "") -> str:
+    """Return the sentence that a name does not exist, with the nearest of the known ones, if one is near.
+
+    `unknown_name("data set", "bp4", ["bp4d"])` is "data set 'bp4' does not exist; did you mean 'bp4d'? known ones:
+    bp4d". where: words after "does not exist".
+    """
+    near = nearest_name(name, known)
+    meant = f"did you mean {near!r}? " if near is not None else ""
+    return f"{kind} {name!r} does not exist{where}; {meant}known ones: {join_first(known, 20) or 'none'}"
+
+
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that is most like `name`, None if none is like it."""
+    by_case = {each.casefold(): each for each in known}
+    found = get_close_matches(name.casefold(), by_case, n=1)
+    return by_case[found[0]] if found else None

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.head import HeadInputs
-from pipeline.errors import ConfigError, DataNotFoundError
+from pipeline.errors import DataError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
 from pipeline.runtime.extras import optional_packages
 from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
@@ -180,7 +180,7 @@ def write_onnx(folder: Path) -> float:
                 ours = model.head(here).numpy()
             gaps.append(float((np.abs(ours - theirs) / np.maximum(1, np.abs(ours))).max()))
         if max(gaps) > ONNX_TOLERANCE:
-            raise ConfigError(
+            raise DataError(
                 f"{folder / ONNX_NAME} is not written: its logits differ from torch by {max(gaps):.1e}, more than "
                 f"{ONNX_TOLERANCE}"
             )

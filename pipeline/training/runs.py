@@ -13,8 +13,9 @@ runs/{dataset}-{head}-seed{N}-{run fingerprint}/
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ import torch
 
 from pipeline import experiments
 from pipeline.cache.reader import CacheReader, open_cache
+from pipeline.catalog import RUN_RECORD_NAME as RECORD_NAME
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
 from pipeline.datasets.index import read_index
-from pipeline.errors import DataError, DataNotFoundError, StoreError, StoreNotFoundError
+from pipeline.errors import DataError, DataNotFoundError, StoreError, StoreNotFoundError, UsageError
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
 from pipeline.runtime.atomic import file_sha256, write_bytes_atomically, write_json
+from pipeline.runtime.text import join_first, unknown_name
 from pipeline.store.hashing import hash_document
 from pipeline.tables import read_record, read_table
 from pipeline.training.heads import check_maps
@@ -37,7 +40,6 @@ from pipeline.training.loader import page_sizes
 from pipeline.training.metrics import COUNT_COLUMNS
 
 CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
-RECORD_NAME = "run.json"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
 
 _FOLD_PREFIX = "fold-"
@@ -80,7 +82,7 @@ class Runs:
     """Runs of experiments on a data set; its index and each of its caches are opened once, at the newest revision.
 
     init_from: a run that initialises the heads, or a data set: then its run of the same experiment. Raises
-    `DataNotFoundError` if it is neither.
+    `UsageError` if it is neither.
     """
 
     def __init__(self, catalog: Catalog, dataset: str, *, init_from: str | None = None) -> None:
@@ -89,9 +91,8 @@ class Runs:
         if init_from is not None and self._sources is None:
             self._source = run_folder(catalog, init_from)
             if self._source is None:
-                raise DataNotFoundError(
-                    f"{init_from} is neither a run nor a data set; pass a folder printed by `fantrans train`"
-                )
+                names = [*catalog.datasets, *catalog.run_names()]
+                raise UsageError(unknown_name("run or data set", init_from, names))
         self._frames: pd.DataFrame | None = None
         self._caches: dict[Path, CacheReader] = {}
 
@@ -109,7 +110,7 @@ class Runs:
         if cache.num_views < num_views:
             raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
-                f"refresh {dataset} --config {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
+                f"refresh {dataset} --experiment {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
             )
         check_maps(experiment.name, experiment.head, cache)
         document = {
@@ -140,7 +141,7 @@ class Runs:
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
         if self._frames is None:
             work = self._catalog.work_folder(self._dataset)
-            self._frames = read_index(work, dataset=self._dataset, config=experiment.refresh_args)
+            self._frames = read_index(work, dataset=self._dataset, experiment=experiment.refresh_args)
             check_subject_exclusive(self._frames)
         return self._frames
 
@@ -149,23 +150,23 @@ class Runs:
         if not folder.is_dir():
             raise StoreNotFoundError(
                 f"{self._dataset} has no cache with the settings of {experiment.name} ({folder} does not exist); "
-                f"run `fantrans refresh {self._dataset} --config {experiment.refresh_args}`"
+                f"run `fantrans refresh {self._dataset} --experiment {experiment.refresh_args}`"
             )
         if folder not in self._caches:
             self._caches[folder] = open_cache(folder)
         return self._caches[folder]
 
 
-def prepare_run(config: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
+def prepare_run(experiment: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
     """Return the run of one experiment, named in configs/ or a .yaml file, on the data set's newest cache.
 
     Raises what `load_experiment` and `Runs.resolve` raise.
     """
-    return Runs(load_catalog(), dataset, init_from=init_from).resolve(experiments.load_experiment(config))
+    return Runs(load_catalog(), dataset, init_from=init_from).resolve(experiments.load_experiment(experiment))
 
 
 def resolve_runs(
-    config: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+    experiment: str, *, dataset: str, base: str | None = None, init_from: str | None = None
 ) -> list[TrainingRun]:
     """Return the run of an experiment, or the runs of a set (one per member and seed), on the newest caches.
 
@@ -173,31 +174,55 @@ def resolve_runs(
     """
     catalog = load_catalog()
     runs = Runs(catalog, dataset, init_from=init_from)
-    return [
-        runs.resolve(experiment) for experiment in experiments.resolve(catalog, dataset, config, base=base).experiments
-    ]
+    return [runs.resolve(each) for each in experiments.resolve(catalog, dataset, experiment, base=base).experiments]
 
 
-def finished_run(config: str, *, dataset: str) -> TrainingRun | None:
+def finished_run(experiment: str, *, dataset: str) -> TrainingRun | None:
     """Return the experiment's run on the newest cache and labels if all its folds are finished, else None."""
     try:
-        run = prepare_run(config, dataset=dataset)
+        run = prepare_run(experiment, dataset=dataset)
     except (StoreError, DataError):
         return None
     return run if run.is_finished else None
 
 
 def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
-    """Return `parts`, or those of the experiment if it is None or empty; `DataError` for an unknown part."""
-    unknown = sorted(set(parts or ()) - set(PARTS))
-    if unknown:
-        raise DataError(f"part {unknown[0]!r} does not exist; expected one or more of {', '.join(PARTS)}")
+    """Return `parts`, or those of the experiment if it is None or empty; `UsageError` for an unknown part."""
+    check_parts(parts or ())
     return tuple(parts) if parts else run.experiment.parts
 
 
+def check_parts(parts: Iterable[str]) -> None:
+    """Raise `UsageError` for a part that no protocol has."""
+    for part in parts:
+        if part not in PARTS:
+            raise UsageError(unknown_name("part", part, PARTS))
+
+
 def run_folder(catalog: Catalog, run: str) -> Path | None:
-    """Return the folder of a run, given by path or by name below the runs root; None if it does not exist."""
-    return next((folder for folder in (Path(run), catalog.roots.runs / run) if (folder / RECORD_NAME).is_file()), None)
+    """Return the folder of a run, given by path, or by name below the runs root or a beginning that only it has.
+
+    None if it does not exist. Raises `UsageError` if several names begin so.
+    """
+    for folder in (Path(run), catalog.roots.runs / run):
+        if (folder / RECORD_NAME).is_file():
+            return folder
+    found = [name for name in catalog.run_names() if run and name.startswith(run)]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} runs begin with {run!r}, give more letters of one: {join_first(found, 10)}")
+    return catalog.roots.runs / found[0] if found else None
+
+
+def find_run(catalog: Catalog, run: str) -> Path:
+    """Return the folder of a run as `run_folder` does; raises `UsageError` with the nearest names if there is none."""
+    folder = run_folder(catalog, run)
+    if folder is None:
+        names = catalog.run_names()
+        near = get_close_matches(run, names, n=3)
+        shown = f"near ones: {', '.join(near)}" if near else f"known ones: {join_first(names, 10)}"
+        shown = shown if names else "train one with `fantrans train DATASET`"
+        raise UsageError(f"run {run!r} does not exist below {catalog.roots.runs}; {shown}")
+    return folder
 
 
 def read_run(folder: Path) -> dict[str, Any]:

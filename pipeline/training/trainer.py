@@ -29,7 +29,7 @@ logger = logging.getLogger("fantrans")
 
 
 def train_folds(
-    config: str,
+    experiment: str,
     *,
     dataset: str,
     base: str | None = None,
@@ -43,7 +43,7 @@ def train_folds(
     those of the experiment. init_from: a run whose heads of the same test parts initialise these, as the paper does for
     DISFA from BP4D (4.1). Raises what `resolve_runs` and `train_heads` raise.
     """
-    runs = resolve_runs(config, dataset=dataset, base=base, init_from=init_from)
+    runs = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from)
     train_heads([(run, part) for run in runs for part in fold_parts(run, parts)], device=device)
     return [run.folder for run in runs]
 

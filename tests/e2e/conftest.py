@@ -207,7 +207,7 @@ def undisturbed(trial, refreshed):
     trial.request("PATCH", f"deployments/{trial.deployment(elsewhere)['id']}", json={"work_pool_name": "cpu"})
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(
-            trial.run, elsewhere, dataset="undisturbed", device="cpu", config=trial.slow, cluster={"num_workers": 4}
+            trial.run, elsewhere, dataset="undisturbed", device="cpu", experiment=trial.slow, cluster={"num_workers": 4}
         )
 
 

@@ -63,7 +63,7 @@ def break_refresh(trial, fault):
     Returns the final state of the run.
     """
     finished, num_units = trial.finished(), len(trial.units())
-    run = trial.begin(REFRESH, config=trial.slow)
+    run = trial.begin(REFRESH, experiment=trial.slow)
     trial.until(lambda: len(trial.units()) > num_units or trial.state(run)[0] == "Failed")
     fault(run)
     end = trial.wait_for_end(run)
@@ -95,14 +95,14 @@ def test_a_refresh_after_many_faults_has_the_bytes_of_an_undisturbed_one(trial, 
         # the process runs on without its worker, for a while or to its end
         assert state in ("Crashed", "Completed"), message
 
-        assert trial.wait_for_end(trial.begin(REFRESH, config=trial.slow))[0] == "Completed"
+        assert trial.wait_for_end(trial.begin(REFRESH, experiment=trial.slow))[0] == "Completed"
         assert_same(content_of(caches), content_of(trial.folder / "cache/undisturbed"))
     if not disk.is_mounted:
         pytest.skip("cannot mount a file system: all but the full disk was tested")
 
 
 def test_a_refresh_survives_a_server_outage_of_twenty_seconds(trial, caches):
-    run = trial.begin(REFRESH, config=trial.slow, profile="compact")
+    run = trial.begin(REFRESH, experiment=trial.slow, profile="compact")
     trial.until(trial.units)
     assert trial.state(run)[0] == "Running"
     (server,) = (pid for pid, words in processes(f"PREFECT_API_URL={trial.address}") if "server start" in words)
@@ -112,7 +112,7 @@ def test_a_refresh_survives_a_server_outage_of_twenty_seconds(trial, caches):
     trial.process.send_signal(signal.SIGCONT)
     trial.until(trial.is_up)
     assert trial.wait_for_end(run)[0] == "Completed"
-    following = trial.begin(REFRESH, config=trial.slow, profile="compact")
+    following = trial.begin(REFRESH, experiment=trial.slow, profile="compact")
     verified = trial.command(BIN / "fantrans", "cache", "verify", "--deep", "bp4d-synthetic")
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert trial.wait_for_end(following)[0] == "Completed"

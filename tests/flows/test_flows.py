@@ -1,5 +1,6 @@
 """The flows on a real Prefect server, over a small rendered data set."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.catalog import load_catalog
 from pipeline.datasets.index import read_index
 from pipeline.errors import ConfigError, StoreError
 from pipeline.training.runs import prepare_run
+from tests.command_line import fantrans
 from tests.small_catalog import NUM_FRAMES, write_small_catalog
 
 STAGES = ["render", "index", "detect", "crop", "extract"]
@@ -34,14 +36,14 @@ def environment(small_catalog, monkeypatch):
 def refreshed(environment):
     from pipeline.refresh.stages import refresh_cache
 
-    refresh_cache("small", config=environment)
+    refresh_cache("small", experiment=environment)
 
 
 def test_main_job_runs_from_raw_frames_to_a_report_and_a_second_run_computes_nothing(environment):
     from flows.main_job import main_job
     from flows.refresh import refresh_cache
 
-    report = main_job("small", config=environment)
+    report = main_job("small", experiment=environment)
     assert report.parts == ("P1", "P2")
     assert report.table()["au"].tolist()[-1] == "mean"
     frames = read_index(load_catalog().work_folder("small"), dataset="small")
@@ -51,14 +53,14 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_a_second_run_computes_not
 
     first = {path: path.stat().st_mtime_ns for path in report.folder.rglob("*") if path.suffix == ".safetensors"}
     assert len(first) == 4
-    summaries = refresh_cache("small", config=environment)
+    summaries = refresh_cache("small", experiment=environment)
     assert [summary.stage for summary in summaries] == STAGES
     assert [summary.num_computed for summary in summaries] == [0] * len(STAGES)
     assert [summary.num_kept for summary in summaries[:2]] == [len(frames)] * 2
-    main_job("small", config=environment)
+    main_job("small", experiment=environment)
     more_views = Path(environment).with_name("more.yaml")
     more_views.write_text(f"base: {Path(environment).with_suffix('')}\ncache: {{views: {{num_views: 5}}}}\n")
-    message = r"has 2 views, more trains on 5; run `fantrans refresh small --config .*/more.yaml`"
+    message = r"has 2 views, more trains on 5; run `fantrans refresh small --experiment .*/more.yaml`"
     with pytest.raises(StoreError, match=message):
         prepare_run(str(more_views), dataset="small")
     assert {path: path.stat().st_mtime_ns for path in first} == first
@@ -68,8 +70,8 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_a_second_run_computes_not
 def test_init_from_a_data_set_starts_from_its_run_of_the_same_experiment(environment):
     from flows.train import train_folds
 
-    (source,) = train_folds(environment, dataset="small")
-    (started,) = train_folds(environment, dataset="small", init_from="small")
+    (source,) = train_folds("small", environment)
+    (started,) = train_folds("small", environment, init_from="small")
     assert json.loads((started / "run.json").read_bytes())["init_from"] == source.name
     assert started != source
 
@@ -86,7 +88,7 @@ def test_a_set_is_trained_in_one_pass_over_the_cache_and_reported_and_drawn(envi
         "  baseline: {published: Baseline, head: {variant: baseline}}\n"
         "  shallow: {head: {num_blocks: 1}}\n"
     )
-    folders = train_folds(str(path), dataset="small", base=environment)
+    folders = train_folds("small", str(path), base=environment)
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == [
         "small-baseline-seed0",
         "small-baseline-seed1",
@@ -95,7 +97,7 @@ def test_a_set_is_trained_in_one_pass_over_the_cache_and_reported_and_drawn(envi
     ]
     first = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.safetensors")}
     assert len(first) == 4 * 2 * 2  # runs, folds, the trained head and the deployed one
-    assert train_folds(str(path), dataset="small", base=environment) == folders
+    assert train_folds("small", str(path), base=environment) == folders
     assert {path: path.stat().st_mtime_ns for path in first} == first
     table, written = write_set_report(str(path), dataset="small", base=environment)
     assert [row.folders for row in table.rows] == [tuple(folders[:2]), tuple(folders[2:])]
@@ -150,19 +152,19 @@ def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_cata
     row.iloc[0, 0] = frame
     pd.concat([table, row]).to_csv(codes, index=False)
 
-    index, detect, crop, extract = refresh_cache("small", config=environment)
+    index, detect, crop, extract = refresh_cache("small", experiment=environment)
     assert index.num_computed == NUM_FRAMES + 1
     assert (detect.num_kept, detect.num_computed) == (NUM_FRAMES, 1)
     assert crop.num_computed == 1
     assert extract.num_computed == 1
 
     shutil.copy(sorted((root / "BP4D-training").rglob("*.jpg"))[-1], image)
-    _, detect, crop, _ = refresh_cache("small", config=environment)
+    _, detect, crop, _ = refresh_cache("small", experiment=environment)
     assert (detect.num_computed, crop.num_computed) == (1, 1), "another image under the same name"
 
     image.write_bytes(image.read_bytes()[:200])
     for num_dropped in (1, 0):
-        _, detect, crop, extract = stages.refresh_cache("small", config=environment)
+        _, detect, crop, extract = stages.refresh_cache("small", experiment=environment)
         assert detect.num_computed == 1, "an unreadable frame is tried each time"
         assert (extract.num_computed, extract.num_dropped) == (0, num_dropped)
 
@@ -180,14 +182,42 @@ def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command
         "  r18: {head: {variant: baseline, input_features: lf_only},\n"
         "        cache: {features: {weights: resnet18-rendered}}}\n"
     )
-    message = rf"run `fantrans refresh small --config {path}:r18 --base {environment}`"
+    message = rf"run `fantrans refresh small --experiment {path}:r18 --base {environment}`"
     with pytest.raises(StoreError, match=message):
         train_folds(str(path), dataset="small", base=environment)
     with pytest.raises(ConfigError, match="trains on several caches"):
-        refresh_cache("small", config=str(path), base=environment)
-    refresh_cache("small", config=f"{path}:r18", base=environment)
+        refresh_cache("small", experiment=str(path), base=environment)
+    refresh_cache("small", experiment=f"{path}:r18", base=environment)
     assert "resnet18" in {cache.weights for cache in list_caches(load_catalog(), "small")}
     plain, r18 = train_folds(str(path), dataset="small", base=environment)
     caches = [json.loads((folder / "run.json").read_bytes())["cache"] for folder in (plain, r18)]
     assert caches[0] != caches[1]
     assert compare_runs(plain.name, r18.name).num_subjects == 8
+
+
+@pytest.mark.usefixtures("environment")
+def test_commands_give_a_flow_and_the_function_without_prefect_what_they_take(monkeypatch):
+    import flows.refresh
+    import flows.train
+    from flows.commands import data, train
+    from pipeline.refresh import stages
+    from pipeline.refresh.job import prepare_refresh
+    from pipeline.training import trainer
+
+    taken = []
+
+    def recorder(function):
+        signature = inspect.signature(function)
+        return lambda *words, **named: taken.append(signature.bind(*words, **named).arguments) or ["a", "b"]
+
+    for module, name in ((flows.refresh, "refresh_cache"), (flows.train, "train_folds")):
+        monkeypatch.setattr(module, name, recorder(getattr(module, name).fn))
+    monkeypatch.setattr(stages, "refresh_cache", recorder(prepare_refresh))
+    monkeypatch.setattr(trainer, "train_folds", recorder(trainer.train_folds))
+    for is_named in (True, False):
+        for module in (data, train):
+            monkeypatch.setattr(module, "is_server_named", lambda is_named=is_named: is_named)
+        assert fantrans("refresh", "small", "--device", "cpu").status == 0
+        assert fantrans("train", "small", "--parts", "P1", "--device", "cpu").status == 0
+    assert {(each["dataset"], each["device"]) for each in taken} == {("small", "cpu")}
+    assert [each.get("parts") for each in taken] == [None, ["P1"], None, ["P1"]]

@@ -1,7 +1,9 @@
 """The command line in its own process: what it prints, where, and with which exit status."""
 
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.commands.base import options_with_value
+from flows.commands.names import RENAMED, check_spelling, resolve_experiment
 from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.datasets.index import index_frames
-from pipeline.errors import ConfigError
+from tests.command_line import commands
 
 FANTRANS = Path(sys.executable).with_name("fantrans")
 
@@ -32,8 +36,8 @@ def run(*arguments, cwd, **variables):
     )
 
 
-def test_catalog_show_lists_every_name(tmp_path):
-    shown = run("catalog", "show", cwd=tmp_path, COLUMNS="200")
+def test_catalog_ls_lists_every_name(tmp_path):
+    shown = run("catalog", "ls", cwd=tmp_path, COLUMNS="200")
     assert shown.returncode == 0
     for name in ("bp4d", "disfa", "bp4d-synthetic", "fan-64", "fan-128", "retinaface-mobilenet", "cache"):
         assert name in shown.stdout
@@ -41,99 +45,41 @@ def test_catalog_show_lists_every_name(tmp_path):
 
 def test_catalog_check_lists_what_is_missing(tmp_path):
     checked = run("catalog", "check", cwd=tmp_path, BP4D_ROOT=str(tmp_path / "none"))
-    assert checked.returncode == 2
+    assert checked.returncode == 1
     assert f"data set 'bp4d': {tmp_path}/none/BP4D-training does not exist" in checked.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("refresh", "bp5d"), "the catalog has no data set 'bp5d'; known ones: bp4d"),
-        (("refresh", "bp4d", "--config", "fantrans"), "experiment 'fantrans' does not exist"),
-        (("refresh", "bp4d", "--device", "cuda:9"), "device 'cuda:9' does not exist"),
-        (("train", "fan_trans", "--dataset", "bp4d", "--device", "foo"), "device 'foo' is not known; expected cpu"),
-        (("cache", "ls", "bp5d"), "the catalog has no data set 'bp5d'"),
-        (("report", "[/b]"), "[/b] is not a run"),
         (("refresh", "bp4d"), "does not exist; run `fantrans catalog check`"),
+        (("train", "bp4d"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
+        (("train", "bp4d", "-e", "table1"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
+        (("report", "bp4d"), "run `fantrans refresh bp4d --experiment fan_trans` to create it"),
         (
-            ("refresh", "bp4d", "--profile", "tiny"),
-            "profile 'tiny' does not exist; known ones: exact, standard, compact",
+            ("compare", "bp4d", "table1:baseline", "fan_trans"),
+            "run `fantrans refresh bp4d --experiment fan_trans` to create it",
         ),
-        (("train", "fan_trans", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to create it"),
-        (("report", "nowhere"), "is not a run"),
-        (
-            ("compare", "a", "b"),
-            "a is not a run; for an experiment, or a member of a set such as table1:baseline, pass",
-        ),
-        (("export", "nowhere", "--out", "model"), "nowhere is not a run; pass a folder printed by `fantrans train`"),
-        (("train", "table1", "--dataset", "bp4d", "--base", "table2"), "table2 is a set of experiments"),
-        (("train", "table1", "--dataset", "bp4d"), "run `fantrans refresh bp4d --config fan_trans` to create it"),
-        (("report", "table9", "--dataset", "bp4d"), "experiment 'table9' does not exist"),
-        (("render",), "`fantrans render` needs a folder; give --out FOLDER, or --dataset NAME of the catalog"),
-        (("render", "--dataset", "bp4d"), "data set 'bp4d' has no `rendered:` in the catalog"),
-        (
-            ("render", "--out", "faces", "--layout", "affectnet"),
-            "layout 'affectnet' does not exist; known ones: bp4d, disfa",
-        ),
+        (("cache", "stats", "bp4d"), "bp4d has no cache; run `fantrans refresh bp4d` to create one"),
+        (("ops", "deploy"), "PREFECT_API_URL is not set; start a server with `fantrans ops up`"),
     ],
 )
-def test_what_a_user_can_fix_is_one_sentence_and_exit_status_2(tmp_path, arguments, sentence):
+def test_what_failed_is_one_sentence_and_exit_status_1(tmp_path, arguments, sentence):
     roots = {name: str(tmp_path / name) for name in ("FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT")}
-    assert sentence in error_of(run(*arguments, cwd=tmp_path, **roots))
+    assert sentence in error_of(run(*arguments, cwd=tmp_path, **roots), status=1)
 
 
-def error_of(failed):
-    """The one line on stderr with which a command ended."""
-    assert failed.returncode == 2
-    (line,) = failed.stderr.splitlines()
+def error_of(failed, *, status):
+    """The last line on stderr with which a command ended; before it stand log lines, with their time."""
+    assert failed.returncode == status, failed.stderr
+    assert "Traceback" not in failed.stderr
+    *logged, line = failed.stderr.splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d ", each) for each in logged), failed.stderr
     assert line.startswith("error: ")
     return line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (
-            ("render", "--dataset", "demo_quick", "--out", "x", "--layout", "bp4d", "--seed", "0"),
-            "--out, --layout, --seed have no effect with --dataset demo_quick, whose settings are in the catalog",
-        ),
-        *(
-            (
-                ("render", "--dataset", "demo_quick", f"--{name}", "64" if name == "size" else "3"),
-                f"--{name} has no effect",
-            )
-            for name in ("subjects", "tasks", "frames", "size")
-        ),
-        (("refresh", "bp4d", "--dry-run", "--workers", "1"), "--workers has no effect with --dry-run"),
-        (("cache", "verify", "--device", "cpu"), "--device has no effect without --deep"),
-        *(
-            (("report", "done", f"--{name}", "bp4d"), f"--{name} has no effect for done, which is a run; leave it out")
-            for name in ("dataset", "base", "init-from")
-        ),
-        (
-            ("compare", "done", "runs/done", "--dataset", "bp4d", "--base", "demo"),
-            "--dataset, --base have no effect for done, runs/done, which are runs; leave them out",
-        ),
-    ],
-)
-def test_an_option_without_effect_is_an_error_that_names_it(tmp_path, monkeypatch, arguments, sentence):
-    (tmp_path / "runs/done").mkdir(parents=True)
-    (tmp_path / "runs/done/run.json").write_text("{}")
-    monkeypatch.setenv("FANTRANS_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=re.escape(sentence)):
-        CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-
-
-def commands(group, path=()):
-    """Every command and group of the command line, as its words."""
-    yield path
-    for name, command in getattr(group, "commands", {}).items():
-        yield from commands(command, (*path, name))
-
-
-COMMANDS = list(commands(get_command(app)))
+COMMANDS = [words for words, _ in commands(get_command(app))]
 
 
 @pytest.mark.parametrize("width", ["80", "120"])
@@ -149,7 +95,8 @@ def test_every_command_has_a_help_of_full_sentences(words, width):
 def test_old_names_of_commands_are_gone():
     names = {" ".join(words) for words in COMMANDS}
     assert {"render", "cache prune"} <= names
-    assert not {"synth", "cache collect"} & names
+    assert not {*RENAMED} & names
+    assert {*RENAMED.values()} <= names
 
 
 def test_the_help_of_a_command_lists_its_choices():
@@ -178,8 +125,8 @@ def test_a_training_that_cannot_start_renders_nothing(tmp_path):
 
 
 def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
-    failed = run("train", "fan_trans", "--dataset", "bp4d", cwd=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert failed.returncode == 2
+    failed = run("train", "bp4d", cwd=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert failed.returncode == 1
     assert failed.stderr == (
         "error: no Prefect server answers at http://127.0.0.1:9/api; start one with `fantrans ops "
         "up`, or set PREFECT_API_URL to yours\n"
@@ -188,7 +135,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(tmp_path):
 
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    assert "file/x" in error_of(run("render", "--out", "file/x", "--subjects", "1", cwd=tmp_path))
+    assert "file/x" in error_of(run("render", "--out", "file/x", "--subjects", "1", cwd=tmp_path), status=1)
 
 
 def test_the_help_of_the_command_line_loads_no_stage():
@@ -210,3 +157,25 @@ def test_head_only_commands_load_no_detector_no_fan_and_no_prefect():
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+LEAVES = [(words, command) for words, command in commands(get_command(app)) if not hasattr(command, "commands")]
+
+
+@pytest.mark.parametrize(("words", "command"), LEAVES, ids=[" ".join(words) for words, _ in LEAVES])
+def test_the_help_of_a_command_ends_with_examples_that_it_accepts(words, command):
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).stdout
+    heading, *examples = [line.strip() for line in shown.rsplit("╯", 1)[1].splitlines() if line.strip()]
+    assert heading == ("Example" if len(examples) == 1 else "Examples")
+    assert 1 <= len(examples) <= 3
+    catalog, options = load_catalog(), {name for param in command.params for name in param.opts}
+    for example in examples:
+        typed = shlex.split(example)
+        assert tuple(typed[: 1 + len(words)]) == ("fantrans", *words)
+        assert {word for word in typed if word.startswith("-")} <= options
+        check_spelling(" ".join(words), typed[1 + len(words) :], options_with_value(command))
+        if any(param.name == "dataset" and param.required for param in command.params):
+            catalog.get_dataset(typed[1 + len(words)])
+        for option, value in itertools.pairwise(typed):
+            if option in ("-e", "--experiment"):
+                resolve_experiment("bp4d", value)

@@ -72,7 +72,7 @@ def inside(world, state, data, *arguments):
 
 
 def refresh(world, state, data, *more):
-    return run(world, state, data, "refresh", "faces", "--config", world.config, *more)
+    return run(world, state, data, "refresh", "faces", "--experiment", world.config, *more)
 
 
 def the_error(err):
@@ -113,7 +113,7 @@ def test_on_a_full_disk_a_refresh_fails_keeps_its_work_and_resumes_with_more_roo
     used_kb = sum(path.stat().st_blocks for path in (state / "cache").rglob("*")) // 2
     with Tmpfs(state / "cache", used_kb + 200) as disk:
         code, _, err = refresh(world, state, "late")
-        assert code == 2
+        assert code == 1
         sentence = "No space left on device; free space or fix permissions, then rerun: finished work is kept"
         assert f"cannot be written: {sentence}" in the_error(err)
         assert kills.check_last_revisions(state) == 2
@@ -128,7 +128,7 @@ def test_on_a_read_only_disk_a_refresh_fails_and_the_cache_can_be_read(world, st
     with Tmpfs(state / "cache", 65536) as disk:
         disk.remount("ro")
         code, _, err = refresh(world, state, "late")
-        assert code == 2
+        assert code == 1
         assert "Read-only file system" in the_error(err)
         code, out = inside(world, state, "early", "cache", "verify", "faces", "--deep")
         assert (code, out.count(": intact")) == (0, 2)
@@ -137,7 +137,7 @@ def test_on_a_read_only_disk_a_refresh_fails_and_the_cache_can_be_read(world, st
 def test_while_another_process_writes_the_data_set_a_refresh_fails_and_names_it(world, state):
     with writer_lock(state / "work/faces"):
         code, _, err = refresh(world, state, "late")
-    assert code == 2
+    assert code == 1
     assert f"is being written by process {os.getpid()} on " in the_error(err)
 
 
@@ -161,14 +161,14 @@ def test_four_workers_write_the_same_bytes_as_one(world, undisturbed, state, tmp
 
 
 def test_a_dead_worker_is_reported_and_workers_end_with_a_killed_coordinator(world, undisturbed, tmp_path):
-    process = command(world, tmp_path, "early", "refresh", "faces", "--config", world.config, "--workers", "2")
+    process = command(world, tmp_path, "early", "refresh", "faces", "--experiment", world.config, "--workers", "2")
     workers = wait_for_workers(process.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert "a worker process died, perhaps for lack of memory; finished work is kept" in the_error(err)
 
-    process = command(world, tmp_path, "early", "refresh", "faces", "--config", world.config, "--workers", "2")
+    process = command(world, tmp_path, "early", "refresh", "faces", "--experiment", world.config, "--workers", "2")
     workers = wait_for_workers(process.pid)
     process.kill()
     process.communicate()
@@ -213,7 +213,7 @@ def assert_same_cache(state, other):
 
 def test_a_dry_run_prints_what_a_refresh_would_do_and_does_nothing(world, undisturbed, state):
     before = kills.written(state)
-    arguments = ("refresh", "faces", "--config", world.config, "--dry-run")
+    arguments = ("refresh", "faces", "--experiment", world.config, "--dry-run")
     code, out = inside(world, state, "late", *arguments)
     assert code == 0
     cells = [[cell.strip() for cell in line.split("│")[1:5]] for line in out.splitlines() if "│" in line]
@@ -255,7 +255,7 @@ def test_listing_measuring_exporting_and_pruning(world, state, tmp_path):
     (folder,) = (state / "cache/faces").iterdir()
     assert code == 0
     (row,) = (line for line in out.splitlines() if folder.name in line)
-    assert row.split()[-1] == "-", "no run and no reader uses it"
+    assert row.split()[-2:] == ["-", "intact"], "no run and no reader uses it"
     code, out = inside(world, state, "early", "cache", "stats", "faces", "--frames", "6")
     assert code == 0
     assert "relative L2 error" in out
@@ -280,12 +280,12 @@ def test_listing_measuring_exporting_and_pruning(world, state, tmp_path):
     assert out.count("freed 0.0 MB") == 2
     code, _, err = run(world, state, "early", "cache", "export", "faces", "--out", "h5", "--fingerprint", "zz")
     assert code == 2
-    assert "faces has no cache 'zz'; known ones: " in the_error(err)
+    assert "cache 'zz' does not exist for faces; known ones: " in the_error(err)
 
 
 def test_a_basis_is_fitted_without_labels(world, state, tmp_path):
     file = tmp_path / "basis.safetensors"
-    arguments = ("weights", "fit-codec", "faces", "--config", world.config, "--out", str(file), "--frames", "8")
+    arguments = ("weights", "fit-codec", "faces", "--experiment", world.config, "--out", str(file), "--frames", "8")
     code, out = inside(world, state, "early", *arguments)
     assert code == 0
     assert f"codec: {{path: {file}, sha256: " in out.replace("\n", "")
@@ -299,7 +299,7 @@ def test_a_basis_is_fitted_without_labels(world, state, tmp_path):
     assert inside(world, state, "early", *arguments)[0] == 0
     assert file.read_bytes() == first
     code, _, err = run(world, state, "early", *arguments[:-1], "800")
-    assert code == 2
+    assert code == 1
     assert "only 10 frames have crops, and the basis is fitted on 800" in the_error(err)
 
 
@@ -310,7 +310,7 @@ def test_damage_is_listed_with_its_frames_and_the_next_refresh_repairs_it(world,
     data[100] ^= 1
     shard.write_bytes(data)
     code, out = inside(world, state, "early", "cache", "verify", "faces", "--deep")
-    assert code == 2
+    assert code == 1
     assert f"shard {shard} does not have the checksum that it was written with: F00" in out
     assert world.refresh(state, "early") == 0
     assert kills.written(state) == kills.written(undisturbed["early"])

@@ -19,7 +19,7 @@ SITE = ROOT / "ops"
 RUN_BY = {
     "fantrans ops up": ("tests/e2e/conftest.py", '"ops", "up"'),
     "fantrans ops status": ("tests/e2e/test_operations.py", '"ops", "status"'),
-    "python -m flows.bootstrap --gpus 2": ("tests/e2e/test_operations.py", '"-m", "flows.bootstrap", "--gpus", "2"'),
+    "fantrans ops deploy --gpus 2": ("tests/e2e/test_operations.py", '"ops", "deploy", "--gpus", "2"'),
     "prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch": (
         "tests/e2e/conftest.py",
         '"--no-prompt", "deployment", "run", deployment, "--watch"',
@@ -33,7 +33,7 @@ RUN_BY = {
         '"train-folds"',
     ),
     "prefect --no-prompt deployment run 'report/bp4d-synthetic' --watch": ("tests/e2e/test_operations.py", '"report"'),
-    "fantrans refresh bp4d --dry-run --config fan_trans": ("tests/integration/test_faults.py", '"--dry-run"'),
+    "fantrans refresh bp4d --dry-run --experiment fan_trans": ("tests/integration/test_faults.py", '"--dry-run"'),
     "fantrans refresh bp4d --workers 4": ("tests/integration/test_faults.py", '"--workers", "4"'),
     "fantrans cache verify bp4d --deep": ("tests/integration/test_faults.py", '"verify", "faces", "--deep"'),
     "fantrans cache prune bp4d": ("tests/integration/test_faults.py", '"prune", "faces"'),
@@ -56,7 +56,7 @@ def test_every_command_of_the_operations_page_is_run_by_a_test_or_marked():
 
 
 def test_paths_in_the_settings_are_those_that_the_catalog_reads():
-    known = set(re.findall(r"\$\{(\w+)", CATALOG_FILE.read_text()))
+    known = set(re.findall(r"\$\{oc\.env:(\w+)", CATALOG_FILE.read_text()))
     known |= {"FANTRANS_WEBHOOK", "FANTRANS_GPUS", "NUMBA_CACHE_DIR"}
     ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
     assert ours <= known

@@ -47,9 +47,14 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path, 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("layout: bp4d", "layout: bp5d", "`datasets.faces.layout` is 'bp5d'"),
+        (
+            "layout: bp4d",
+            "layout: bp5d",
+            "is 'bp5d': did you mean 'bp4d'? expected one of bp4d",
+        ),
         ("protocol: bp4d", "protocol: ck", "expected one of bp4d"),
-        ("layout:", "layuot:", "unknown key `datasets.faces.layuot`"),
+        ("layout:", "layuot:", "unknown key `datasets.faces.layuot`; did you mean `layout`?"),
+        (", num_stacks: 2", ", num_stacks: 2, widht: 3", "unknown key `weights.fan.widht`; did you mean `width`?"),
         ("layout: bp4d", "layout: disfa", "protocol bp4d does not fit layout disfa"),
         ("weights:", "weight:", "weight"),
         ("weights:\n", "weights:\n  fan: {}\n", "found duplicate key fan"),
@@ -69,7 +74,7 @@ def test_faults_are_one_sentence(tmp_path, old, new, sentence):
 
 def test_unknown_names_list_the_known_ones(tmp_path):
     catalog = load_catalog(write(tmp_path))
-    with pytest.raises(CatalogError, match="known ones: faces"):
+    with pytest.raises(CatalogError, match="data set 'face' does not exist; did you mean 'faces'\\? known ones: faces"):
         catalog.get_dataset("face")
     with pytest.raises(CatalogError, match=r"known ones: .*fan-128.*, fan$"):
         catalog.get_weights("fun")

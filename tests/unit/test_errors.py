@@ -38,3 +38,9 @@ def test_input_and_output_fail_where_the_system_says_so_and_not_where_a_file_is_
     assert is_io_failure(WriteError("the disk is full", errno.ENOSPC))
     for kind in CLASSES:
         assert is_io_failure(kind("x")) == (kind is WriteError)
+
+
+def test_wrong_words_of_the_user_end_a_command_with_2_and_everything_else_with_1():
+    wrong = {each for each in CLASSES if each.exit_status == 2}
+    assert wrong == {errors.UsageError, errors.CatalogError, errors.ConfigError}
+    assert {each.exit_status for each in CLASSES if each not in wrong} == {1}

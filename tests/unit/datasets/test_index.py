@@ -118,7 +118,7 @@ def test_limit_draws_from_the_whole_set_and_tables_round_trip(tmp_path):
     assert frames["frame"].max() > 70
     write_index(tmp_path / "work", frames)
     pd.testing.assert_frame_equal(read_index(tmp_path / "work", dataset="disfa"), frames)
-    with pytest.raises(DataError, match="run `fantrans refresh disfa --config CONFIG`"):
+    with pytest.raises(DataError, match="run `fantrans refresh disfa --experiment EXPERIMENT`"):
         read_index(tmp_path / "nowhere", dataset="disfa")
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UsageError
 from pipeline.report.rows import average_over_runs, difference, read_row
 from pipeline.report.sets import SetTable, compare_runs
 from pipeline.training.metrics import compute_scores, interval_percent, resampled_percent
@@ -150,9 +150,9 @@ def test_runs_on_other_subjects_are_not_compared(runs):
         compare_runs("other-seed0", "good-seed0")
     with pytest.raises(DataError, match="tested on different frames or labels"):
         read_row("mixed", [runs / "other-seed0", runs / "good-seed0"], published=None)
-    with pytest.raises(DataError, match="none is not a run; for an experiment, or a member of a set"):
+    with pytest.raises(UsageError, match=r"run 'none' does not exist .*; known ones: good-seed0, other-seed0"):
         compare_runs("none", "good-seed0")
-    with pytest.raises(DataError, match="table1 has 10 members; pass one, such as table1:baseline"):
+    with pytest.raises(UsageError, match="table1 has 10 members; pass one, such as table1:baseline"):
         compare_runs("table1", "good-seed0", dataset="bp4d-synthetic")
 
 

@@ -9,13 +9,13 @@ from pipeline.cache.format import features_format
 from pipeline.catalog import Catalog, DatasetEntry, Roots, WeightsEntry
 from pipeline.config import ExperimentConfig
 from pipeline.datasets.index import INDEX_NAME
-from pipeline.errors import ConfigError, DataError, StoreError
+from pipeline.errors import ConfigError, DataError, StoreError, UsageError
 from pipeline.fingerprint import cache_document, map_shapes
 from pipeline.protocols import PROTOCOLS
 from pipeline.store.writer import open_writer
 from pipeline.tables import FRAME_COLUMNS, au_column, write_table
 from pipeline.training import loader, runs
-from pipeline.training.runs import Runs, finished_folds, fold_parts, read_run, run_folder, write_record
+from pipeline.training.runs import Runs, find_run, finished_folds, fold_parts, read_run, run_folder, write_record
 
 EXPERIMENT = ExperimentConfig.model_validate(
     {
@@ -234,15 +234,17 @@ def test_what_a_run_needs_and_lacks_is_named(catalog):
     ):
         resolve(catalog, fp16)
     many = changed(EXPERIMENT, cache={"views": {"num_views": 5}, "features": {"weights": "tiny"}})
-    with pytest.raises(StoreError, match=r"has 3 views, small trains on 5; run `fantrans refresh small --config"):
+    with pytest.raises(StoreError, match=r"has 3 views, small trains on 5; run `fantrans refresh small --experiment"):
         resolve(catalog, many)
-    with pytest.raises(DataError, match="nowhere is neither a run nor a data set"):
+    with pytest.raises(UsageError, match="run or data set 'nowhere' does not exist"):
         resolve(catalog, init_from="nowhere")
     write_labels(catalog, make_frames().assign(part=["P1", "P2", "P1", "P2", "P3", "P3"]))
     with pytest.raises(DataError, match="subject F000 has frames in 2 parts"):
         resolve(catalog)
     (catalog.work_folder("small") / INDEX_NAME).unlink()
-    with pytest.raises(DataError, match=r"frames.parquet does not exist; run `fantrans refresh small --config small"):
+    with pytest.raises(
+        DataError, match=r"frames.parquet does not exist; run `fantrans refresh small --experiment small"
+    ):
         resolve(catalog)
 
 
@@ -258,7 +260,7 @@ def test_test_parts_are_the_ones_asked_for_or_the_experiments(catalog):
     run = resolve(catalog, EXPERIMENT.model_copy(update={"parts": ("P1", "P3")}))
     assert fold_parts(run, None) == ("P1", "P3")
     assert fold_parts(run, ["P2"]) == ("P2",)
-    with pytest.raises(DataError, match="part 'P4' does not exist; expected one or more of P1, P2, P3"):
+    with pytest.raises(UsageError, match="part 'P4' does not exist; known ones: P1, P2, P3"):
         fold_parts(run, ["P1", "P4"])
 
 
@@ -312,3 +314,21 @@ def test_a_damaged_record_of_a_run_is_one_sentence(catalog, content):
     sentence = r"run.json is damaged: expected JSON with experiment, dataset, cache, head, aus; delete it, and run"
     with pytest.raises(DataError, match=sentence):
         read_run(run.folder)
+
+
+def test_a_run_is_found_by_folder_name_or_a_beginning_that_only_it_has(catalog):
+    runs = catalog.roots.runs
+    for name in ("a-seed0-11", "a-seed1-22", "a-seed1-22b"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "run.json").write_text("{}")
+    assert catalog.run_names() == ["a-seed0-11", "a-seed1-22", "a-seed1-22b"]
+    assert find_run(catalog, str(runs / "a-seed0-11")) == run_folder(catalog, "a-seed0") == runs / "a-seed0-11"
+    assert find_run(catalog, "a-seed1-22") == runs / "a-seed1-22", "the whole name goes before the beginning"
+    assert run_folder(catalog, "b") is None
+    assert run_folder(catalog, "") is None
+    with pytest.raises(UsageError, match="2 runs begin with 'a-seed1', give more letters of one: a-seed1-22,"):
+        run_folder(catalog, "a-seed1")
+    with pytest.raises(UsageError, match=r"run 'a-sed0-11' does not exist below .*; near ones: a-seed0-11"):
+        find_run(catalog, "a-sed0-11")
+    with pytest.raises(UsageError, match="known ones: a-seed0-11, a-seed1-22, a-seed1-22b"):
+        find_run(catalog, "zzz")
