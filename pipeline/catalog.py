@@ -150,6 +150,8 @@ class Catalog(Settings):
     """Roots, and data sets and weights by name."""
 
     roots: Roots
+    tracking: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    """Where trainings log losses and scores beside their own files; see docs/runs.md."""
     datasets: dict[str, DatasetEntry]
     weights: dict[str, WeightsEntry]
 
@@ -246,6 +248,7 @@ def _filled(value: object, environment: Mapping[str, str], path: Path) -> object
 def _anchored(catalog: Catalog, folder: Path) -> Catalog:
     """Return the catalog with relative paths resolved against the catalog's folder."""
     return Catalog(
+        tracking=catalog.tracking,
         roots=Roots(**{name: folder / path.expanduser() for name, path in catalog.roots}),
         datasets={n: e.model_copy(update={"root": folder / e.root.expanduser()}) for n, e in catalog.datasets.items()},
         weights={name: _anchored_weights(entry, folder) for name, entry in catalog.weights.items()},

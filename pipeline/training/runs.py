@@ -2,6 +2,8 @@
 
 runs/{dataset}-{head variant}-seed{N}-{run fingerprint}/
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
+    .lock                    held by every training of the run, see pipeline/training/run_lock.py
+    fold-P1/history.csv      losses, learning rate and seconds of the finished epochs, written after each
     fold-P1/checkpoint.pt    state after the last finished epoch; removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
     fold-P1/deployed/                the deployed head, see pipeline/training/export.py
@@ -39,6 +41,7 @@ from pipeline.training.metrics import COUNT_COLUMNS
 CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
 RECORD_NAME = "run.json"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
+HISTORY_NAME, HISTORY_COLUMNS = "history.csv", ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds"]
 
 _FOLD_PREFIX = "fold-"
 _MADE_BY = "fantrans train"
@@ -224,6 +227,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
 
 
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name: `{"head": {"dim": 8}}` becomes `{"head.dim": 8}`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def fold_folder(folder: Path, test_part: str) -> Path:
     """Return where a run keeps the fold that tests `test_part`."""
     return folder / f"{_FOLD_PREFIX}{test_part}"
@@ -250,7 +264,14 @@ def read_predictions(fold: Path) -> pd.DataFrame:
 
 
 def read_history(fold: Path) -> pd.DataFrame:
-    """Read losses, learning rate and seconds of a finished fold, one row per epoch; `DataError` if damaged."""
+    """Read losses, learning rate and seconds of a fold, one row per finished epoch; `DataError` if damaged."""
+    if not (fold / RESULT_NAME).is_file() and (fold / HISTORY_NAME).is_file():
+        try:
+            return pd.read_csv(fold / HISTORY_NAME)
+        except ValueError:
+            raise DataError(
+                f"{fold / HISTORY_NAME} is damaged; delete it, and run `{_MADE_BY}` to rebuild it"
+            ) from None
     return pd.DataFrame(read_record(fold / RESULT_NAME, keys=("history",), made_by=_MADE_BY)["history"])
 
 
@@ -263,6 +284,7 @@ def write_record(run: TrainingRun) -> None:
         "experiment": run.experiment.name,
         "dataset": run.dataset,
         "protocol": run.rules.name,
+        "parts": list(run.experiment.parts),
         **run.record,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
