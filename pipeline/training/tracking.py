@@ -2,7 +2,7 @@
 
 The catalog's `tracking:` chooses. Each fold has its own object, so heads may train in several threads and the folds of
 a run in several processes. A tracker never changes or ends a training: the first failure is logged and stops tracking.
-`fold-P1/tracking.json` counts the epochs that were logged, so that a resumed training logs none twice.
+A resumed training continues the tracker's run, whose id is in `fold-P1/tracking.json`, and logs no epoch twice.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import logging
 import math
 import secrets
 import shutil
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +52,9 @@ class Fold:
 class Tracker(Protocol):
     """One fold's run in a tracking service; every method may raise anything."""
 
+    num_logged: int
+    """Number of epochs that the run had when it was opened."""
+
     def log_epoch(self, num_epochs: int, values: Mapping[str, float]) -> None:
         """Log losses, learning rate and seconds of an epoch under the step `num_epochs`, counted from 1."""
 
@@ -62,20 +68,19 @@ class Tracker(Protocol):
 class _TensorBoard:
     """Event files in RUN/tensorboard/PART."""
 
-    def __init__(self, fold: Fold, run_id: str, *, is_new: bool) -> None:
+    def __init__(self, fold: Fold, run_id: str) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
 
         folder = fold.folder.parent / "tensorboard" / fold.part
-        if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # all epochs are logged again, since a kill may lose the last ones
+        self.num_logged = 0
         self._settings = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in flattened(fold.settings).items()
         }
         self._writer = SummaryWriter(str(folder))
-        if is_new:
-            rows = "\n".join(f"| {name} | {value} |" for name, value in self._settings.items())
-            self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
+        rows = "\n".join(f"| {name} | {value} |" for name, value in self._settings.items())
+        self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
 
     def log_epoch(self, num_epochs: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -95,12 +100,13 @@ class _TensorBoard:
 class _MLflow:
     """A run in the experiment `fantrans`, on MLFLOW_TRACKING_URI or in RUNS_ROOT/mlruns/mlflow.db."""
 
-    def __init__(self, fold: Fold, run_id: str, *, is_new: bool) -> None:
+    def __init__(self, fold: Fold, run_id: str) -> None:
         from mlflow import MlflowClient  # noqa: PLC0415 - an extra
         from mlflow import environment_variables as limits  # noqa: PLC0415
-        from mlflow.entities import Param  # noqa: PLC0415
+        from mlflow.entities import Metric, Param  # noqa: PLC0415
         from mlflow.tracking import is_tracking_uri_set  # noqa: PLC0415
 
+        self._make_metric = Metric
         for limit, value in ((limits.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 1), (limits.MLFLOW_HTTP_REQUEST_TIMEOUT, 10)):
             if not limit.is_set():
                 limit.set(value)  # a server that is away delays the training by seconds, not minutes
@@ -109,11 +115,15 @@ class _MLflow:
             store.mkdir(parents=True, exist_ok=True)
         self._client = MlflowClient(None if is_tracking_uri_set() else f"sqlite:///{store / 'mlflow.db'}")
         experiment = self._experiment(None if is_tracking_uri_set() else f"{store / 'artifacts'}")
-        found = [] if is_new else self._client.search_runs([experiment], f"tags.`fantrans.id` = '{run_id}'")
+        found = self._client.search_runs([experiment], f"tags.`fantrans.id` = '{run_id}'")
         if found:
             self._id = found[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
+            self.num_logged = max(
+                (metric.step for metric in self._client.get_metric_history(self._id, "loss")), default=0
+            )
             return
+        self.num_logged = 0
         tags = {"run": fold.run, "fold": fold.part, "fantrans.id": run_id}
         self._id = self._client.create_run(experiment, run_name=fold.name, tags=tags).info.run_id
         params = [Param(name, str(value)[:6000]) for name, value in flattened(fold.settings).items()]
@@ -122,19 +132,24 @@ class _MLflow:
 
     def _experiment(self, artifacts: str | None) -> str:
         found = self._client.get_experiment_by_name(PROJECT)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(self._client.create_experiment(PROJECT, artifact_location=artifacts))
+        if found is None:
+            with suppress(Exception):  # another process may have created it by now
+                return str(self._client.create_experiment(PROJECT, artifact_location=artifacts))
+            found = self._client.get_experiment_by_name(PROJECT)
+        return str(found.experiment_id)
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._client.log_metric(self._id, name, value, step=step)
+        at_ms = int(1000 * time.time())
+        metrics = [self._make_metric(name, value, at_ms, step) for name, value in values.items()]
+        self._client.log_batch(self._id, metrics=metrics)
 
     def log_epoch(self, num_epochs: int, values: Mapping[str, float]) -> None:
         self._log(num_epochs, values)
 
     def finish(self, num_epochs: int, scores: Mapping[str, float]) -> None:
-        self._log(num_epochs, {f"f1_percent/{name}": value for name, value in scores.items()})
+        known = self._client.get_run(self._id).data.metrics
+        named = {f"f1_percent/{name}": value for name, value in scores.items()}
+        self._log(num_epochs, {name: value for name, value in named.items() if name not in known})
 
     def close(self, *, is_finished: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if is_finished else "KILLED")
@@ -143,9 +158,11 @@ class _MLflow:
 class _Wandb:
     """A run in the group of its run; WANDB_MODE=offline writes below the runs root only."""
 
-    def __init__(self, fold: Fold, run_id: str, *, is_new: bool) -> None:
+    def __init__(self, fold: Fold, run_id: str) -> None:
         import wandb  # noqa: PLC0415 - an extra
 
+        for folder in fold.runs_root.glob(f"wandb/offline-run-*-{run_id}"):
+            shutil.rmtree(folder, ignore_errors=True)  # of a training that was killed: the new one holds all epochs
         self._run = wandb.init(
             project=wandb.setup().settings.project or PROJECT,
             id=run_id,
@@ -157,6 +174,7 @@ class _Wandb:
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", init_timeout=30, login_timeout=10),
         )
+        self.num_logged = max(0, self._run.starting_step - 1)  # steps are counted from 0, epochs from 1
 
     def log_epoch(self, num_epochs: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=num_epochs)
@@ -184,6 +202,8 @@ class Tracking:
 
     def __init__(self, name: str = "none") -> None:
         self.name = name
+        self.opening = threading.Lock()
+        """Held while a tracker is opened: the first one creates databases and starts services for all."""
         self.is_off = name == "none"
         if not self.is_off and importlib.util.find_spec(_TRACKERS[name][1]) is None:
             raise ConfigError(
@@ -216,7 +236,8 @@ class FoldTracking:
     folder: Path
     part: str
     _tracker: Tracker | None = None
-    _state: dict[str, Any] = field(default_factory=dict)
+    _num_logged: int = 0
+    _is_finished: bool = False
 
     def log_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Log the epochs of `history` that were not logged before, also by an interrupted training."""
@@ -230,41 +251,34 @@ class FoldTracking:
         """Close the tracker, if it was opened."""
         if self._tracker is not None:
             tracker, self._tracker = self._tracker, None
-            self.tracking.guard(lambda: tracker.close(is_finished=self._state.get("is_finished", False)))
+            self.tracking.guard(lambda: tracker.close(is_finished=self._is_finished))
 
     def _log_history(self, history: Sequence[Mapping[str, float]]) -> None:
         tracker = self._opened()
-        for num_epochs in range(self._state["num_epochs"] + 1, len(history) + 1):
-            self._save(num_epochs=num_epochs)  # before it is logged: after a kill, one epoch may be missing, none twice
-            entry = history[num_epochs - 1]
-            tracker.log_epoch(num_epochs, {name: value for name, value in entry.items() if name != "epoch"})
+        for entry in history[self._num_logged :]:
+            self._num_logged += 1
+            tracker.log_epoch(self._num_logged, {name: value for name, value in entry.items() if name != "epoch"})
 
     def _finish(self, num_epochs: int, scores: Mapping[str, float]) -> None:
         tracker = self._opened()
-        if not self._state["is_finished"]:
-            self._save(is_finished=True)
-            tracker.finish(num_epochs, {name: value for name, value in scores.items() if not math.isnan(value)})
+        tracker.finish(num_epochs, {name: value for name, value in scores.items() if not math.isnan(value)})
+        self._is_finished = True
 
     def _opened(self) -> Tracker:
         if self._tracker is None:
-            states = self._read()
-            is_new = self.tracking.name not in states
-            self._state = states.get(
-                self.tracking.name, {"id": secrets.token_hex(8), "num_epochs": 0, "is_finished": False}
-            )
-            record = json.loads((self.folder.parent / RECORD_NAME).read_bytes())
             run = self.folder.parent
-            fold = Fold(run.name, self.part, self.folder, run.parent, record)
+            record = json.loads((run / RECORD_NAME).read_bytes())
             made, _ = _TRACKERS[self.tracking.name]
-            self._tracker = made(fold, self._state["id"], is_new=is_new)
-            self._save()
+            with self.tracking.opening:
+                self._tracker = made(Fold(run.name, self.part, self.folder, run.parent, record), self._run_id())
+            self._num_logged = self._tracker.num_logged
         return self._tracker
 
-    def _read(self) -> dict[str, Any]:
+    def _run_id(self) -> str:
+        """Return the id of the fold's run in the tracker; a new one is written before it is used."""
         path = self.folder / STATE_NAME
-        states: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-        return states
-
-    def _save(self, **changes: Any) -> None:
-        self._state |= changes
-        write_json(self.folder / STATE_NAME, self._read() | {self.tracking.name: self._state})
+        ids: dict[str, str] = json.loads(path.read_bytes()) if path.is_file() else {}
+        if self.tracking.name not in ids:
+            ids[self.tracking.name] = secrets.token_hex(8)
+            write_json(path, ids)
+        return ids[self.tracking.name]

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pandas as pd
@@ -48,7 +47,44 @@ def read_mlflow(run, part):
     return {name: [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, name)] for name in names}
 
 
-READERS = {"tensorboard": read_tensorboard, "mlflow": read_mlflow}
+def read_wandb_records(path):
+    """Records of a .wandb file: a LevelDB log (blocks of 32 KiB, headers of 7 bytes) of protocol buffers."""
+    proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    data, at, parts = path.read_bytes(), 7, b""
+    while at < len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts, at = parts + data[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = proto.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def read_wandb(run, part):
+    paths = sorted((run.folder.parent / "wandb").glob("offline-run-*/*.wandb"))
+    values, scores = {}, {}
+    for path in paths:
+        records = list(read_wandb_records(path))
+        (started,) = (record.run for record in records if record.HasField("run"))
+        if (started.run_group, started.display_name) != (run.folder.name, f"{run.folder.name}-{part}"):
+            continue
+        for record in records:
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            for name, value in items.items():
+                if not name.startswith("_"):
+                    values.setdefault(name, []).append((record.history.step.num, json.loads(value)))
+            for item in record.summary.update:
+                scores[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    num_epochs = max(step for step, _ in values["loss"])
+    return values | {name: [(num_epochs, scores[name])] for name in scores if name.startswith("f1_percent/")}
+
+
+READERS = {"tensorboard": read_tensorboard, "mlflow": read_mlflow, "wandb": read_wandb}
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -92,3 +128,121 @@ def test_tensorboard_has_the_settings(folder):
     events = accumulator.EventAccumulator(str(run.folder / "tensorboard/P1")).Reload()
     assert "| head.dim | 8 |" in events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_wandb_has_the_settings_and_writes_below_the_runs_root_only(folder, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    run = make_run(folder)
+    train_heads([(run, "P1")], tracking="wandb")
+    assert set(folder.iterdir()) - {*before, folder / "wandb-cache"} == {folder / "runs"}
+    (path,) = (folder / "runs/wandb").glob("offline-run-*/*.wandb")
+    (started,) = (record.run for record in read_wandb_records(path) if record.HasField("run"))
+    config = {update.key: json.loads(update.value_json) for update in started.config.update}
+    assert started.project == "fantrans"
+    assert config["head"]["dim"] == 8
+    assert list(read_wandb_records(path))[-1].exit.exit_code == 0
+
+
+def train_and_die(folder, name):
+    run = make_run(Path(folder), name="killed")
+    train = HeadTraining.train_on_page
+
+    def dying(self, page, *, on_progress):
+        if page.epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        train(self, page, on_progress=on_progress)
+
+    HeadTraining.train_on_page = dying
+    train_heads([(run, "P1")], tracking=name)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_resumed_training_logs_each_epoch_once(folder, name):
+    pytest.importorskip(PACKAGES[name])
+    process = PROCESSES.Process(target=train_and_die, args=(folder, name))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run = make_run(folder, name="killed")
+    assert not run.is_fold_finished("P1")
+    train_heads([(run, "P1")], tracking=name)
+    values = READERS[name](run, "P1")
+    assert sorted(step for step, _ in values["loss"]) == [1, 2, 3]
+    assert len(values["f1_percent/mean"]) == 1
+
+
+def test_epochs_before_tracking_was_turned_on_are_logged_too(folder, monkeypatch):
+    run = make_run(folder)
+    logged = []
+    monkeypatch.setitem(tracking._TRACKERS, "tensorboard", (lambda *_, **__: Recorder(logged), "json"))
+    monkeypatch.setattr(HeadTraining, "finish", lambda self: None)
+    train_heads([(run, "P1")])
+    monkeypatch.undo()
+    monkeypatch.setitem(tracking._TRACKERS, "tensorboard", (lambda *_, **__: Recorder(logged), "json"))
+    train_heads([(run, "P1")], tracking="tensorboard")
+    assert logged == ["epoch 1", "epoch 2", "epoch 3", "scores of 3", "closed"]
+
+
+class Recorder:
+    num_logged = 0
+
+    def __init__(self, logged, failing=()):
+        self.logged, self.failing = logged, failing
+
+    def _log(self, what):
+        if what in self.failing:
+            raise OSError(28, "No space left on device")
+        self.logged.append(what)
+
+    def log_epoch(self, num_epochs, values):
+        self._log(f"epoch {num_epochs}")
+
+    def finish(self, num_epochs, scores):
+        self._log(f"scores of {num_epochs}")
+
+    def close(self, *, is_finished):
+        self._log("closed" if is_finished else "closed unfinished")
+
+
+@pytest.mark.parametrize("failing", ["opening", "epoch 2", "scores of 3", "closed"])
+def test_a_tracker_that_fails_is_one_warning_and_changes_no_weight(folder, monkeypatch, caplog, failing):
+    plain = make_run(folder, name="plain")
+    train_heads([(plain, part) for part in ("P1", "P2")])
+
+    def open_tracker(*_, **__):
+        if failing == "opening":
+            raise ConnectionError("the server does not answer")
+        return Recorder([], failing=(failing,))
+
+    monkeypatch.setitem(tracking._TRACKERS, "tensorboard", (open_tracker, "json"))
+    run = make_run(folder, name="tracked")
+    caplog.clear()
+    train_heads([(run, part) for part in ("P1", "P2")], tracking="tensorboard")
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert warning.startswith("tensorboard failed, the training continues without it: ")
+    for part in ("P1", "P2"):
+        ours, theirs = (each.fold_folder(part) / "head.safetensors" for each in (run, plain))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_training_that_stops_closes_its_trackers_as_unfinished(folder, monkeypatch):
+    logged = []
+    monkeypatch.setitem(tracking._TRACKERS, "tensorboard", (lambda *_, **__: Recorder(logged), "json"))
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HeadTraining, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_heads([(make_run(folder), "P1")], tracking="tensorboard")
+    assert logged[-1] == "closed unfinished"
+
+
+def test_a_missing_package_is_one_sentence_that_names_the_extra(folder, monkeypatch):
+    monkeypatch.setitem(tracking._TRACKERS, "wandb", (tracking._Wandb, "a_package_that_does_not_exist"))
+    run = make_run(folder)
+    with pytest.raises(ConfigError, match=r"tracking` is wandb, .* run `pip install 'fantrans\[wandb\]'`"):
+        train_heads([(run, "P1")], tracking="wandb")
+    assert not run.folder.exists()
