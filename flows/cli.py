@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.commands import cache, data, ops, train, weights
+from flows.commands import cache, data, ops, runs, train, weights
 from flows.commands.options import CommandWithChoices
 from pipeline.errors import FantransError
 
@@ -28,6 +28,7 @@ for command in (
     app.command(cls=CommandWithChoices)(command)
 app.add_typer(data.catalog_app, name="catalog")
 app.add_typer(cache.cache_app, name="cache")
+app.add_typer(runs.runs_app, name="runs")
 app.add_typer(weights.weights_app, name="weights")
 app.add_typer(ops.ops_app, name="ops")
 

@@ -131,12 +131,13 @@ class _MLflow:
             self._client.log_batch(self._id, params=params[i : i + 100])
 
     def _experiment(self, artifacts: str | None) -> str:
-        found = self._client.get_experiment_by_name(PROJECT)
-        if found is None:
+        if self._client.get_experiment_by_name(PROJECT) is None:
             with suppress(Exception):  # another process may have created it by now
-                return str(self._client.create_experiment(PROJECT, artifact_location=artifacts))
-            found = self._client.get_experiment_by_name(PROJECT)
-        return str(found.experiment_id)
+                self._client.create_experiment(PROJECT, artifact_location=artifacts)
+        experiment = self._client.get_experiment_by_name(PROJECT)
+        if experiment is None:
+            raise RuntimeError(f"the experiment {PROJECT} cannot be created")
+        return str(experiment.experiment_id)
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         at_ms = int(1000 * time.time())
