@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -138,7 +139,9 @@ def show_run(
         + (f", initialised from {record['init_from']}" if record.get("init_from") else "")
         + (", in training now" if overview.in_training else "")
     )
+    print_line("\nall settings" if all_settings else "\nsettings that differ from the defaults")
     _print_table(_settings_table(overview, all_settings))
+    print_line("folds")
     _print_table(_folds_table(overview))
     if overview.report is not None:
         _print_table(overview.report.rich_table())
@@ -153,16 +156,14 @@ def show_run(
 
 
 def _settings_table(overview: Overview, all_settings: bool) -> Table:
-    what = "all settings" if all_settings else "settings that differ from the defaults"
-    table = Table("setting", "value", title=what, title_justify="left", box=SIMPLE, pad_edge=False)
+    table = Table("setting", "value", box=SIMPLE, pad_edge=False)
     for name, value in overview.settings(only_changed=not all_settings).items():
         table.add_row(name, Text(_value(value)))
     return table
 
 
 def _folds_table(overview: Overview) -> Table:
-    table = Table("fold", "state", "epochs", "last loss", "F1", title="folds", title_justify="left", box=SIMPLE)
-    table.pad_edge = False
+    table = Table("fold", "state", "epochs", "last loss", "F1", box=SIMPLE, pad_edge=False)
     for fold in overview.folds:
         loss = f"{fold.losses[-1]:.3f}" if fold.losses else "-"
         percent = "-" if fold.f1_percent != fold.f1_percent else f"{fold.f1_percent:.1f}"
@@ -202,9 +203,11 @@ def compare_runs(runs: Runs, as_json: AsJson = False) -> None:
     for i, folder in enumerate(folders, 1):
         print_line(f"{i}: {folder.name}")
     if comparison.settings:
+        print_line("\nsettings that differ")
         _print_table(_differing_table(comparison))
     else:
         print_line("no setting differs")
+    print_line(f"F1 in percent, averaged over {', '.join(comparison.parts) or 'no common fold'}")
     _print_table(_scores_table(comparison))
     for gap in comparison.differences:
         if isinstance(gap, str):
@@ -215,15 +218,14 @@ def compare_runs(runs: Runs, as_json: AsJson = False) -> None:
 
 def _differing_table(comparison: Comparison) -> Table:
     numbers = [str(i) for i in range(1, len(comparison.folders) + 1)]
-    table = Table("setting", *numbers, title="settings that differ", title_justify="left", box=SIMPLE, pad_edge=False)
+    table = Table("setting", *numbers, box=SIMPLE, pad_edge=False)
     for name, values in comparison.settings.items():
         table.add_row(name, *(Text(_value(value), overflow="fold") for value in values))
     return table
 
 
 def _scores_table(comparison: Comparison) -> Table:
-    title = f"F1 in percent, averaged over {', '.join(comparison.parts) or 'no common fold'}"
-    table = Table("run", "F1", "95 %", "over 1", "95 %", title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    table = Table("run", "F1", "95 %", "over 1", "95 %", box=SIMPLE, pad_edge=False)
     for i, (row, gap) in enumerate(zip(comparison.rows, comparison.differences, strict=True), 1):
         own = ["-", "-"] if row is None else [f"{row.percents[0]:.1f}", "{:.1f}-{:.1f}".format(*row.interval)]
         over = ["", ""]
@@ -254,6 +256,8 @@ def remove_runs(
 
     root = load_catalog().roots.runs
     folders = list(dict.fromkeys(find_run(root, run) for run in runs))
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise ConfigError("the removal of runs is not confirmed, and there is no terminal to ask; pass --yes")
     if not force:
         for folder in folders:
             removal.check_removable(folder, besides=folders)
@@ -263,12 +267,9 @@ def remove_runs(
         print_line(f"{'would remove' if dry_run else 'to remove'}: {folder} ({len(files)} files, {size})")
     if dry_run:
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("the removal of runs is not confirmed, and there is no terminal to ask; pass --yes")
-        if not typer.confirm(f"remove {len(folders)} {'run' if len(folders) == 1 else 'runs'}?"):
-            print_line("nothing is removed")
-            raise typer.Exit(1)
+    if not yes and not typer.confirm(f"remove {len(folders)} {'run' if len(folders) == 1 else 'runs'}?"):
+        print_line("nothing is removed")
+        raise typer.Exit(1)
     removal.remove_runs(folders, is_forced=force)
     for folder in folders:
         print_line(f"removed: {folder}")

@@ -225,6 +225,6 @@ def find_run(root: Path, name: str) -> Path:
         return root / found[0]
     if found:
         raise DataError(f"{name} is the beginning of {len(found)} runs ({join_first(found, 4)}); give more of the name")
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "`fantrans runs ls` lists all"
     raise DataNotFoundError(f"{name} is not a run in {root}; {hint}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.runtime.atomic import TEMP_PREFIX, fsync_folder
-from pipeline.training.run_lock import removal_lock
+from pipeline.training.run_lock import being_trained, is_in_training, removal_lock
 from pipeline.training.runs import RECORD_NAME
 
 
@@ -61,8 +61,8 @@ def check_removable(folder: Path, *, besides: Collection[Path] = ()) -> None:
             f"{folder.name} initialises {', '.join(dependents)}; remove them too, or pass --force to remove it all "
             "the same"
         )
-    with removal_lock(folder):
-        pass
+    if is_in_training(folder):
+        raise being_trained(folder)
 
 
 def _discard(path: Path) -> None:

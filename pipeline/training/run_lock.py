@@ -37,6 +37,11 @@ def is_in_training(folder: Path) -> bool:
     return is_held(folder / LOCK_NAME)
 
 
+def being_trained(folder: Path) -> DataError:
+    """Return the error of a removal during a training."""
+    return DataError(f"{folder.name} is being trained; wait until the training ends, or pass --force to remove it now")
+
+
 @contextmanager
 def removal_lock(folder: Path) -> Iterator[None]:
     """Keep trainings out of a run's folder while it is removed; `DataError` if one is in progress."""
@@ -45,7 +50,5 @@ def removal_lock(folder: Path) -> Iterator[None]:
         try:
             held.enter_context(exclusive(path, os.O_RDONLY | os.O_CREAT))
         except BlockingIOError:
-            raise DataError(
-                f"{folder.name} is being trained; wait until the training ends, or pass --force to remove it now"
-            ) from None
+            raise being_trained(folder) from None
         yield
