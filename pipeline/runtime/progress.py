@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 from rich.console import Console, RenderableType
+from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -69,7 +70,7 @@ def track(
     A terminal gets a bar with count, rate and time left on stderr, and below it the lines that `below` returns.
     Otherwise a line is logged for each named piece of work, else every ten seconds, and at the end.
     """
-    listener, console = _listener.get(), Console(stderr=True)
+    listener, console = _listener.get(), _log_console()
     started = logged_at = reported_at = time.monotonic()
     done = 0
 
@@ -109,6 +110,12 @@ def track(
         logger.info("%s: %d %s in %.0f s, %.1f/s", description, done, unit, time.monotonic() - started, rate())
     if listener is not None:
         listener(description, 100.0)
+
+
+def _log_console() -> Console:
+    """Return the console that log lines are printed on, which puts them above the bar; else one on stderr."""
+    handlers = (handler for handler in logging.getLogger().handlers if isinstance(handler, RichHandler))
+    return next((handler.console for handler in handlers), Console(stderr=True))
 
 
 class _ProgressWithLines(Progress):
