@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import DataError
@@ -23,13 +23,15 @@ def training_locks(folders: Iterable[Path]) -> Iterator[None]:
 def _hold(path: Path) -> int:
     """Open and hold the lock file; again if `removal_lock` removed it in the meantime."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        descriptor = shared(path)
-        if path.exists() and os.path.sameopenfile(descriptor, opened := os.open(path, os.O_RDONLY)):
-            os.close(opened)
-            return descriptor
-        os.close(descriptor)
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            descriptor = shared(path)
+            try:
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return os.dup(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def is_in_training(folder: Path) -> bool:

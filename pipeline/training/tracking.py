@@ -107,6 +107,8 @@ class _MLflow:
         from mlflow.tracking import is_tracking_uri_set  # noqa: PLC0415
 
         self._make_metric = Metric
+        for name in ("mlflow", "mlflow.store.db.utils", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # creation of a database, and each try of a request
         for limit, value in ((limits.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 1), (limits.MLFLOW_HTTP_REQUEST_TIMEOUT, 10)):
             if not limit.is_set():
                 limit.set(value)  # a server that is away delays the training by seconds, not minutes
@@ -271,6 +273,8 @@ class FoldTracking:
             record = json.loads((run / RECORD_NAME).read_bytes())
             made, _ = _TRACKERS[self.tracking.name]
             with self.tracking.opening:
+                if self.tracking.is_off:
+                    raise ConnectionError(f"{self.tracking.name} failed for another fold")
                 self._tracker = made(Fold(run.name, self.part, self.folder, run.parent, record), self._run_id())
             self._num_logged = self._tracker.num_logged
         return self._tracker
