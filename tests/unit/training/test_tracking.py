@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -65,11 +66,20 @@ def read_wandb_records(path):
             yield record
 
 
+def read_whole_wandb(path):
+    """All records of a .wandb file, once its service has written the last one: shortly after `finish` returns."""
+    until = time.monotonic() + 60
+    while not (records := list(read_wandb_records(path))) or not records[-1].HasField("exit"):
+        assert time.monotonic() < until, f"{path} has no end"
+        time.sleep(0.1)
+    return records
+
+
 def read_wandb(run, part):
     paths = sorted((run.folder.parent / "wandb").glob("offline-run-*/*.wandb"))
     values, scores = {}, {}
     for path in paths:
-        records = list(read_wandb_records(path))
+        records = read_whole_wandb(path)
         (started,) = (record.run for record in records if record.HasField("run"))
         if (started.run_group, started.display_name) != (run.folder.name, f"{run.folder.name}-{part}"):
             continue
@@ -138,11 +148,12 @@ def test_wandb_has_the_settings_and_writes_below_the_runs_root_only(folder, monk
     train_heads([(run, "P1")], tracking="wandb")
     assert set(folder.iterdir()) - {*before, folder / "wandb-cache"} == {folder / "runs"}
     (path,) = (folder / "runs/wandb").glob("offline-run-*/*.wandb")
-    (started,) = (record.run for record in read_wandb_records(path) if record.HasField("run"))
+    records = read_whole_wandb(path)
+    (started,) = (record.run for record in records if record.HasField("run"))
     config = {update.key: json.loads(update.value_json) for update in started.config.update}
     assert started.project == "fantrans"
     assert config["head"]["dim"] == 8
-    assert list(read_wandb_records(path))[-1].exit.exit_code == 0
+    assert records[-1].exit.exit_code == 0
 
 
 def train_and_die(folder, name):
