@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.training import tracking
+from pipeline.catalog import load_catalog
+from pipeline.errors import CatalogError, ConfigError
+from pipeline.training import tracking, trainer
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.runs import read_counts, read_history
 from pipeline.training.trainer import train_heads
@@ -257,3 +258,16 @@ def test_a_missing_package_is_one_sentence_that_names_the_extra(folder, monkeypa
     with pytest.raises(ConfigError, match=r"tracking` is wandb, .* run `pip install 'fantrans\[wandb\]'`"):
         train_heads([(run, "P1")], tracking="wandb")
     assert not run.folder.exists()
+
+
+def test_the_catalog_names_the_tracker_of_a_training(folder, monkeypatch):
+    assert load_catalog(environment={}).tracking == "none"
+    assert load_catalog(environment={"FANTRANS_TRACKING": "mlflow"}).tracking == "mlflow"
+    with pytest.raises(CatalogError, match="`tracking` is 'mlfow': input should be 'none', 'tensorboard', 'mlflow' or"):
+        load_catalog(environment={"FANTRANS_TRACKING": "mlfow"})
+    run, logged = make_run(folder), []
+    monkeypatch.setenv("FANTRANS_TRACKING", "tensorboard")
+    monkeypatch.setitem(tracking._TRACKERS, "tensorboard", (lambda *_, **__: Recorder(logged), "json"))
+    monkeypatch.setattr(trainer, "resolve_runs", lambda *_, **__: [run])
+    trainer.train_folds("small", dataset="small", parts=["P1"])
+    assert logged == ["epoch 1", "epoch 2", "epoch 3", "scores of 3", "closed"]
