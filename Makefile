@@ -1,7 +1,7 @@
 # Each target installs what it needs, once.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-EXTRAS ?= synth,figures,onnx,dev
+EXTRAS ?= synth,figures,onnx,tensorboard,mlflow,wandb,dev
 CONSTRAINTS ?= --constraint constraints.txt
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.commands import cache, data, ops, project, train, weights
+from flows.commands import cache, data, ops, project, runs, train, weights
 from flows.commands.base import INTERRUPTED, Group, Quiet, Verbose, add_command
 from flows.commands.output import print_json
 from pipeline.errors import FantransError
@@ -45,8 +45,8 @@ for command, *examples in (
     ),
     (
         train.train,
-        "fantrans train bp4d",
         "fantrans train bp4d --experiment table1 --device cuda",
+        "fantrans train bp4d --set head.num_blocks=3 --set train.lr=1e-4,3e-4",
         "fantrans train disfa --init-from bp4d",
     ),
     (
@@ -65,6 +65,7 @@ for command, *examples in (
     add_command(app, command.__name__, *examples)(command)
 app.add_typer(data.catalog_app, name="catalog")
 app.add_typer(cache.cache_app, name="cache")
+app.add_typer(runs.runs_app, name="runs")
 app.add_typer(weights.weights_app, name="weights")
 app.add_typer(ops.ops_app, name="ops")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect.artifacts import create_table_artifact
@@ -17,26 +18,30 @@ from pipeline.training.runs import resolve_runs
 
 @fantrans_task()
 def aggregate(
-    experiment: str, *, dataset: str, base: str | None, init_from: str | None
+    experiment: str, *, dataset: str, base: str | None, init_from: str | None, overrides: Sequence[str]
 ) -> tuple[Report | SetTable, Path]:
     """Write the report of an experiment's run, or the table of a set's finished runs; returns it and its HTML page."""
-    if len(resolve(load_catalog(), dataset, experiment, base=base).experiments) == 1:
-        (run,) = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from)
+    if len(resolve(load_catalog(), dataset, experiment, base=base, overrides=overrides).experiments) == 1:
+        (run,) = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
         return write_report(run.folder), run.folder / "report.html"
-    table, path = write_set_report(experiment, dataset=dataset, base=base, init_from=init_from)
+    table, path = write_set_report(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
     return table, path.with_suffix(".html")
 
 
 @fantrans_flow(name="report")
 def report(
-    dataset: str, experiment: str | None = None, base: str | None = None, init_from: str | None = None
+    dataset: str,
+    experiment: str | None = None,
+    base: str | None = None,
+    init_from: str | None = None,
+    overrides: list[str] | None = None,
 ) -> Report | SetTable:
     """Write the F1 table as files below the runs root, and as an artifact with a history under one key.
 
     The default experiment is the data set's own.
     """
     experiment = experiment or load_catalog().get_dataset(dataset).experiment
-    result, page = aggregate(experiment, dataset=dataset, base=base, init_from=init_from)
+    result, page = aggregate(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides or ())
     create_table_artifact(
         json.loads(result.table().to_json(orient="records")),
         key=artifact_key("f1", dataset, Path(experiment).stem),

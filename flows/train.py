@@ -25,12 +25,21 @@ def train_folds(
     base: str | None = None,
     parts: list[Part] | None = None,
     init_from: str | None = None,
+    overrides: list[str] | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Train the unfinished folds of an experiment, or of all experiments of a set; returns the folders of the runs.
 
-    The default experiment is the data set's own.
+    The default experiment is the data set's own. overrides: settings, such as ["train.lr=1e-4,3e-4"].
     """
     experiment = experiment or load_catalog().get_dataset(dataset).experiment
     device = choose_device(device)
-    return train_heads(experiment, dataset=dataset, base=base, parts=parts, init_from=init_from, device=device)
+    return train_heads(
+        experiment,
+        dataset=dataset,
+        base=base,
+        parts=parts,
+        init_from=init_from,
+        overrides=overrides or (),
+        device=device,
+    )

@@ -153,6 +153,8 @@ class Catalog(Settings):
     """Roots, and data sets and weights by name."""
 
     roots: Roots
+    tracking: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    """Where trainings log losses and scores beside their own files; see docs/runs.md."""
     datasets: dict[str, DatasetEntry]
     weights: dict[str, WeightsEntry] = Field(default_factory=dict)
     """With those that the package ships: a catalog adds entries, or replaces one by its name."""
@@ -245,6 +247,7 @@ def _read(path: Path) -> Catalog:
 def _anchored(catalog: Catalog, folder: Path, *, weights_folder: Path | None = None) -> Catalog:
     """Return the catalog with relative paths resolved against `folder`, those of weights against `weights_folder`."""
     return Catalog(
+        tracking=catalog.tracking,
         roots=Roots(**{name: folder / path.expanduser() for name, path in catalog.roots}),
         datasets={n: e.model_copy(update={"root": folder / e.root.expanduser()}) for n, e in catalog.datasets.items()},
         weights={name: _anchored_weights(entry, weights_folder or folder) for name, entry in catalog.weights.items()},

@@ -21,6 +21,7 @@ from flows.commands.options import (
     Layout,
     OptionalDataset,
     Profile,
+    Set,
     checked_dataset,
     choose_device,
     refuse_ignored,
@@ -161,6 +162,7 @@ def refresh(
     dataset: Dataset,
     experiment: Experiment = None,
     base: Base = None,
+    overrides: Set = None,
     profile: Profile = None,
     views: Annotated[int | None, typer.Option(min=2, help="Views per frame.", show_default="the experiment's")] = None,
     limit: Annotated[
@@ -177,20 +179,20 @@ def refresh(
 
     Computes only what is missing. Logs one line per stage: how many frames are new, kept and dropped.
     """
-    resolve_experiment(dataset, experiment, base)
+    resolve_experiment(dataset, experiment, base, overrides or ())
+    chosen: dict[str, Any] = {"experiment": experiment, "base": base, "overrides": overrides or []}
     if dry_run:
         refuse_ignored(context, ["workers", "device"], when="with --dry-run, which computes nothing")
         from pipeline.refresh.job import prepare_refresh
         from pipeline.refresh.stages import plan_refresh
 
-        job = prepare_refresh(dataset, experiment=experiment, base=base, profile=profile, num_views=views, limit=limit)
+        job = prepare_refresh(dataset, **chosen, profile=profile, num_views=views, limit=limit)
         _print_plan(dataset, plan_refresh(job), as_json=as_json)
         return
     refuse_ignored(context, ["as_json"], when="without --dry-run")
     _find_refresh()(
         dataset,
-        experiment=experiment,
-        base=base,
+        **chosen,
         profile=profile,
         num_views=views,
         limit=limit,

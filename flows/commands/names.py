@@ -80,12 +80,14 @@ def is_experiment(name: str) -> bool:
     return name.split(":", maxsplit=1)[0] in experiment_names() or name.endswith((".yaml", ".yml"))
 
 
-def resolve_experiment(dataset: str, experiment: str | None, base: str | None = None) -> ExperimentSet:
+def resolve_experiment(
+    dataset: str, experiment: str | None, base: str | None = None, overrides: Sequence[str] = ()
+) -> ExperimentSet:
     """Return what a data set and an experiment name; raises `UsageError` for unknown ones, before torch is loaded."""
     from pipeline.catalog import load_catalog
     from pipeline.experiments import resolve
 
-    return resolve(load_catalog(), dataset, experiment, base=base)
+    return resolve(load_catalog(), dataset, experiment, base=base, overrides=overrides)
 
 
 def check_spelling(path: str, arguments: Sequence[str], takes_value: Collection[str]) -> None:

@@ -139,6 +139,15 @@ Run = Annotated[
     str,
     typer.Argument(help="A finished run: its folder, its name or its beginning.", autocompletion=complete_run),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting, such as train.lr=3e-4; several values, train.lr=1e-4,3e-4, are an experiment each.",
+        show_default="none",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Argument(help="Weights of the catalog.", callback=_checked_weights, autocompletion=complete_weights),
@@ -159,5 +168,5 @@ def refuse_ignored(context: typer.Context, names: Sequence[str], *, when: str) -
         raise ConfigError(f"{', '.join(ignored)} {verb} no effect {when}; leave {them} out")
 
 
-_OPTIONS = {"as_json": "--json"}
+_OPTIONS = {"as_json": "--json", "overrides": "--set"}
 """Options that are not named as their parameter."""

@@ -19,6 +19,7 @@ from flows.commands.options import (
     Json,
     Part,
     Run,
+    Set,
     checked_dataset,
     choose_device,
     refuse_ignored,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.report.run import Report
     from pipeline.report.sets import SetTable
 
-_OF_EXPERIMENTS = ("experiment", "base", "init_from")
+_OF_EXPERIMENTS = ("experiment", "base", "init_from", "overrides")
 """Options that find the runs of an experiment; they have no effect on a run."""
 
 
@@ -93,6 +94,7 @@ def train(
         typer.Option(help="Parts to test on, such as P1,P3.", show_default="the experiment's", callback=_checked_parts),
     ] = None,
     init_from: InitFrom = None,
+    overrides: Set = None,
     device: Device = "auto",
 ) -> None:
     """Train one head per fold on cached features, score it and print the report.
@@ -100,7 +102,8 @@ def train(
     The experiment may be a set, whose heads train together. Writes one folder per run below the runs root. Finished
     folds are skipped.
     """
-    chosen = resolve_experiment(dataset, experiment, base)
+    sets = overrides or []
+    chosen = resolve_experiment(dataset, experiment, base, sets)
     run = _find_training()
     tested = _split_parts(parts)
     folders = run(
@@ -109,6 +112,7 @@ def train(
         base=base,
         parts=tested,
         init_from=init_from,
+        overrides=sets,
         device=choose_device(device),
     )
     if len(folders) == 1:
@@ -117,7 +121,7 @@ def train(
         for folder in folders:
             print_line(f"trained {', '.join(tested)}: {folder}")
     else:
-        _print_reports([_experiment_report(dataset, chosen.spec, base, init_from)])
+        _print_reports([_experiment_report(dataset, chosen.spec, base, init_from, sets)])
 
 
 def _find_training() -> Callable[..., list[Path]]:
@@ -150,6 +154,7 @@ def report(
     ] = None,
     base: Base = None,
     init_from: InitFrom = None,
+    overrides: Set = None,
     figures: Annotated[bool, typer.Option("--figures", help="Draw each run, as PNG and SVG beside it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -168,8 +173,9 @@ def report(
                 f"--experiment, as in `fantrans report {names[0]} --experiment {names[1]}`"
             )
         chosen = experiment or [catalog.get_dataset(names[0]).experiment]
-        specs = [resolve_experiment(names[0], each, base).spec for each in chosen]
-        reported = [_experiment_report(names[0], spec, base, init_from) for spec in specs]
+        sets = overrides or []
+        specs = [resolve_experiment(names[0], each, base, sets).spec for each in chosen]
+        reported = [_experiment_report(names[0], spec, base, init_from, sets) for spec in specs]
     else:
         what = f"for {names[0]}, which is a run" if len(names) == 1 else f"for {', '.join(names)}, which are runs"
         refuse_ignored(context, _OF_EXPERIMENTS, when=what)
@@ -191,11 +197,13 @@ def _run_report(folder: Path) -> _Reported:
     return write_report(folder), folder / "report.md"
 
 
-def _experiment_report(dataset: str, experiment: str, base: str | None, init_from: str | None) -> _Reported:
+def _experiment_report(
+    dataset: str, experiment: str, base: str | None, init_from: str | None, overrides: Sequence[str]
+) -> _Reported:
     """Return the table of a set's runs, or the report of the run of one experiment."""
     from pipeline.report.sets import write_set_report
 
-    table, path = write_set_report(experiment, dataset=dataset, base=base, init_from=init_from)
+    table, path = write_set_report(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
     folders = [folder for row in table.rows for folder in row.folders]
     return (table, path) if table.is_set else _run_report(folders[0])
 

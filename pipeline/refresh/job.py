@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,7 @@ def prepare_refresh(
     *,
     experiment: str | None = None,
     base: str | None = None,
+    overrides: Sequence[str] = (),
     profile: str | None = None,
     num_views: int | None = None,
     limit: int | None = None,
@@ -94,11 +96,11 @@ def prepare_refresh(
 ) -> RefreshJob:
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
-    experiment, base: see `experiments.resolve`; default: the data set's own experiment. A set whose members need
-    several caches is refused. check_device: whether this machine must have the device; a cluster's workers may have it.
+    experiment, base, overrides: see `experiments.resolve`; default: the data set's own experiment. A set whose members
+    need several caches is refused. check_device: whether this machine must have the device; workers of a cluster may.
     """
     catalog = load_catalog()
-    chosen = experiments.resolve(catalog, dataset, experiment, base=base)
+    chosen = experiments.resolve(catalog, dataset, experiment, base=base, overrides=overrides)
     document = chosen.cache.model_dump()
     if profile is not None:
         document["features"]["profile"] = profile

@@ -9,7 +9,9 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Hashable
+import re
+import shlex
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,7 +241,12 @@ _COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first
 
 
 def write_set_report(
-    experiment: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+    experiment: str,
+    *,
+    dataset: str,
+    base: str | None = None,
+    init_from: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> tuple[SetTable, Path]:
     """Write the table of a set's finished runs as .md, .html, .csv and .json below the runs root.
 
@@ -248,10 +255,12 @@ def write_set_report(
     """
     catalog = load_catalog()
     entry = catalog.get_dataset(dataset)
-    chosen, runs = resolve(catalog, dataset, experiment, base=base), Runs(catalog, dataset, init_from=init_from)
+    chosen = resolve(catalog, dataset, experiment, base=base, overrides=overrides)
+    runs = Runs(catalog, dataset, init_from=init_from)
     rows = tuple(_read_member(member, runs) for member in chosen.members)
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
+        more += "".join(f" --set {shlex.quote(each)}" for each in overrides)
         command = f"fantrans train {dataset} --experiment {experiment}{more}"
         raise DataError(f"no run of {experiment} on {dataset} is finished; run `{command}`")
     published = pd.read_csv(PUBLISHED_FILE)
@@ -261,9 +270,10 @@ def write_set_report(
     if init_from:
         what += f", heads initialised from {init_from}"
     num_seeds = max(len(member.experiments) for member in chosen.members)
-    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=chosen.is_derived)
+    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=chosen.is_derived or len(rows) > 1)
     started = f"-from-{init_from}" if init_from else ""
-    stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}".replace("/", "_")
+    stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}"
+    stem = re.sub(r"[^\w.=,+-]+", "_", stem)
     md, csv, as_json = (catalog.roots.runs / "tables" / f"{stem}.{kind}" for kind in ("md", "csv", "json"))
     records = json.loads(table.table().to_json(orient="records"))
     for record, row in zip(records, rows, strict=True):

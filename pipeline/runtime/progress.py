@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -61,13 +62,15 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def track(description: str, *, total: int, unit: str, num_before: int = 0) -> Iterator[ProgressCallback]:
+def track(
+    description: str, *, total: int, unit: str, num_before: int = 0, below: Callable[[], str] | None = None
+) -> Iterator[ProgressCallback]:
     """Yield a `ProgressCallback` to call as work finishes; `num_before` of `total` were done before.
 
-    A terminal gets a bar with count, rate and time left on stderr. Otherwise a line is logged for each named piece of
-    work, else every ten seconds, and at the end.
+    A terminal gets a bar with count, rate and time left on stderr, and below it the lines that `below` returns.
+    Otherwise a line is logged for each named piece of work, else every ten seconds, and at the end.
     """
-    listener, console = _listener.get(), Console(stderr=True)
+    listener, console = _listener.get(), _log_console()
     started = logged_at = reported_at = time.monotonic()
     done = 0
 
@@ -100,7 +103,8 @@ def track(description: str, *, total: int, unit: str, num_before: int = 0) -> It
     if listener is not None:
         listener(description, 100 * num_before / max(total, 1))
     with ExitStack() as stack:
-        bar = stack.enter_context(_bar(console)) if console.is_terminal and logger.isEnabledFor(logging.INFO) else None
+        is_shown = console.is_terminal and logger.isEnabledFor(logging.INFO)
+        bar = stack.enter_context(_bar(console, below)) if is_shown else None
         task = TaskID(0) if bar is None else bar.add_task(description, total=total, unit=unit, completed=num_before)
         yield on_progress
     if bar is None:
@@ -109,7 +113,25 @@ def track(description: str, *, total: int, unit: str, num_before: int = 0) -> It
         listener(description, 100.0)
 
 
-def _bar(console: Console) -> Progress:
+def _log_console() -> Console:
+    """Return the console that log lines are printed on, which puts them above the bar; else one on stderr."""
+    handlers = (handler for handler in logging.getLogger().handlers if isinstance(handler, RichHandler))
+    return next((handler.console for handler in handlers), Console(stderr=True))
+
+
+class _ProgressWithLines(Progress):
+    """A progress bar with lines below it, which are computed whenever it is drawn."""
+
+    below: Callable[[], str] | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar, then the lines."""
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield Text(self.below(), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _bar(console: Console, below: Callable[[], str] | None) -> Progress:
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(bar_width=28),
@@ -117,4 +139,6 @@ def _bar(console: Console) -> Progress:
         _RateColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console)
+    bar = _ProgressWithLines(*columns, console=console)
+    bar.below = below
+    return bar

@@ -6,12 +6,15 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,7 +25,7 @@ from models.losses import class_weights, total_loss
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, DataError, DataNotFoundError
 from pipeline.protocols import train_parts
-from pipeline.runtime.atomic import write_json, write_safetensors
+from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
 from pipeline.runtime.checkpoint import Checkpoint
 from pipeline.runtime.progress import ProgressCallback
 from pipeline.runtime.random_numbers import OwnRandomNumbers
@@ -31,12 +34,15 @@ from pipeline.tables import write_table
 from pipeline.training.export import write_deployed
 from pipeline.training.heads import BuiltHead, build_head
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page
+from pipeline.training.metrics import f1_percent, mean_of_defined
 from pipeline.training.predict import count, predict
 from pipeline.training.runs import (
     CHECKPOINT_NAME,
     COUNTS_NAME,
     DEPLOYED_NAME,
     HEAD_NAME,
+    HISTORY_COLUMNS,
+    HISTORY_NAME,
     PREDICTIONS_NAME,
     RESULT_NAME,
     TrainingRun,
@@ -44,6 +50,7 @@ from pipeline.training.runs import (
     read_run,
     write_record,
 )
+from pipeline.training.tracking import FoldTracking
 
 logger = logging.getLogger("fantrans")
 
@@ -79,6 +86,10 @@ class HeadTraining:
     """One entry per finished epoch: epoch, loss, loss_cls, loss_kd, lr of the last step, seconds."""
     fault: str | None = None
     """Why the training stopped, as a sentence; None while all is well."""
+    on_epoch: Callable[[], None] | None = None
+    """Called after each epoch, once its checkpoint and history are written."""
+    tracking: FoldTracking | None = None
+    """Receives each epoch and the fold's scores."""
     _epoch: list[Tensor] = field(default_factory=list)
     """Losses (3,) of the epoch's steps so far, on the device: reading them would make the CPU wait for it."""
     _seconds: float = 0.0
@@ -122,6 +133,7 @@ class HeadTraining:
         write_record(run)
         training = cls(run, test_part, device, built, batches, weights_A, optimiser)
         training._checkpoint.resume(torch.device(device))
+        training._write_history()
         return training
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,6 +153,11 @@ class HeadTraining:
     def settings(self) -> TrainConfig:
         """Training settings of the experiment."""
         return self.run.experiment.train
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs of the experiment."""
+        return self.settings.num_epochs
 
     @property
     def num_epochs_done(self) -> int:
@@ -205,6 +222,18 @@ class HeadTraining:
         named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
         self.history.append({"epoch": self.num_epochs_done, **named, "lr": self._lr, "seconds": self._seconds})
         self._checkpoint.save(self.num_epochs_done * self.batches.num_batches)
+        self._write_history()
+        if self.on_epoch is not None:
+            self.on_epoch()
+        if self.tracking is not None:
+            self.tracking.log_history(self.history)
+
+    def _write_history(self) -> None:
+        """Write the finished epochs, those of the checkpoint, for readers of an unfinished fold."""
+        table = pd.DataFrame(self.history, columns=HISTORY_COLUMNS)
+        write_atomically(
+            self.run.fold_folder(self.test_part) / HISTORY_NAME, lambda temp: table.to_csv(temp, index=False)
+        )
 
     def finish(self) -> None:
         """Write the fold's files, `result.json` last since it marks the fold as finished, and remove the checkpoint."""
@@ -229,7 +258,11 @@ class HeadTraining:
             averages_flip=self.settings.averages_flip,
         )
         write_table(folder / PREDICTIONS_NAME, predictions)
-        write_table(folder / COUNTS_NAME, count(predictions, aus=run.rules.aus, test_part=self.test_part))
+        counts = count(predictions, aus=run.rules.aus, test_part=self.test_part)
+        write_table(folder / COUNTS_NAME, counts)
+        if self.tracking is not None:
+            self.tracking.log_history(self.history)  # all of them if an interrupted training ended in this method
+            self.tracking.finish(self.num_epochs_done, _scores(counts))
         result = {
             "test_part": self.test_part,
             "device": torch.device(self.device).type,
@@ -238,6 +271,7 @@ class HeadTraining:
             "num_test_frames_missing": int((run.frames["part"] == self.test_part).sum()) - len(predictions),
             "class_weights": self.weights_A.tolist(),
             "history": self.history,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(folder / RESULT_NAME, result)
         self._checkpoint.remove()
@@ -250,6 +284,14 @@ class HeadTraining:
             self.history[-1]["loss"],
             len(predictions),
         )
+
+
+def _scores(counts: pd.DataFrame) -> dict[str, float]:
+    """Return a fold's F1 in percent by `AU1`... and `mean`; NaN where it is undefined."""
+    sums = counts.groupby("au")[["tp", "fp", "fn"]].sum()
+    percents = f1_percent(sums["tp"], sums["fp"], sums["fn"])
+    named = {f"AU{au}": float(percent) for au, percent in zip(sums.index, percents, strict=True)}
+    return {**named, "mean": float(mean_of_defined(percents, axis=0))}
 
 
 def _start_from(head: nn.Module, run: TrainingRun, weights: Path) -> None:

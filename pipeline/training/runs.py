@@ -2,7 +2,9 @@
 
 runs/{dataset}-{head}-seed{N}-{run fingerprint}/
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
+    .lock                    held by every training of the run, see pipeline/training/run_lock.py
     source/                  source files of a head of one's own
+    fold-P1/history.csv      losses, learning rate and seconds of the finished epochs, written after each
     fold-P1/checkpoint.pt    state after the last finished epoch; removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
     fold-P1/deployed/                the deployed head, see pipeline/training/export.py
@@ -13,7 +15,7 @@ runs/{dataset}-{head}-seed{N}-{run fingerprint}/
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,8 +26,7 @@ import torch
 
 from pipeline import experiments
 from pipeline.cache.reader import CacheReader, open_cache
-from pipeline.catalog import RUN_RECORD_NAME as RECORD_NAME
-from pipeline.catalog import Catalog, load_catalog
+from pipeline.catalog import RUN_RECORD_NAME, Catalog, load_catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
 from pipeline.datasets.index import read_index
 from pipeline.errors import DataError, DataNotFoundError, StoreError, StoreNotFoundError, UsageError
@@ -39,8 +40,10 @@ from pipeline.training.heads import check_maps
 from pipeline.training.loader import page_sizes
 from pipeline.training.metrics import COUNT_COLUMNS
 
+RECORD_NAME = RUN_RECORD_NAME
 CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
+HISTORY_NAME, HISTORY_COLUMNS = "history.csv", ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds"]
 
 _FOLD_PREFIX = "fold-"
 _MADE_BY = "fantrans train"
@@ -166,7 +169,12 @@ def prepare_run(experiment: str, *, dataset: str, init_from: str | None = None) 
 
 
 def resolve_runs(
-    experiment: str, *, dataset: str, base: str | None = None, init_from: str | None = None
+    experiment: str,
+    *,
+    dataset: str,
+    base: str | None = None,
+    init_from: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[TrainingRun]:
     """Return the run of an experiment, or the runs of a set (one per member and seed), on the newest caches.
 
@@ -174,7 +182,8 @@ def resolve_runs(
     """
     catalog = load_catalog()
     runs = Runs(catalog, dataset, init_from=init_from)
-    return [runs.resolve(each) for each in experiments.resolve(catalog, dataset, experiment, base=base).experiments]
+    chosen = experiments.resolve(catalog, dataset, experiment, base=base, overrides=overrides)
+    return [runs.resolve(each) for each in chosen.experiments]
 
 
 def finished_run(experiment: str, *, dataset: str) -> TrainingRun | None:
@@ -200,14 +209,16 @@ def check_parts(parts: Iterable[str]) -> None:
 
 
 def run_folder(catalog: Catalog, run: str) -> Path | None:
-    """Return the folder of a run, given by path, or by name below the runs root or a beginning that only it has.
+    """Return the folder of a run, given by path, or by its name below the runs root.
 
-    None if it does not exist. Raises `UsageError` if several names begin so.
+    A beginning of the name, or of the fingerprint at its end, is enough if no other run has it. None if it does not
+    exist. Raises `UsageError` if several begin so.
     """
     for folder in (Path(run), catalog.roots.runs / run):
         if (folder / RECORD_NAME).is_file():
             return folder
-    found = [name for name in catalog.run_names() if run and name.startswith(run)]
+    names = catalog.run_names()
+    found = [name for name in names if run and (name.startswith(run) or name.rpartition("-")[2].startswith(run))]
     if len(found) > 1:
         raise UsageError(f"{len(found)} runs begin with {run!r}, give more letters of one: {join_first(found, 10)}")
     return catalog.roots.runs / found[0] if found else None
@@ -230,6 +241,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD_NAME).is_file():
         raise DataNotFoundError(f"{folder} is not a run (no {RECORD_NAME}); pass a folder printed by `fantrans train`")
     return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name: `{"head": {"dim": 8}}` becomes `{"head.dim": 8}`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def fold_folder(folder: Path, test_part: str) -> Path:
@@ -258,7 +280,14 @@ def read_predictions(fold: Path) -> pd.DataFrame:
 
 
 def read_history(fold: Path) -> pd.DataFrame:
-    """Read losses, learning rate and seconds of a finished fold, one row per epoch; `DataError` if damaged."""
+    """Read losses, learning rate and seconds of a fold, one row per finished epoch; `DataError` if damaged."""
+    if not (fold / RESULT_NAME).is_file() and (fold / HISTORY_NAME).is_file():
+        try:
+            return pd.read_csv(fold / HISTORY_NAME)
+        except ValueError:
+            raise DataError(
+                f"{fold / HISTORY_NAME} is damaged; delete it, and run `{_MADE_BY}` to rebuild it"
+            ) from None
     return pd.DataFrame(read_record(fold / RESULT_NAME, keys=("history",), made_by=_MADE_BY)["history"])
 
 
@@ -278,6 +307,7 @@ def write_record(run: TrainingRun) -> None:
         "experiment": run.experiment.name,
         "dataset": run.dataset,
         "protocol": run.rules.name,
+        "parts": list(run.experiment.parts),
         **run.record,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from pipeline.catalog import load_catalog
 from pipeline.errors import TrainingError
 from pipeline.protocols import train_parts
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.broadcast import broadcast
 from pipeline.runtime.device import checked_device, exact_convolutions
 from pipeline.runtime.progress import track
+from pipeline.training.epoch_log import EpochLog
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.heads import build_head
 from pipeline.training.loader import TrainingPages
+from pipeline.training.run_lock import training_locks
 from pipeline.training.runs import TrainingRun, fold_parts, resolve_runs
+from pipeline.training.tracking import Tracking
 
 logger = logging.getLogger("fantrans")
 
@@ -35,36 +39,45 @@ def train_folds(
     base: str | None = None,
     parts: list[str] | None = None,
     init_from: str | None = None,
+    overrides: Sequence[str] = (),
     device: str = "cpu",
 ) -> list[Path]:
     """Train and score the unfinished folds of an experiment or of a set's experiments; return the runs' folders.
 
     base: the experiment that the members of a set change; default: that of the data set. parts: parts to test; default:
     those of the experiment. init_from: a run whose heads of the same test parts initialise these, as the paper does for
-    DISFA from BP4D (4.1). Raises what `resolve_runs` and `train_heads` raise.
+    DISFA from BP4D (4.1). overrides: settings KEY=VALUE, see `experiments.load_set`. Raises what `resolve_runs` and
+    `train_heads` raise.
     """
-    runs = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from)
-    train_heads([(run, part) for run in runs for part in fold_parts(run, parts)], device=device)
+    runs = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
+    folds = [(run, part) for run in runs for part in fold_parts(run, parts)]
+    train_heads(folds, device=device, tracking=load_catalog().tracking)
     return [run.folder for run in runs]
 
 
-def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu") -> float:
+def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu", tracking: str = "none") -> float:
     """Train and score folds, given by run and test part; return the share of time (0..1) spent waiting for data.
 
     Finished folds are skipped; interrupted ones resume after their last finished epoch, to the same weights. Each cache
     is read once for all of its heads. Raises `DataError` or `ConfigError` before the first step. Heads whose loss is
-    not finite stop; the others are finished, then `TrainingError` names those that stopped.
+    not finite stop; the others are finished, then `TrainingError` names those that stopped. tracking: where losses and
+    scores are logged beside the run's files, see pipeline/training/tracking.py.
     """
     checked_device(device)
+    tracked = Tracking(tracking)
     tune_allocator()
     for run in {run.folder: run for run, _ in folds}.values():
         build_head(run)  # raises before the first record is written
     readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
-    for run, part in {run.fold_folder(part): (run, part) for run, part in folds}.values():
-        if not run.is_fold_finished(part):
+    unfinished = {run.fold_folder(part): (run, part) for run, part in folds if not run.is_fold_finished(part)}
+    with training_locks(run.folder for run, _ in unfinished.values()), ExitStack() as open_trackings:
+        for fold, (run, part) in unfinished.items():
             reading = (run.cache.folder, run.cache.revision, run.experiment.cache.views.num_views)
-            readings.setdefault(reading, []).append(HeadTraining.start(run, part, device))
-    shares = [_train_together(heads, device) for heads in readings.values()]
+            head = HeadTraining.start(run, part, device)
+            readings.setdefault(reading, []).append(head)
+            head.tracking = tracked.open(fold, part)
+            open_trackings.callback(head.tracking.close)
+        shares = [_train_together(heads, device) for heads in readings.values()]
     faults = [head.fault for heads in readings.values() for head in heads if head.fault is not None]
     if faults:
         raise TrainingError(f"{'; '.join(faults)} (the other heads are finished)")
@@ -89,11 +102,14 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     end = max(head.settings.num_epochs for head in heads)
     num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     names = f"fold {heads[0].test_part}" if len(heads) == 1 else f"{len(heads)} heads"
+    epochs = EpochLog({_name(head, heads): head for head in heads})
+    for head in heads:
+        head.on_epoch = partial(epochs.on_epoch, _name(head, heads))
     num_before = sum(head.num_epochs_done * head.num_epoch_frames for head in heads)
     total = sum(head.settings.num_epochs * head.num_epoch_frames for head in heads)
     with (
         exact_convolutions(),
-        track(f"train {names}", total=total, unit="frames", num_before=num_before) as on_progress,
+        track(f"train {names}", total=total, unit="frames", num_before=num_before, below=epochs.lines) as on_progress,
         closing(pages.epochs(first, end)) as coming,
     ):
         share = broadcast(
@@ -103,6 +119,12 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     broadcast([None], [partial(_finish, head) for head in trained_before], num_threads=num_threads)
     logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
     return share
+
+
+def _name(head: HeadTraining, heads: Sequence[HeadTraining]) -> str:
+    """Return the name of a head among those that train with it: its fold, and its run if there are several."""
+    is_one_run = all(other.run.folder == head.run.folder for other in heads)
+    return f"fold {head.test_part}" if is_one_run else f"{head.run.folder.name}, fold {head.test_part}"
 
 
 def _finish(head: HeadTraining, _: None) -> None:

@@ -150,6 +150,26 @@ def test_reports_and_comparisons(world):
     assert members["mean"]["points"] == pytest.approx(-compared["mean"]["points"])
 
 
+def test_runs_are_listed_shown_and_compared(world):
+    folder, _ = world
+    runs = document("runs", "ls", "small", "--sort", "run", "--json")["runs"]
+    assert [run["state"] for run in runs] == ["finished", "finished"]
+    names = [run["run"] for run in runs]
+    shown = document("runs", "show", names[0], "--json")
+    assert {fold["state"] for fold in shown["folds"]} == {"finished"}
+    assert shown["report"]["run"] == names[0]
+    compared = document("runs", "compare", *names, "--json")
+    assert "head.variant" in [setting["name"] for setting in compared["settings"]]
+    assert [run["over_first"] is None for run in compared["runs"]] == [True, False]
+    (folder / "runs/a-started").mkdir()
+    (folder / "runs/a-started/run.json").write_text(
+        json.dumps({"experiment": "a", "dataset": "small", "cache": "0", "head": {}, "aus": [1]})
+    )
+    assert document("runs", "show", "a-started", "--json")["report"] is None
+    assert "a-started" in [run["run"] for run in document("runs", "ls", "--json")["runs"]]
+    shutil.rmtree(folder / "runs/a-started")
+
+
 def test_a_score_is_printed_with_its_settings(world):
     scores = document("weights", "evaluate", "retinaface-mobilenet", "--num", 2, "--json", "--device", "cpu")
     assert (scores["num"], scores["device"]) == (2, "cpu")

@@ -105,7 +105,8 @@ def test_experiments_of_the_project_come_before_the_shipped_ones(tmp_path, monke
     assert load_experiment("short").train == load_experiment("demo").train
     with pytest.raises(ConfigError) as caught:
         find_experiment("dmo")
-    expected = f"'dmo' does not exist in {folder / 'configs'} or {shipped_file('configs')}; did you mean 'demo'? known ones: demo,"
+    where = f"{folder / 'configs'} or {shipped_file('configs')}"
+    expected = f"'dmo' does not exist in {where}; did you mean 'demo'? known ones: demo,"
     assert expected in str(caught.value)
     assert "settings, short, smoke" in str(caught.value)
 

@@ -324,6 +324,7 @@ def test_a_run_is_found_by_folder_name_or_a_beginning_that_only_it_has(catalog):
     assert catalog.run_names() == ["a-seed0-11", "a-seed1-22", "a-seed1-22b"]
     assert find_run(catalog, str(runs / "a-seed0-11")) == run_folder(catalog, "a-seed0") == runs / "a-seed0-11"
     assert find_run(catalog, "a-seed1-22") == runs / "a-seed1-22", "the whole name goes before the beginning"
+    assert find_run(catalog, "11") == runs / "a-seed0-11", "the fingerprint is enough"
     assert run_folder(catalog, "b") is None
     assert run_folder(catalog, "") is None
     with pytest.raises(UsageError, match="2 runs begin with 'a-seed1', give more letters of one: a-seed1-22,"):
