@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from models.head import HeadInputs, stack_maps
+from fantrans import HeadInputs, stack_maps
 
 
 class ConvMlp(nn.Module):

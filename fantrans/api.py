@@ -22,6 +22,7 @@ from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.experiments import resolve
 from pipeline.protocols import PARTS
+from pipeline.report.listing import list_runs, select_runs
 from pipeline.report.rows import Difference
 from pipeline.report.run import write_report
 from pipeline.report.sets import compare_runs, write_set_report
@@ -170,6 +171,14 @@ def train(
         init_from=init_from,
         device=choose_device(device),
     )
+
+
+def runs(dataset: str | None = None) -> pd.DataFrame:
+    """Return one row per run below the runs root, the newest first, with the columns of `fantrans runs ls --csv`.
+
+    Undefined values are missing.
+    """
+    return select_runs(list_runs(load_catalog().roots.runs), dataset=dataset, sort="age_s").reset_index(drop=True)
 
 
 def report(run_or_dataset: str | Path, experiment: str | None = None, *, overrides: Sequence[str] = ()) -> pd.DataFrame:
