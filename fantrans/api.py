@@ -33,7 +33,7 @@ from pipeline.training.heads import head_inputs
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, TrainingPages, evaluation_batches
 from pipeline.training.metrics import compute_scores
 from pipeline.training.predict import count, predict
-from pipeline.training.runs import DEPLOYED_NAME, Runs, finished_folds, run_folder
+from pipeline.training.runs import DEPLOYED_NAME, Runs, find_run, finished_folds, run_folder
 from pipeline.training.trainer import train_folds
 
 
@@ -187,11 +187,10 @@ def report(run_or_dataset: str | Path, experiment: str | None = None, *, overrid
     run_or_dataset: a run (folder or name), or a data set with an experiment or set. Raises `DataError` if nothing is
     finished.
     """
-    folder = run_folder(load_catalog(), str(run_or_dataset))
-    if folder is not None:
-        return write_report(folder).table()
-    dataset = str(run_or_dataset)
-    name = experiment or load_catalog().get_dataset(dataset).experiment
+    catalog, dataset = load_catalog(), str(run_or_dataset)
+    if dataset not in catalog.datasets:
+        return write_report(find_run(catalog, dataset)).table()
+    name = experiment or catalog.get_dataset(dataset).experiment
     return write_set_report(name, dataset=dataset, overrides=overrides)[0].table()
 
 

@@ -272,6 +272,14 @@ def _refuse_experiments(ours: str, theirs: str) -> None:
             )
 
 
+def _are_runs(*names: str) -> bool:
+    from pipeline.catalog import load_catalog
+    from pipeline.training.runs import run_folder
+
+    catalog = load_catalog()
+    return all(not is_experiment(name) and run_folder(catalog, name) is not None for name in names)
+
+
 def compare(
     context: typer.Context,
     names: Annotated[
@@ -298,17 +306,13 @@ def compare(
     dataset = checked_dataset(context, first[0]) if first else None
     if dataset is None:
         _refuse_experiments(ours, theirs)
-    from pipeline.catalog import load_catalog
     from pipeline.report.sets import compare_runs
-    from pipeline.training.runs import run_folder
 
-    catalog = load_catalog()
-    if dataset is None or all(run_folder(catalog, name) for name in (ours, theirs)):
+    if dataset is None or _are_runs(ours, theirs):
         what = f"for {ours} and {theirs}, which are runs"
         refuse_ignored(context, ("base", "init_from"), when=what)
         if dataset is not None:
             raise ConfigError(f"the data set {dataset} has no effect {what}; leave it out")
-
     comparison = compare_runs(ours, theirs, dataset=dataset, base=base, init_from=init_from)
     if as_json:
         print_json("compare", **comparison.as_json())

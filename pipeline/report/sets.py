@@ -28,7 +28,7 @@ from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.runtime.text import unknown_name
-from pipeline.training.runs import Runs, find_run, finished_folds, run_folder
+from pipeline.training.runs import Runs, find_run, finished_folds
 
 logger = logging.getLogger("fantrans")
 
@@ -314,19 +314,18 @@ def compare_runs(
 ) -> Difference:
     """Return the paired difference of two runs, or of two members with all their finished seeds.
 
-    ours, theirs: a run (its folder, or its name below the runs root), an experiment or SET:MEMBER. The other arguments
-    are those of `train_folds`, for experiments and members. Raises `UsageError` for an unknown run, `DataError` if
-    nothing is finished, or if the two were not tested on the same frames and labels.
+    ours, theirs: runs (folder, or name below the runs root); with a data set, experiments or SET:MEMBER. The other
+    arguments are those of `train_folds`, for experiments and members. Raises `UsageError` for an unknown run,
+    `DataError` if nothing is finished, or if the two were not tested on the same frames and labels.
     """
     catalog = load_catalog()
     return difference(*(_row_named(name, catalog, dataset, base, init_from) for name in (ours, theirs)))
 
 
 def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | None, init_from: str | None) -> Row:
-    folder = find_run(catalog, name) if dataset is None else run_folder(catalog, name)
-    if folder is not None:
+    if dataset is None:
+        folder = find_run(catalog, name)
         return read_row(name, [folder] if finished_folds(folder) else [], published=None)
-    assert dataset is not None
     chosen = resolve(catalog, dataset, name, base=base)
     if len(chosen.members) > 1:
         raise UsageError(f"{name} has {len(chosen.members)} members; pass one, such as {name}:{chosen.members[0].name}")
