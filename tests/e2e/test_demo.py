@@ -14,6 +14,7 @@ from tests.kills import finished_shards, finished_units
 
 FANTRANS = Path(sys.executable).with_name("fantrans")
 TIMEOUT_S = 900
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,32 @@ def test_a_killed_demo_resumes_and_a_second_one_has_nothing_to_do(environment):
     assert "nothing to refresh, nothing to train: this is the report of the last run" in again.stdout
     assert "F1 in percent: demo_quick on demo_quick" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def run(environment, *words):
+    ended = subprocess.run(
+        words, env=environment[1], cwd=CHECKOUT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_example_notebook_runs_on_its_cache(environment):
+    executed = environment[0] / "executed.ipynb"
+    run(environment, FANTRANS.with_name("jupyter-execute"), "examples/notebook.ipynb", f"--output={executed}")
+    outputs = [output for cell in json.loads(executed.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert "ten steps" in json.dumps(outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_example_head_is_trained_compared_drawn_and_exported(environment):
+    folder = environment[0]
+    own = "examples/own_head.yaml"
+    run(environment, FANTRANS, "-q", "train", "demo_quick", "--experiment", own)
+    compared = json.loads(run(environment, FANTRANS, "compare", "demo_quick", own, "demo_quick", "--json"))
+    assert (compared["num_subjects"], len(compared["action_units"])) == (30, 12)
+    drawn = run(environment, FANTRANS, "-q", "report", "demo_quick", "--experiment", own, "--figures")
+    assert "score_cam.png" in drawn
+    assert "curves.svg" in drawn
+    run(environment, FANTRANS, "export", "demo_quick-ConvMlp", "--out", folder / "exported")
+    assert {path.name for path in (folder / "exported").iterdir()} == {"head.json", "head.onnx", "head.safetensors"}
