@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.config import OneOf, PositiveInt, Settings, first_fault
 from pipeline.datasets import LAYOUTS
@@ -28,6 +28,16 @@ RUN_RECORD_NAME = "run.json"
 """File that makes a folder below the runs root a run."""
 
 
+def _not_empty(path: object) -> object:
+    if path == "":
+        raise ValueError("the path is empty; set the variable that it takes, or unset it for the default")
+    return path
+
+
+NamedPath = Annotated[Path, BeforeValidator(_not_empty)]
+"""A path that is not empty: an empty variable would name the project folder itself."""
+
+
 class RenderedEntry(Settings):
     """Settings of a rendered data set."""
 
@@ -42,7 +52,7 @@ class RenderedEntry(Settings):
 class DatasetEntry(Settings):
     """A data set in its raw layout."""
 
-    root: Path
+    root: NamedPath
     layout: Annotated[str, OneOf(LAYOUTS)]
     protocol: Annotated[str, OneOf(PROTOCOLS)]
     experiment: str = "fan_trans"
@@ -100,7 +110,7 @@ class DatasetEntry(Settings):
 class FileEntry(Settings):
     """A safetensors file and the sha256 of its bytes."""
 
-    path: Path
+    path: NamedPath
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
     def checked_path(self) -> Path:
@@ -144,9 +154,9 @@ class WeightsEntry(FileEntry):
 class Roots(Settings):
     """Folders below which the pipeline writes."""
 
-    work: Path
-    cache: Path
-    runs: Path
+    work: NamedPath
+    cache: NamedPath
+    runs: NamedPath
 
 
 class Catalog(Settings):

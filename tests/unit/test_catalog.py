@@ -72,6 +72,12 @@ def test_faults_are_one_sentence(tmp_path, old, new, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_an_empty_variable_does_not_name_the_project_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORK", "")
+    with pytest.raises(CatalogError, match="`roots.work` is '': the path is empty; set the variable that it takes, or"):
+        load_catalog(write(tmp_path))
+
+
 def test_unknown_names_list_the_known_ones(tmp_path):
     catalog = load_catalog(write(tmp_path))
     with pytest.raises(CatalogError, match="data set 'face' does not exist; did you mean 'faces'\\? known ones: faces"):
