@@ -74,7 +74,9 @@ def test_faults_are_one_sentence(tmp_path, old, new, sentence):
 
 def test_an_empty_variable_does_not_name_the_project_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("WORK", "")
-    with pytest.raises(CatalogError, match="`roots.work` is '': the path is empty; set the variable that it takes, or"):
+    with pytest.raises(
+        CatalogError, match=r"`roots.work` is '': the path is empty; set the variable that it takes, or"
+    ):
         load_catalog(write(tmp_path))
 
 
