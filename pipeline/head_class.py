@@ -5,6 +5,7 @@ The module lies in the working folder or in an installed package; nothing else i
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -14,7 +15,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
-from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -126,17 +126,45 @@ def _is_below(module: ModuleType, folder: Path) -> bool:
 def _local_files(name: str, folder: Path) -> dict[str, Path]:
     """Return the source files by module of a module in `folder` and of the modules there that it imports.
 
-    Empty if the module is not there.
+    Empty if the module is not there. Raises `ValueError` for a file that is not Python.
     """
-    finder = ModuleFinder([str(folder)], excludes=[*_OURS])
-    try:
-        finder.import_hook(name)
-    except ImportError:
-        return {}
-    except SyntaxError as error:
-        raise ValueError(f"the module {name!r} cannot be imported: SyntaxError: {error}") from None
-    files = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
-    return {name: Path(file) for name, file in sorted(files.items()) if file and file.endswith(".py")}
+    found: dict[str, Path] = {}
+    names = [name]
+    while names:
+        here = names.pop()
+        path = _source_file(here, folder)
+        if path is None or here in found or here.partition(".")[0] in _OURS:
+            continue
+        found[here] = path
+        try:
+            tree = ast.parse(path.read_bytes(), filename=str(path))
+        except SyntaxError as error:
+            raise ValueError(f"the module {here!r} cannot be imported: {error}") from None
+        package = here if path.name == _INIT else here.rpartition(".")[0]
+        imported = [each for node in ast.walk(tree) for each in _imported_names(node, package)]
+        for each in (here, *imported):
+            parts = each.split(".")
+            names += [".".join(parts[:n]) for n in range(1, len(parts) + 1)]  # a package is imported before its modules
+    return dict(sorted(found.items())) if name in found else {}
+
+
+_INIT = "__init__.py"
+
+
+def _source_file(name: str, folder: Path) -> Path | None:
+    stem = folder.joinpath(*name.split("."))
+    return next((path for path in (stem / _INIT, stem.with_name(f"{stem.name}.py")) if path.is_file()), None)
+
+
+def _imported_names(node: ast.AST, package: str) -> list[str]:
+    """Return the modules that a statement may import; a name that is imported from a module may be one, too."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    module = ".".join([*parents, *filter(None, [node.module])])
+    return [module, *(f"{module}.{alias.name}" for alias in node.names)]
 
 
 @cache

@@ -302,7 +302,8 @@ def write_record(run: TrainingRun) -> None:
     head = run.experiment.head
     if isinstance(head, OwnHeadConfig):
         for source in head.load().files:
-            write_bytes_atomically(run.folder / "source" / source.name, source.read_bytes())
+            name = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source.name
+            write_bytes_atomically(run.folder / "source" / name, source.read_bytes())
     record = {
         "experiment": run.experiment.name,
         "dataset": run.dataset,

@@ -16,6 +16,7 @@ from models.head import HeadOutput
 from pipeline.cache.codecs import make_codec
 from pipeline.config import ExperimentConfig, OwnHeadConfig, TrainConfig, first_fault
 from pipeline.errors import ConfigError, DataError
+from pipeline.head_class import load_head_class
 from pipeline.report.run import read_report
 from pipeline.training.export import export_deployed, load_deployed, load_trained
 from pipeline.training.head_training import HeadTraining
@@ -194,6 +195,31 @@ def test_a_changed_source_is_another_run_and_its_old_weights_are_refused(folder,
     assert own("Mlp").document() == before | {"source_sha256": own("Mlp").document()["source_sha256"]}
     with pytest.raises(DataError, match=r"changed since the head was trained; restore that version, which the run"):
         load_deployed(fold / "deployed")
+
+
+def test_the_source_is_found_in_folders_with_and_without_init_and_by_any_kind_of_import(folder):
+    files = {
+        "plain/heads.py": "import torch\nfrom .layers import a\nfrom plain import other\nclass H(torch.nn.Module): ...",
+        "plain/layers.py": "def a():\n    import deep.er.most\n",
+        "plain/other.py": "",
+        "plain/unused.py": "",
+        "deep/__init__.py": "",
+        "deep/er/__init__.py": "from . import sister",
+        "deep/er/sister.py": "from .. import aunt",
+        "deep/er/most.py": "from ..aunt import x",
+        "deep/aunt.py": "x = 1",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    found = load_head_class("plain.heads:H")
+    assert {str(path.relative_to(folder)) for path in found.files} == set(files) - {"plain/unused.py"}
+    (folder / "plain/unused.py").write_text("changed = 1")
+    assert load_head_class("plain.heads:H").source_sha256 == found.source_sha256
+    (folder / "deep/aunt.py").write_text("x = 2")
+    assert load_head_class("plain.heads:H").source_sha256 != found.source_sha256
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("plain", "deep")]:
+        del sys.modules[name]
 
 
 def test_a_class_that_changed_in_a_running_process_is_imported_again(folder):
