@@ -312,7 +312,7 @@ MUTANTS = [
         ("torch.random.set_rng_state(self._cpu)", "pass"),
         ("self._cpu = torch.random.get_rng_state()", "pass"),
         ('self._cpu = state_dict["cpu"].cpu()', "pass"),
-        tests="training/test_own_heads.py",
+        tests="runtime/test_random_numbers.py",
     ),
     *_of(
         "pipeline/training/heads.py",
