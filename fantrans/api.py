@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from pipeline.report.run import write_report
 from pipeline.report.sets import compare_runs, write_set_report
 from pipeline.runtime.device import choose_device
 from pipeline.tables import au_column
-from pipeline.training.export import DeployedModel, load_deployed
+from pipeline.training.export import DESCRIPTION_NAME, DeployedModel, load_deployed
 from pipeline.training.heads import head_inputs
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, TrainingPages, evaluation_batches
 from pipeline.training.metrics import compute_scores
 from pipeline.training.predict import count, predict
-from pipeline.training.runs import DEPLOYED_NAME, Runs, find_run, finished_folds, run_folder
+from pipeline.training.runs import DEPLOYED_NAME, Runs, check_parts, find_run, finished_folds
 from pipeline.training.trainer import train_folds
 
 
@@ -48,8 +48,8 @@ class Cache:
     dataset: str
     experiment: str
     aus: tuple[int, ...]
-    reader: CacheReader
-    _index: pd.DataFrame
+    reader: CacheReader = field(repr=False)
+    _index: pd.DataFrame = field(repr=False)
 
     @cached_property
     def frames(self) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def open_cache(dataset: str, experiment: str | None = None, *, overrides: Sequen
     "cache.features.profile=exact". Raises `StoreError` if the cache does not exist.
     """
     catalog = load_catalog()
-    chosen = resolve(catalog, dataset, experiment, overrides=overrides)
+    chosen = resolve(catalog, dataset, experiment, overrides=_listed(overrides))
     run = Runs(catalog, dataset).resolve(chosen.experiments[0])
     return Cache(dataset, chosen.name, run.rules.aus, run.cache, run.frames)
 
@@ -116,6 +116,8 @@ def batches(
     view 0 (clean) or 1 (flipped), all frames in the order of the cache. features: maps by name, as a head takes them;
     labels_BA: int8 in {0, 1, -1 unknown}. Threads read ahead. Raises `StoreError` if the cache has none of the frames.
     """
+    parts = _listed(parts)
+    check_parts(parts)
     on = torch.device(choose_device(device))
     frames = CachedFrames(cache.reader, cache._index, aus=cache.aus, parts=parts)
     if view is not None:
@@ -166,8 +168,8 @@ def train(
     return train_folds(
         name,
         dataset=dataset,
-        parts=None if parts is None else list(parts),
-        overrides=overrides,
+        parts=None if parts is None else list(_listed(parts)),
+        overrides=_listed(overrides),
         init_from=init_from,
         device=choose_device(device),
     )
@@ -191,15 +193,20 @@ def report(run_or_dataset: str | Path, experiment: str | None = None, *, overrid
     if dataset not in catalog.datasets:
         return write_report(find_run(catalog, dataset)).table()
     name = experiment or catalog.get_dataset(dataset).experiment
-    return write_set_report(name, dataset=dataset, overrides=overrides)[0].table()
+    return write_set_report(name, dataset=dataset, overrides=_listed(overrides))[0].table()
 
 
-def compare(ours: str, theirs: str, *, dataset: str | None = None) -> Difference:
+def compare(ours: str, theirs: str, *, dataset: str | None = None, overrides: Sequence[str] = ()) -> Difference:
     """Return the paired difference of two runs, or of two experiments on a data set, with 95 % intervals.
 
     `.points`, `.low` and `.high` are in points of F1, (A + 1,) with the mean last; `.sentence()` is the conclusion.
     """
-    return compare_runs(ours, theirs, dataset=dataset)
+    return compare_runs(ours, theirs, dataset=dataset, overrides=_listed(overrides))
+
+
+def _listed(words: Collection[str]) -> Sequence[str]:
+    """Return a single word, as people write it, as a list of one."""
+    return [words] if isinstance(words, str) else list(words)
 
 
 def load_head(run: str | Path, part: str | None = None) -> DeployedModel:
@@ -208,9 +215,9 @@ def load_head(run: str | Path, part: str | None = None) -> DeployedModel:
     run: a run (folder or name), or a folder of `fantrans export`. part: the fold, by its tested part; default: the
     first finished one.
     """
-    folder = run_folder(load_catalog(), str(run))
-    if folder is None:
+    if (Path(run) / DESCRIPTION_NAME).is_file():
         return load_deployed(run)
+    folder = find_run(load_catalog(), str(run))
     folds: Mapping[str, Path] = finished_folds(folder)
     if not folds:
         raise DataError(f"{folder} has no finished fold; train it first")

@@ -112,9 +112,16 @@ def maps_read(head: nn.Module | type[nn.Module], inputs: HeadInputs) -> tuple[tu
 
 
 def run_head(head: nn.Module, maps: Maps) -> HeadOutput:
-    """Return the output of a head as a `HeadOutput`, also where it returns the logits of a single branch."""
+    """Return the output of a head as a `HeadOutput` in fp32, also where it returns the logits of a single branch."""
     output = head(maps)
-    return output if isinstance(output, HeadOutput) else HeadOutput((output,), None)
+    branches, ensemble = output if isinstance(output, HeadOutput) else ((output,), None)
+    return HeadOutput(tuple(map(_in_fp32, branches)), None if ensemble is None else _in_fp32(ensemble))
+
+
+def _in_fp32(logits: Tensor) -> Tensor:
+    """Return logits of a lower precision, as autocast gives them, in fp32; others, be they no tensor, as they are."""
+    is_half = isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16)
+    return logits.float() if is_half else logits
 
 
 def branch_names(head: nn.Module, num_branches: int) -> tuple[str, ...]:

@@ -250,7 +250,9 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
         return f"unknown key `{where}`; " + (f"did you mean `{near}`?" if near else "fix the spelling or remove it")
     message = fault["msg"].removeprefix("Value error, ")
     found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
-    return f"`{where}`{found}: {message[0].lower()}{message[1:]}"
+    if fault["type"] != "value_error":  # a sentence of pydantic's
+        message = message[0].lower() + message[1:]
+    return f"`{where}`{found}: {message}"
 
 
 def _keys_at(model: object, steps: Sequence[int | str]) -> list[str]:

@@ -124,7 +124,7 @@ def load_set(spec: str, *, base: str, overrides: Sequence[str] = ()) -> Experime
         if chosen is not None:
             raise ConfigError(f"{path} is one experiment and has no members; name it without `:{chosen}`")
         members = [
-            _member(path.stem, under | {"refresh_args": name_or_path}, each, seeds, path, is_in_set=bool(suffix))
+            _member(path.stem, under | {"refresh_args": name_or_path}, each, seeds, path, is_in_set=False)
             for each in combinations
         ]
         return ExperimentSet(path.stem + suffix, spec, None, tuple(members), is_derived=False)
@@ -171,7 +171,11 @@ def _member(
     published: str | None = None,
     is_in_set: bool = True,
 ) -> Member:
-    """Return a member with its experiments, one per seed, under an override."""
+    """Return a member with its experiments, one per seed, under an override.
+
+    A member is named by what differs, its experiments by all overrides.
+    """
+    shown = " ".join(filter(None, (name if is_in_set else "", *override.differing))) or name
     name = " ".join((name, *override.words))
     merged = merge_settings(settings, override.settings)
     sets = "".join(f" --set {shlex.quote(word)}" for word in override.words if word.startswith("cache."))
@@ -179,12 +183,13 @@ def _member(
     if not seeds:
         train = merged.get("train")
         seed = train.get("seed", 0) if isinstance(train, dict) else 0
-        experiments = [merged | {"name": f"{name}-seed{seed}" if is_in_set else name}]
+        experiments = [merged | {"name": f"{name}-seed{seed}" if is_in_set or override.words else name}]
     else:
         experiments = [
             merge_settings(merged, {"train": {"seed": seed}, "name": f"{name}-seed{seed}"}) for seed in seeds
         ]
-    return Member(name, published, tuple(_experiment(each, path) for each in experiments))
+    where = " ".join((str(path), *(f"--set {word}" for word in override.words)))
+    return Member(shown, published, tuple(_experiment(each, where) for each in experiments))
 
 
 def _split(spec: str) -> tuple[str, str | None]:
@@ -195,12 +200,12 @@ def _split(spec: str) -> tuple[str, str | None]:
     return name_or_path, member
 
 
-def _experiment(settings: dict[str, Any], path: Path) -> ExperimentConfig:
-    settings = resolve_settings(settings, where=path, error=ConfigError)
+def _experiment(settings: dict[str, Any], where: object) -> ExperimentConfig:
+    settings = resolve_settings(settings, where=where, error=ConfigError)
     try:
         return ExperimentConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_fault(error, ExperimentConfig)}") from None
+        raise ConfigError(f"{where}: {first_fault(error, ExperimentConfig)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

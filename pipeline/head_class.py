@@ -12,7 +12,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -41,8 +42,8 @@ def load_head_class(spec: str) -> HeadClass:
     or has no such class.
     """
     match = _SPEC.fullmatch(spec)
-    if match is None:
-        raise ValueError('expected MODULE:CLASS, such as "my_heads:MyHead"')
+    if match is None or ".py:" in spec:
+        raise ValueError('expected MODULE:CLASS without .py, such as "my_heads:MyHead"')
     module_name, class_name = match.groups()
     folder = Path.cwd()
     local = _local_files(module_name, folder)
@@ -50,11 +51,14 @@ def load_head_class(spec: str) -> HeadClass:
     if _digest_at_import.get(module_name, digest) != digest:  # in a notebook, say
         for name in local:
             sys.modules.pop(name, None)
-    module = _import(module_name, folder, is_local=bool(local))
+    module = _import(module_name, folder, tuple(local.values()))
     _digest_at_import[module_name] = digest
     cls = getattr(module, class_name, None)
-    if not inspect.isclass(cls):
-        known = [name for name, value in vars(module).items() if inspect.isclass(value)]
+    if cls is not None and not inspect.isclass(cls):
+        raise ValueError(f"{class_name} of {module.__file__} is a {type(cls).__name__}, expected a class")
+    if cls is None:
+        here = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module_name]
+        known = [each.__name__ for each in here]
         raise ValueError(f"{module.__file__} has no class {class_name!r}{_nearest(class_name, known)}")
     if local:
         return HeadClass(cls, tuple(local.values()), digest)
@@ -98,9 +102,9 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {near!r}?" if near else f"; known ones: {', '.join(known) or 'none'}"
 
 
-def _import(name: str, folder: Path, *, is_local: bool) -> ModuleType:
+def _import(name: str, folder: Path, files: Collection[Path]) -> ModuleType:
     """Import a module of the working folder or of an installed package, and of nowhere else on the path."""
-    top = name.partition(".")[0]
+    top, is_local = name.partition(".")[0], bool(files)
     if not is_local and top not in _distributions():
         raise ValueError(
             f"there is no module {top!r} in {folder} and no installed package of this name; run the command in the "
@@ -115,7 +119,14 @@ def _import(name: str, folder: Path, *, is_local: bool) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever the user's code raises
-        raise ValueError(f"the module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"the module {name!r} cannot be imported: {describe_error(error, files)}") from error
+
+
+def describe_error(error: Exception, files: Collection[Path]) -> str:
+    """Return an error of a user's code in one line, with the last line of `files` that it passed through."""
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
+    return f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})" if frames else what
 
 
 def _is_below(module: ModuleType, folder: Path) -> bool:

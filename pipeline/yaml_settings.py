@@ -82,10 +82,14 @@ def _as_dict(content: DictConfig) -> dict[str, Any]:
 
 
 class Override(NamedTuple):
-    """One combination of overrides: KEY=VALUE of each, and the settings that they set."""
+    """One combination of overrides.
+
+    words: KEY=VALUE of each. settings: what they set. differing: the words of which other combinations have others.
+    """
 
     words: tuple[str, ...]
     settings: dict[str, Any]
+    differing: tuple[str, ...] = ()
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -112,7 +116,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             raise ConfigError(
                 f"override {' '.join(chosen)!r} cannot be read: {str(error).partition(chr(10))[0]}"
             ) from None
-        combinations.append(Override(chosen, settings))
+        differing = tuple(word for word, among in zip(chosen, choices, strict=True) if len(among) > 1)
+        combinations.append(Override(chosen, settings, differing))
     return combinations
 
 

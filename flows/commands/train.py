@@ -291,6 +291,7 @@ def compare(
     ],
     base: Base = None,
     init_from: InitFrom = None,
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Compare two runs or experiments, AU by AU.
@@ -310,10 +311,10 @@ def compare(
 
     if dataset is None or _are_runs(ours, theirs):
         what = f"for {ours} and {theirs}, which are runs"
-        refuse_ignored(context, ("base", "init_from"), when=what)
+        refuse_ignored(context, ("base", "init_from", "overrides"), when=what)
         if dataset is not None:
             raise ConfigError(f"the data set {dataset} has no effect {what}; leave it out")
-    comparison = compare_runs(ours, theirs, dataset=dataset, base=base, init_from=init_from)
+    comparison = compare_runs(ours, theirs, dataset=dataset, base=base, init_from=init_from, overrides=overrides or ())
     if as_json:
         print_json("compare", **comparison.as_json())
         return

@@ -321,9 +321,7 @@ def draw_score_cam(
     faces = _faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
     figure = Figure(figsize=(2 * len(chosen), 4.6), layout="constrained")
     axes = np.atleast_2d(figure.subplots(2, len(chosen)).T)
-    side = faces[0].shape[0]
-    layer = model.head.conv if isinstance(model.head, DeployedHead) else None
-    with ScoreCAM(network, layer, input_shape=(3, side, side), batch_size=16) as cam:
+    with ScoreCAM(network, _cam_layer(network), batch_size=16) as cam:
         for (_, aus), face, (top, below) in zip(chosen, faces, axes, strict=True):
             image = torch.from_numpy(face).permute(2, 0, 1)[None].float() / 255
             maps = []
@@ -340,6 +338,14 @@ def draw_score_cam(
                 axis.set_xticks([])
                 axis.set_yticks([])
     return figure
+
+
+def _cam_layer(network: _ImageToLogits) -> nn.Module:
+    """Return F_c's module in a head of the paper, else the last convolution of the head, or of the whole network."""
+    if isinstance(network.head, DeployedHead):
+        return network.head.conv
+    convolutions = [each for each in network.head.modules() if isinstance(each, nn.Conv2d)]
+    return [*(each for each in network.modules() if isinstance(each, nn.Conv2d)), *convolutions][-1]
 
 
 def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, list[int]]]:

@@ -21,6 +21,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pipeline.catalog import Catalog, load_catalog
+from pipeline.config import OwnHeadConfig
 from pipeline.errors import ConfigError, DataError, StoreError, UsageError
 from pipeline.experiments import ExperimentSet, Member, resolve
 from pipeline.report.rows import Difference, Row, difference, read_row
@@ -159,15 +160,21 @@ class SetTable:
         over_first = f" Over first: paired difference to {self.rows[0].name}." if len(self.rows) > 1 else ""
         undefined = ", ".join(f"{row.name} {row.num_undefined}" for row in self.rows if row.num_undefined)
         left_out = f" Pairs of fold and AU that are undefined (0/0) and left out: {undefined}." if undefined else ""
+        has_published = any(self._published(row) is not None for row in self.rows)
+        published = " Published numbers are for the real data set." if has_published else ""
+        seeds = (
+            f", averaged over up to {self.num_seeds} seeds. sd: standard deviation over seeds"
+            if self.num_seeds > 1
+            else ", one seed"
+        )
         return (
             f"F1 in percent, averaged over parts and action units, threshold 0.5, last epoch. Ours: on "
-            f"{self.what_data}, averaged over up to {self.num_seeds} seeds. Published numbers are for the real data "
-            f"set. sd: standard deviation over seeds. 95 %: bootstrap over subjects and, with several seeds, runs; "
+            f"{self.what_data}{seeds}.{published} 95 %: bootstrap over subjects and, with several seeds, runs; "
             f"with one seed, seed-to-seed variation is not included.{over_first}{left_out}"
         )
 
     def rich_table(self) -> Table:
-        """Return the table for the terminal, without the columns that do not fit 80 characters."""
+        """Return the table for the terminal, without empty columns and those that do not fit 80 characters."""
         table = Table(
             title=f"{self.name} on {self.dataset}",
             caption=self.legend(),
@@ -176,10 +183,17 @@ class SetTable:
             box=SIMPLE,
             padding=(0, 1, 0, 0),
         )
-        shown = [i for i, name in enumerate(_COLUMNS) if name not in _NOT_ON_TERMINAL]
+        all_cells = self._cells()
+        is_filled = [any(cells[i] for cells in all_cells) for i in range(len(_COLUMNS))]
+        shown = [i for i, name in enumerate(_COLUMNS) if is_filled[i] and name not in _NOT_ON_TERMINAL]
         for i in shown:
-            table.add_column(_COLUMNS[i], justify="left" if i == 0 else "right", no_wrap=_COLUMNS[i] != "over first")
-        for row, cells in zip(self.rows, self._cells(), strict=True):
+            table.add_column(
+                _COLUMNS[i].replace(" first", "\nfirst"),
+                justify="left" if i == 0 else "right",
+                no_wrap=i > 0,
+                overflow="fold",
+            )
+        for row, cells in zip(self.rows, all_cells, strict=True):
             missing = self.num_seeds - len(row.folders)
             name = f"{row.name} ({missing} missing)" if missing else row.name
             table.add_row(name, *(cells[i] for i in shown[1:]))
@@ -270,7 +284,15 @@ def write_set_report(
     if init_from:
         what += f", heads initialised from {init_from}"
     num_seeds = max(len(member.experiments) for member in chosen.members)
-    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=chosen.is_derived or len(rows) > 1)
+    table = SetTable(
+        chosen.name,
+        dataset,
+        what,
+        rows,
+        num_seeds,
+        published,
+        is_set=chosen.is_derived or len(rows) > 1 or num_seeds > 1,
+    )
     started = f"-from-{init_from}" if init_from else ""
     stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}"
     stem = re.sub(r"[^\w.=,+-]+", "_", stem)
@@ -310,7 +332,13 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
 
 
 def compare_runs(
-    ours: str, theirs: str, *, dataset: str | None = None, base: str | None = None, init_from: str | None = None
+    ours: str,
+    theirs: str,
+    *,
+    dataset: str | None = None,
+    base: str | None = None,
+    init_from: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Difference:
     """Return the paired difference of two runs, or of two members with all their finished seeds.
 
@@ -319,17 +347,33 @@ def compare_runs(
     `DataError` if nothing is finished, or if the two were not tested on the same frames and labels.
     """
     catalog = load_catalog()
-    return difference(*(_row_named(name, catalog, dataset, base, init_from) for name in (ours, theirs)))
+    settings: dict[str, Any] = {"dataset": dataset, "base": base, "init_from": init_from, "overrides": overrides}
+    return difference(*(_row_named(name, catalog, **settings) for name in (ours, theirs)))
 
 
-def _row_named(name: str, catalog: Catalog, dataset: str | None, base: str | None, init_from: str | None) -> Row:
+def _row_named(
+    name: str,
+    catalog: Catalog,
+    *,
+    dataset: str | None,
+    base: str | None,
+    init_from: str | None,
+    overrides: Sequence[str],
+) -> Row:
     if dataset is None:
         folder = find_run(catalog, name)
         return read_row(name, [folder] if finished_folds(folder) else [], published=None)
-    chosen = resolve(catalog, dataset, name, base=base)
+    chosen = resolve(catalog, dataset, name, base=base, overrides=overrides)
     if len(chosen.members) > 1:
         raise UsageError(f"{name} has {len(chosen.members)} members; pass one, such as {name}:{chosen.members[0].name}")
-    return _read_member(chosen.members[0], Runs(catalog, dataset, init_from=init_from))
+    member = chosen.members[0]._replace(name=name)
+    row, head = _read_member(member, Runs(catalog, dataset, init_from=init_from)), member.experiments[0].head
+    if row.values is None and isinstance(head, OwnHeadConfig):
+        raise DataError(
+            f"no run of {name} with {head.class_} as it is now is finished; train it, or compare runs of an older "
+            "source by their names (`fantrans runs ls`)"
+        )
+    return row
 
 
 def _read_member(member: Member, runs: Runs) -> Row:

@@ -29,12 +29,12 @@ from pipeline.runtime.atomic import write_atomically, write_json, write_safetens
 from pipeline.runtime.extras import optional_packages
 from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
 from pipeline.training.metrics import THRESHOLD
-from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME
+from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, SOURCE_NAME
 
 WEIGHTS_NAME = "head.safetensors"
 DESCRIPTION_NAME = "head.json"
 ONNX_NAME = "head.onnx"
-ONNX_TOLERANCE = 1e-5
+ONNX_TOLERANCE = 1e-4
 """Greatest allowed difference between the logits of onnxruntime and torch, relative where a logit exceeds 1."""
 
 
@@ -99,14 +99,19 @@ def load_deployed(folder: Path | str) -> DeployedModel:
         if not (folder / name).is_file():
             raise DataNotFoundError(f"{folder / name} does not exist; train that fold first, or pass another folder")
     description = json.loads((folder / DESCRIPTION_NAME).read_bytes())
-    head = rebuild_deployed(description)
+    head = rebuild_deployed(description, source=_source_of(folder.parent))
     head.load_state_dict(load_file(folder / WEIGHTS_NAME))
     return DeployedModel(head.eval(), tuple(description["aus"]), description)
 
 
+def _source_of(fold: Path) -> Path:
+    """Return where the run of a fold keeps the source of a head of one's own."""
+    return fold.parent / SOURCE_NAME
+
+
 def load_trained(fold: Path) -> nn.Module:
     """Read a finished fold's head as it was trained, with all branches, in eval mode; raises as `load_deployed`."""
-    head = rebuild_head(json.loads((fold / DEPLOYED_NAME / DESCRIPTION_NAME).read_bytes()))
+    head = rebuild_head(json.loads((fold / DEPLOYED_NAME / DESCRIPTION_NAME).read_bytes()), source=_source_of(fold))
     head.load_state_dict(load_file(fold / HEAD_NAME))
     return head.eval()
 
@@ -182,7 +187,7 @@ def write_onnx(folder: Path) -> float:
         if max(gaps) > ONNX_TOLERANCE:
             raise DataError(
                 f"{folder / ONNX_NAME} is not written: its logits differ from torch by {max(gaps):.1e}, more than "
-                f"{ONNX_TOLERANCE}"
+                f"{ONNX_TOLERANCE}; {WEIGHTS_NAME} and {DESCRIPTION_NAME} beside it are written and can be used"
             )
 
     write_atomically(folder / ONNX_NAME, export)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
@@ -18,7 +19,7 @@ from models.registry import HEADS
 from pipeline.cache.reader import CacheReader
 from pipeline.config import HeadConfig, OwnHeadConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.head_class import load_head_class
+from pipeline.head_class import describe_error, load_head_class
 
 if TYPE_CHECKING:
     from pipeline.training.runs import TrainingRun
@@ -91,13 +92,14 @@ def _build_own(settings: OwnHeadConfig, inputs: HeadInputs) -> BuiltHead:
     except ValueError as error:
         raise ValueError(f"{settings.class_} {error}") from error
     except Exception as error:  # whatever the user's code raises
-        raise ValueError(f"{settings.class_} cannot run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{settings.class_} cannot run: {describe_error(error, own.files)}") from error
     return BuiltHead(head, description, draws)
 
 
-def rebuild_head(description: Mapping[str, Any]) -> nn.Module:
+def rebuild_head(description: Mapping[str, Any], *, source: Path) -> nn.Module:
     """Return an untrained head as described, to load its weights into.
 
+    source: folder where the run keeps the source of a head of one's own, for the error.
     Raises `DataError` if the source of a head of one's own has changed since, or cannot be found.
     """
     if "shape" in description:
@@ -105,19 +107,23 @@ def rebuild_head(description: Mapping[str, Any]) -> nn.Module:
     try:
         own = load_head_class(description["class"])
     except ValueError as error:
-        raise DataError(f"the head's class {description['class']}: {error}") from None
+        raise DataError(f"the head's class {description['class']}: {error}{_kept(source)}") from None
     if own.source_sha256 != description["source_sha256"]:
         raise DataError(
-            f"{', '.join(map(str, own.files))} changed since the head was trained; restore that version, which the "
-            "run keeps in its folder `source`, or train again"
+            f"{', '.join(map(str, own.files))} changed since the head was trained; restore that version or train again"
+            + _kept(source)
         )
     head: nn.Module = own.cls(described_inputs(description), **description["arguments"])
     return head
 
 
-def rebuild_deployed(description: Mapping[str, Any]) -> nn.Module:
+def _kept(source: Path) -> str:
+    return f"; the version that it was trained with is in {source}: run the command there" if source.is_dir() else ""
+
+
+def rebuild_deployed(description: Mapping[str, Any], *, source: Path) -> nn.Module:
     """Return an untrained deployed head as described; raises `DataError` as `rebuild_head` does."""
-    return deployed_head(rebuild_head(description))
+    return deployed_head(rebuild_head(description, source=source))
 
 
 def described_inputs(description: Mapping[str, Any]) -> HeadInputs:

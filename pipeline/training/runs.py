@@ -40,7 +40,7 @@ from pipeline.training.heads import check_maps
 from pipeline.training.loader import page_sizes
 from pipeline.training.metrics import COUNT_COLUMNS
 
-RECORD_NAME = RUN_RECORD_NAME
+RECORD_NAME, SOURCE_NAME = RUN_RECORD_NAME, "source"
 CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
 HISTORY_NAME, HISTORY_COLUMNS = "history.csv", ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds"]
@@ -303,7 +303,7 @@ def write_record(run: TrainingRun) -> None:
     if isinstance(head, OwnHeadConfig):
         for source in head.load().files:
             name = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source.name
-            write_bytes_atomically(run.folder / "source" / name, source.read_bytes())
+            write_bytes_atomically(run.folder / SOURCE_NAME / name, source.read_bytes())
     record = {
         "experiment": run.experiment.name,
         "dataset": run.dataset,

@@ -90,7 +90,7 @@ def test_the_demo_runs_in_a_new_project_and_writes_only_there(installed, project
 
 def test_without_a_project_the_working_folder_holds_the_outputs(installed, tmp_path):
     shown = subprocess.run(
-        [installed.bin / "fantrans", "catalog", "show"],
+        [installed.bin / "fantrans", "catalog", "ls"],
         cwd=tmp_path,
         env=installed.environment | {"COLUMNS": "300"},
         capture_output=True,

@@ -6,9 +6,10 @@ import stat
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import DataError
 from pipeline.training import export as deployed
 from pipeline.training.export import export_deployed, write_deployed
+from pipeline.training.heads import describe_shape
 from tests.unit.training.test_export import trained_head
 
 
@@ -19,7 +20,8 @@ from tests.unit.training.test_export import trained_head
 def test_onnx_agrees_with_torch(tmp_path, variant, drop):
     head = trained_head(variant=variant, attention_drop=drop)
     fold, out = tmp_path / "fold", tmp_path / "out"
-    write_deployed(fold, head.deployed(), aus=(1, 2, 4), features={"profile": "exact"}, averages_flip=False)
+    built_from = describe_shape(head.shape)
+    write_deployed(fold, head.deployed(), built_from, aus=(1, 2, 4), features={"profile": "exact"}, averages_flip=False)
     before = os.umask(0o027)
     try:
         assert export_deployed(fold, out) <= 1e-5
@@ -32,8 +34,11 @@ def test_onnx_agrees_with_torch(tmp_path, variant, drop):
 
 
 def test_a_file_that_differs_is_refused(tmp_path, monkeypatch):
-    write_deployed(tmp_path, trained_head().deployed(), aus=(1, 2, 4), features={}, averages_flip=False)
+    head = trained_head()
+    write_deployed(
+        tmp_path, head.deployed(), describe_shape(head.shape), aus=(1, 2, 4), features={}, averages_flip=False
+    )
     monkeypatch.setattr(deployed, "ONNX_TOLERANCE", -1.0)
-    with pytest.raises(ConfigError, match="is not written: its logits differ from torch by"):
+    with pytest.raises(DataError, match="is not written: its logits differ from torch by"):
         deployed.write_onnx(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"head.safetensors", "head.json"}

@@ -186,10 +186,10 @@ def test_overrides_change_an_experiment_and_give_the_settings_of_a_file(tmp_path
 
 def test_several_values_are_a_member_each():
     chosen = load_set("demo", base="demo", overrides=["train.lr=1e-4,3e-4", "head.num_blocks=1"])
-    assert [member.name for member in chosen.members] == [
-        "demo train.lr=1e-4 head.num_blocks=1",
-        "demo train.lr=3e-4 head.num_blocks=1",
-    ]
+    assert [member.name for member in chosen.members] == ["train.lr=1e-4", "train.lr=3e-4"]
+    assert chosen.experiments[0].name == "demo train.lr=1e-4 head.num_blocks=1-seed0"
+    members = load_set("table3:blocks_1", base="demo", overrides=["train.lr=1e-4,3e-4"]).members
+    assert [member.name for member in members] == ["blocks_1 train.lr=1e-4", "blocks_1 train.lr=3e-4"]
     assert [each.train.lr for each in chosen.experiments] == [1e-4, 3e-4]
     assert chosen.name == "demo train.lr=1e-4,3e-4 head.num_blocks=1"
 

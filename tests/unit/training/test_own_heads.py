@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from models.head import HeadOutput
+from models.head import HeadOutput, run_head
 from pipeline.cache.codecs import make_codec
 from pipeline.config import ExperimentConfig, OwnHeadConfig, TrainConfig, first_fault
 from pipeline.errors import ConfigError, DataError
@@ -148,6 +148,17 @@ def test_the_last_branch_is_deployed(folder):
         assert torch.equal(deployed(maps), output.branches[1])
 
 
+def test_logits_under_autocast_are_fp32_before_the_loss(folder):
+    run = run_of(folder, train=TRAIN.model_copy(update={"precision": "bf16"}))
+    losses = json.loads((train_fold(run, "P1") / "result.json").read_text())["history"]
+    assert any(
+        torch.tensor(epoch["loss"], dtype=torch.float64).bfloat16().double() != epoch["loss"] for epoch in losses
+    )
+    half = run_head(lambda maps: torch.ones(2, 3, dtype=torch.bfloat16), {})
+    assert half.deployed.dtype is torch.float32
+    assert run_head(lambda maps: torch.ones(2, 3).double(), {}).deployed.dtype is torch.float64
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_dropout_draws_the_same_numbers_whatever_is_trained_beside(folder, device):
     runs = [run_of(folder, run=f"own{seed}", train=TRAIN.model_copy(update={"seed": seed})) for seed in (0, 1)]
@@ -193,7 +204,8 @@ def test_a_changed_source_is_another_run_and_its_old_weights_are_refused(folder,
     path.write_text(path.read_text().replace("nn.ReLU()", "nn.GELU()") + "# changed\n")
     assert own("Mlp").document() != before
     assert own("Mlp").document() == before | {"source_sha256": own("Mlp").document()["source_sha256"]}
-    with pytest.raises(DataError, match=r"changed since the head was trained; restore that version, which the run"):
+    version = r"the version that it was trained with is in .*/own/source: run the command there"
+    with pytest.raises(DataError, match=f"changed since the head was trained; .*{version}"):
         load_deployed(fold / "deployed")
 
 
@@ -236,7 +248,7 @@ def test_a_class_that_changed_in_a_running_process_is_imported_again(folder):
             "my_heads:Wide returns (2, 2, 1) as branch 1 for 2 frames, expected logits (2, 2): one per action unit",
         ),
         ("Frozen", "my_heads:Frozen has no parameters to train"),
-        ("Broken", "my_heads:Broken cannot run: KeyError: 'h3'"),
+        ("Broken", "my_heads:Broken cannot run: KeyError: 'h3' (my_heads.py, line 46: return self.last(maps["),
         ("Fixed", "my_heads:Fixed returns branch 1 without a gradient, so it cannot be trained"),
     ],
 )
@@ -252,7 +264,9 @@ def test_a_broken_contract_is_named_before_anything_is_written(folder, name, sen
     ("settings", "sentence"),
     [
         ({"class": "my_heads:Mpl"}, "`head.class`"),
-        ({"class": "my_heads.Mlp"}, 'expected MODULE:CLASS, such as "my_heads:MyHead"'),
+        ({"class": "my_heads.py:Mlp"}, "expected MODULE:CLASS without .py"),
+        ({"class": "my_layers:hidden_layer"}, "is a function, expected a class"),
+        ({"class": "my_heads.Mlp"}, 'expected MODULE:CLASS without .py, such as "my_heads:MyHead"'),
         ({"class": "no_such_heads:Mlp"}, "there is no module 'no_such_heads' in"),
         ({"class": "json:JSONEncoder"}, "there is no module 'json' in"),  # neither here nor installed
         ({"class": "my_heads:NotAHead"}, "int is not a torch.nn.Module"),
@@ -260,7 +274,7 @@ def test_a_broken_contract_is_named_before_anything_is_written(folder, name, sen
         ({"class": "torch.nn:Bilinear"}, "missing a required argument: 'in2_features'"),
         (
             {"class": "broken_heads:Mlp"},
-            "the module 'broken_heads' cannot be imported: NameError: name 'x' is not defined",
+            "cannot be imported: NameError: name 'x' is not defined (broken_heads.py, line 1: x)",
         ),
     ],
 )
