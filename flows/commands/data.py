@@ -214,6 +214,7 @@ def _find_refresh() -> Callable[..., Any]:
 
 def _print_plan(dataset: str, plans: list[StagePlan], *, as_json: bool) -> None:
     has_all_stages = plans[-1].stage != "render"
+    is_noop = all(plan.is_noop for plan in plans)
     if as_json:
         stages = [
             {
@@ -226,7 +227,7 @@ def _print_plan(dataset: str, plans: list[StagePlan], *, as_json: bool) -> None:
             }
             for plan in plans
         ]
-        print_json("refresh-plan", dataset=dataset, has_all_stages=has_all_stages, stages=stages)
+        print_json("refresh-plan", dataset=dataset, has_all_stages=has_all_stages, is_noop=is_noop, stages=stages)
         return
     table = Table("stage", "keep", "compute", "drop", "MB to write", "time (as last time)")
     for plan in plans:

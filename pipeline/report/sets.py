@@ -56,7 +56,7 @@ class SetTable:
     published: pd.DataFrame
     """Rows of the set's published table: method, au, f1_percent; empty if it has none."""
     is_set: bool = True
-    """False for one experiment, read as a set of one."""
+    """False for one experiment with one seed, read as a set of one."""
 
     def table(self) -> pd.DataFrame:
         """Return one row per member: seeds, F1 of each AU and mean, interval, difference to the first, published."""
@@ -284,15 +284,8 @@ def write_set_report(
     if init_from:
         what += f", heads initialised from {init_from}"
     num_seeds = max(len(member.experiments) for member in chosen.members)
-    table = SetTable(
-        chosen.name,
-        dataset,
-        what,
-        rows,
-        num_seeds,
-        published,
-        is_set=chosen.is_derived or len(rows) > 1 or num_seeds > 1,
-    )
+    is_set = chosen.is_derived or len(rows) > 1 or num_seeds > 1
+    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=is_set)
     started = f"-from-{init_from}" if init_from else ""
     stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}"
     stem = re.sub(r"[^\w.=,+-]+", "_", stem)

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import BIN, REFRESH
+from tests.recipes import run_recipe
 from tests.small_catalog import NUM_FRAMES
 
 
@@ -72,6 +73,19 @@ def test_status_shows_worker_runs_and_caches(trial, refreshed):
     assert any(line[:3] == ["cpu", "cpu", "online"] for line in lines)
     assert any(line[:1] == [REFRESH] and "never" not in line for line in lines)
     assert any(line[:1] == ["bp4d-synthetic"] and "standard" in line for line in lines)
+
+
+def test_the_recipes_for_a_server_raise_an_alert_only_if_something_is_wrong(trial, refreshed, tmp_path):
+    def run(title, *replace):
+        ended = run_recipe(title, environment=trial.environment, folder=tmp_path, replace=replace)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    trial.wait_for_worker()
+    assert run("Alert if a worker or the server is down", "", "") == "ALERT: no worker is online: gpu\n"
+    title = "Run a deployment and wait for its end"
+    assert run(title, "refresh-cache/bp4d", REFRESH) == ""
+    assert run(title, "refresh-cache/bp4d", "refresh-cache/bp5d").startswith("ALERT: refresh-cache/bp5d has failed")
 
 
 def test_a_second_server_on_the_same_port_is_refused(trial):
