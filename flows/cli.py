@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -101,12 +103,17 @@ def _start(
     """Detect facial action units with FAN-Trans."""
 
 
+_CANNOT_PRINT = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 fine, 1 failed or damage found, 2 wrong usage, 130 stopped by Ctrl-C.
 
     An error that a user can fix is one sentence on stderr; with --json it is also a document on stdout.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     with _logging():
         try:
             sys.exit(app(arguments, prog_name="fantrans", standalone_mode=False) or 0)
@@ -115,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except _UsageError as error:
             _exit_with(error, _usage_sentence(error), 2, arguments)
         except OSError as error:
+            if error.filename is None and error.errno in _CANNOT_PRINT:
+                _exit_with(error, f"the output cannot be written: {error.strerror}", 1, ())
             if error.filename is None:
                 _print_error(error, str(error), 1, arguments)
                 raise

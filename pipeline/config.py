@@ -29,7 +29,8 @@ from pipeline.runtime.text import nearest_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Profile = Literal["exact", "standard", "compact"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
@@ -63,7 +64,7 @@ Part = Annotated[str, OneOf(PARTS)]
 class Settings(BaseModel):
     """Base of settings: frozen; an unknown key is an error, so that a typo never trains the default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DetectorConfig(Settings):
@@ -94,7 +95,7 @@ class ViewConfig(Settings):
     """Cached views of a crop: 0 clean, 1 clean and flipped, 2 and up augmented (paper 4.1)."""
 
     num_views: Annotated[int, Field(ge=2)] = 14
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     max_rotation_deg: Annotated[float, Field(ge=0, le=15)] = 15.0
     min_scale: Annotated[float, Field(ge=0.75, le=1)] = 0.75
     max_scale: Annotated[float, Field(ge=1, le=1.25)] = 1.25
@@ -219,7 +220,7 @@ class TrainConfig(Settings):
     """Arithmetic of the conv module in training, most of the work; tokens, losses, weights and scoring are fp32."""
     averages_flip: bool = False
     """Whether test logits are averaged with those of the flipped view."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class ExperimentConfig(Settings):
@@ -246,7 +247,12 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
     steps = [step for step in fault["loc"] if step not in _TAGS]
     where = ".".join(map(str, steps))
     if fault["type"] == "extra_forbidden":
-        near = nearest_name(str(steps[-1]), _keys_at(model, steps[:-1]))
+        name = str(steps[-1])
+        near = nearest_name(name, _keys_at(model, steps[:-1]))
+        if near is None and len(steps) == 1:
+            near = next(
+                (f"{section}.{name}" for section in _keys_at(model, ()) if name in _keys_at(model, [section])), None
+            )
         return f"unknown key `{where}`; " + (f"did you mean `{near}`?" if near else "fix the spelling or remove it")
     message = fault["msg"].removeprefix("Value error, ")
     found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""

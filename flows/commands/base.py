@@ -104,7 +104,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; `ConfigError` with the right command for options of earlier versions."""
         if not ctx.resilient_parsing:
-            check_spelling(command_path(ctx), args, options_with_value(self))
+            known = {name for param in self.get_params(ctx) for name in param.opts}
+            check_spelling(command_path(ctx), args, options_with_value(self), known | {"--config", "--dataset"})
         ctx.meta["fantrans.arguments"] = tuple(args)
         return super().parse_args(ctx, args)
 

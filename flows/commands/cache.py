@@ -45,6 +45,8 @@ def list_caches(dataset: OptionalDataset = None, as_json: Json = False) -> None:
     if as_json:
         print_json("cache-ls", caches=[cache_record(cache) for caches in found.values() for cache in caches])
         return
+    if not any(found.values()):
+        print_line(f"no cache below {catalog.roots.cache}")
     for name, caches in found.items():
         table = Table(
             "fingerprint",
@@ -115,6 +117,8 @@ def verify_caches(
     is_intact = not any(store["num_damaged"] for store in stores)
     if as_json:
         print_json("cache-verify", is_deep=deep, is_intact=is_intact, stores=stores)
+    elif not stores:
+        print_line(f"nothing to verify: no crops below {catalog.roots.work}, no cache below {catalog.roots.cache}")
     elif not is_intact:
         print_line("run `fantrans refresh` with the settings of the damaged cache (`fantrans cache ls`) to repair it")
     if not is_intact:
@@ -144,6 +148,8 @@ def prune_caches(
                 print_line(f"{folder}: {result}")
     if as_json:
         print_json("cache-prune", stores=stores)
+    elif not stores:
+        print_line(f"nothing to prune: no crops below {catalog.roots.work}, no cache below {catalog.roots.cache}")
 
 
 @add_command(cache_app, "stats", "fantrans cache stats bp4d")

@@ -90,10 +90,11 @@ def resolve_experiment(
     return resolve(load_catalog(), dataset, experiment, base=base, overrides=overrides)
 
 
-def check_spelling(path: str, arguments: Sequence[str], takes_value: Collection[str]) -> None:
+def check_spelling(path: str, arguments: Sequence[str], takes_value: Collection[str], known: Collection[str]) -> None:
     """Raise `ConfigError` that contains the right command for options of earlier versions and for experiments.
 
-    path: words of the command, such as "cache ls". takes_value: its options that are followed by a value.
+    path: words of the command, such as "cache ls". takes_value: its options that are followed by a value. known: all
+    its options.
     """
     words = _split_values(arguments, ("--config", "--dataset"))
     if "--config" in words and path in _TAKE_EXPERIMENT:
@@ -106,9 +107,18 @@ def check_spelling(path: str, arguments: Sequence[str], takes_value: Collection[
         command = with_dataset(path, words[:i] + words[i + 2 :], takes_value, words[i + 1])
         raise ConfigError(f"the data set is the first argument, without --dataset; run `{command}`")
 
+    if path not in _TAKE_EXPERIMENT or path == "report":
+        return
+    if any(word.startswith("--") and word.partition("=")[0] not in known for word in words):
+        return  # a misspelt option, whose value would be taken for a name
+    if sum(word in ("--experiment", "-e") for word in words) > 1:
+        raise ConfigError(f"`fantrans {path}` takes one --experiment; name a set of experiments, or run it for each")
     places = _positions(words, takes_value)
-    if path in _TAKE_EXPERIMENT and path != "report" and len(places) > 1 and is_experiment(words[places[1]]):
-        command = with_dataset(path, words[1:], takes_value, words[0]) if places[0] == 0 else f"fantrans {path} --help"
+    if len(places) > 1 and places[0] == 0 and (is_experiment(words[places[1]]) or is_experiment(words[0])):
+        first, second = words[0], words[places[1]]
+        if first not in _catalog().datasets and second in _catalog().datasets:
+            words[0], words[places[1]] = second, first
+        command = with_dataset(path, words[1:], takes_value, words[0])
         raise ConfigError(f"an experiment is named with --experiment; run `{command}`")
 
 
@@ -120,6 +130,11 @@ def check_dataset(path: str, arguments: Sequence[str], takes_value: Collection[s
     if dataset in catalog.datasets or not is_experiment(dataset):
         catalog.get_dataset(dataset)
         return
+    named = next((i + 1 for i, word in enumerate(arguments[:-1]) if word in ("--experiment", "-e")), None)
+    if named is not None and arguments[named] in catalog.datasets:
+        words = [arguments[named] if word == dataset else word for word in arguments]
+        words[named] = dataset
+        raise ConfigError(f"{dataset} is an experiment, not a data set; run `{_command(path, words)}`")
     others = [arguments[i] for i in _positions(arguments, takes_value) if arguments[i] in catalog.datasets]
     own = [name for name, entry in catalog.datasets.items() if entry.experiment == dataset]
     right = [word for word in arguments if word not in others]

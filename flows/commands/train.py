@@ -165,7 +165,10 @@ def report(
     from pipeline.catalog import load_catalog
 
     catalog = load_catalog()
-    if experiment or any(name in catalog.datasets or is_experiment(name) for name in names):
+    named = [name for name in names if name in catalog.datasets or is_experiment(name)]
+    if named and len(named) < len(names):
+        raise ConfigError(f"expected one data set, or runs; found {' '.join(names)}; leave out {' '.join(named)}")
+    if named or (experiment and not _are_runs(*names)):
         checked_dataset(context, names[0])
         if len(names) > 1:
             raise ConfigError(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ import numpy as np
 from models.fan import NUM_LANDMARKS
 from pipeline.errors import DataError
 from pipeline.runtime.atomic import write_json
+from pipeline.runtime.process_pool import process_pool
 from pipeline.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -102,11 +103,7 @@ def _render_chunks(
     num_workers: int,
     render: Callable[[np.ndarray], tuple[np.ndarray, ...]],
 ) -> None:
-    pool: Executor = (
-        ThreadPoolExecutor(1)
-        if num_workers == 1
-        else ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
-    )
+    pool: AbstractContextManager[Executor] = ThreadPoolExecutor(1) if num_workers == 1 else process_pool(num_workers)
     with pool as workers, track("render faces", total=sum(map(len, chunks)), unit="faces") as on_progress:
         jobs = {workers.submit(render, chunk): chunk for chunk in chunks}
         for job in as_completed(jobs):

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import pandas as pd
 from pipeline.datasets import disfa
 from pipeline.errors import DataError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically
+from pipeline.runtime.process_pool import process_pool
 from pipeline.runtime.progress import track
 from pipeline.synthetic.au_schedules import PRESENT_FROM, level, plan_intensities
 from pipeline.synthetic.bank import default_bank_path, load_bank
@@ -85,7 +85,7 @@ def write_dataset(
             for i in missing:
                 on_progress(_write_subject(out, settings, i, plan[i], path))
         else:
-            with ProcessPoolExecutor(min(num_workers, len(missing)), get_context("spawn"), _one_thread) as pool:
+            with process_pool(min(num_workers, len(missing)), _one_thread) as pool:
                 tasks = [pool.submit(_write_subject, out, settings, i, plan[i], path) for i in missing]
                 for done in as_completed(tasks):
                     on_progress(done.result())

@@ -23,8 +23,8 @@ def training_locks(folders: Iterable[Path]) -> Iterator[None]:
 def _hold(path: Path) -> int:
     """Open and hold the lock file; again if `removal_lock` removed it in the meantime."""
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             descriptor = shared(path)
             try:

@@ -113,7 +113,8 @@ class Runs:
         if cache.num_views < num_views:
             raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
-                f"refresh {dataset} --experiment {experiment.refresh_args}`, or set `cache: {{views: {{num_views}}}}`"
+                f"refresh {dataset} --experiment {experiment.refresh_args}`, or set `cache: "
+                f"{{views: {{num_views: {cache.num_views}}}}}`"
             )
         check_maps(experiment.name, experiment.head, cache)
         document = {

@@ -173,7 +173,7 @@ def test_the_help_of_a_command_ends_with_examples_that_it_accepts(words, command
         typed = shlex.split(example)
         assert tuple(typed[: 1 + len(words)]) == ("fantrans", *words)
         assert {word for word in typed if word.startswith("-")} <= options
-        check_spelling(" ".join(words), typed[1 + len(words) :], options_with_value(command))
+        check_spelling(" ".join(words), typed[1 + len(words) :], options_with_value(command), options)
         if any(param.name == "dataset" and param.required for param in command.params):
             catalog.get_dataset(typed[1 + len(words)])
         for option, value in itertools.pairwise(typed):

@@ -47,6 +47,17 @@ def places(tmp_path, monkeypatch):
         ),
         ("train fan_trans disfa", "run `fantrans train disfa --experiment fan_trans`"),
         ("train bp4d fan_trans", "named with --experiment; run `fantrans train bp4d --experiment fan_trans`"),
+        ("train table1 -e bp4d", "table1 is an experiment, not a data set; run `fantrans train bp4d -e table1`"),
+        ("train bp4d --experment demo", "no such option: --experment; did you mean --experiment?"),
+        ("train bp4d -e demo -e table1", "`fantrans train` takes one --experiment"),
+        ("report disfa-t1 bp4d", "expected one data set, or runs; found disfa-t1 bp4d; leave out bp4d"),
+        ("report disfa-t1 -e demo", "--experiment has no effect for disfa-t1, which is a run"),
+        ("train bp4d --set lr=3e-4", "--set lr=3e-4: unknown key `lr`; did you mean `train.lr`?"),
+        ("train bp4d --set train.lr=inf", "--set train.lr=inf: `train.lr` is 'inf': input should be a finite number"),
+        ("train bp4d --set train.seed=99999999999999999999", "`train.seed` is 99999999999999999999"),
+        ("train bp4d --set train.lr", "override 'train.lr' must be KEY=VALUE, such as train.lr=3e-4"),
+        ("train bp4d --set head.class=nowhere:Head", "there is no module 'nowhere' in"),
+        ("report disfa-t1 --set train.lr=1", "--set has no effect for disfa-t1, which is a run"),
         ("refresh demo", "run `fantrans refresh bp4d-synthetic --experiment demo`"),
         ("refresh bp4d --config demo", "--config is now --experiment; run `fantrans refresh bp4d --experiment demo`"),
         (
@@ -125,6 +136,23 @@ def test_wrong_usage_is_one_sentence_with_the_right_words_and_status_2(places, t
     assert line.startswith("error: ")
     assert words in line
     assert sorted(places.rglob("*")) == before, "nothing was written"
+
+
+def test_a_full_disk_behind_the_output_is_one_sentence():
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [FANTRANS, "weights", "ls", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "error: the output cannot be written: No space left on device"
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_runs_root_that_cannot_be_created_ends_with_its_reason(tmp_path):
+    from pipeline.training.run_lock import training_locks
+
+    with pytest.raises(FileNotFoundError, match="/proc/nowhere"), training_locks([Path("/proc/nowhere/run")]):
+        pass
 
 
 @pytest.mark.parametrize("group", [(), ("cache",), ("catalog",), ("weights",), ("ops",)], ids=" ".join)
