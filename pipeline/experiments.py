@@ -156,8 +156,6 @@ def _seeds_and_others(overrides: Sequence[str]) -> tuple[tuple[Any, ...], list[O
     """Return the seeds that overrides name, and every combination of the other overrides."""
     of_seeds = [each for each in overrides if each.startswith("train.seed=")]
     seeds = tuple(each.settings["train"]["seed"] for each in parse_overrides(of_seeds)) if of_seeds else ()
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"override {of_seeds[0]!r}: a seed appears twice")
     return seeds, parse_overrides([each for each in overrides if each not in of_seeds])
 
 
@@ -197,6 +195,8 @@ def _split(spec: str) -> tuple[str, str | None]:
     if is_experiment_path(spec) or ":" not in spec:
         return spec, None
     name_or_path, _, member = spec.rpartition(":")
+    if not name_or_path:
+        raise ConfigError(f"the set is missing before `:{member}`; name it as SET:{member}")
     return name_or_path, member
 
 
@@ -210,6 +210,8 @@ def _experiment(settings: dict[str, Any], where: object) -> ExperimentConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     content = read_yaml(path, error=ConfigError)
+    if not content:
+        raise ConfigError(f"{path} is empty; write `base: fan_trans`, and what differs from it")
     if "variants" in content:
         raise ConfigError(f"{path}: the key `variants` is now `members`; rename it")
     return content

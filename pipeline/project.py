@@ -73,9 +73,19 @@ def find_experiment(name: str, *, beside: Path | None = None) -> Path:
         folders = tuple(dict.fromkeys((*filter(None, [beside]), *experiment_folders())))
         found = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), folders[0] / name)
     if not found.is_file():
-        known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+        other = found.stem if is_experiment_path(name) else f"{name}.yaml"
+        if _exists(other):
+            raise ConfigError(f"experiment {name!r} does not exist; did you mean {other!r}?")
+        known = sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
         raise ConfigError(unknown_name("experiment", found.stem, known, where=f" in {' or '.join(map(str, folders))}"))
     return found
+
+
+def _exists(name: str) -> bool:
+    """Whether an experiment exists, by its path or by its name."""
+    if is_experiment_path(name):
+        return Path(name).is_file()
+    return any((folder / f"{name}.yaml").is_file() for folder in experiment_folders())
 
 
 def is_experiment_path(name: str) -> bool:

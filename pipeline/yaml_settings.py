@@ -98,12 +98,17 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     `["a.b=1,2", "c=3"]` gives two combinations. A value is YAML, so that `[1,2]` is one value. Raises `ConfigError` for
     another form, and for a key that appears twice.
     """
+    overrides = ["=".join(part.strip() for part in each.split("=", 1)) for each in overrides]
     keys = [each.partition("=")[0] for each in overrides]
     for i, (key, each) in enumerate(zip(keys, overrides, strict=True)):
         if "=" not in each or not key or each.endswith("="):
             raise ConfigError(f"override {each!r} must be KEY=VALUE, such as train.lr=3e-4")
         if key in keys[:i]:
             raise ConfigError(f"override {key!r} appears twice; sweep its values with {key}=VALUE,VALUE")
+    for key, each in zip(keys, overrides, strict=True):
+        values = _values(each.partition("=")[2])
+        if len(set(values)) < len(values):
+            raise ConfigError(f"override {each!r}: a value of {key} appears twice")
     choices = [
         [f"{key}={value}" for value in _values(each.partition("=")[2])]
         for key, each in zip(keys, overrides, strict=True)

@@ -100,6 +100,7 @@ def check_spelling(path: str, arguments: Sequence[str], takes_value: Collection[
     if "--config" in words and path in _TAKE_EXPERIMENT:
         right = ["--experiment" if word == "--config" else word for word in words]
         if "--dataset" not in words:
+            right = right if _positions(right, {*takes_value, "--experiment"}) else ["DATASET", *right]
             raise ConfigError(f"--config is now --experiment; run `{_command(path, right)}`")
         words = right
     if "--dataset" in words[:-1] and path.split(maxsplit=1)[0] in _TAKE_DATASET:

@@ -75,9 +75,12 @@ def _checked_parts(parts: str | None) -> str | None:
     from pipeline.protocols import PARTS
     from pipeline.runtime.text import unknown_name
 
-    for part in _split_parts(parts) or ():
+    named = _split_parts(parts) or []
+    for part in named:
         if part not in PARTS:
             raise ConfigError(unknown_name("part", part, PARTS))
+        if named.count(part) > 1:
+            raise ConfigError(f"part {part} appears twice in --parts; name it once")
     return parts
 
 
@@ -256,6 +259,8 @@ def export(
     from pipeline.training.export import export_deployed
     from pipeline.training.runs import DEPLOYED_NAME, find_run, fold_folder
 
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; name a folder with --out")
     folder = find_run(load_catalog(), run)
     gap = export_deployed(fold_folder(folder, part) / DEPLOYED_NAME, out)
     files = ", ".join(sorted(path.name for path in out.iterdir()))
@@ -301,12 +306,20 @@ def compare(
 
     Prints the differences in F1 with confidence intervals from resampling the subjects that both were tested on.
     """
+    from pipeline.catalog import load_catalog
+
     if not 2 <= len(names) <= 3:
         raise UsageError(
             f"expected two runs, or a data set and two experiments; found {len(names)} names: {' '.join(names)}; run "
             "`fantrans compare --help`"
         )
     *first, ours, theirs = names
+    if ours == theirs:
+        raise UsageError(f"{ours} is compared with itself; name another one")
+    if not first and ours in load_catalog().datasets and is_experiment(theirs):
+        raise UsageError(
+            f"a comparison on the data set {ours} needs two experiments; run `fantrans compare {ours} {theirs} OTHER`"
+        )
     dataset = checked_dataset(context, first[0]) if first else None
     if dataset is None:
         _refuse_experiments(ours, theirs)

@@ -16,7 +16,14 @@ from pipeline.errors import ConfigError
 
 weights_app = typer.Typer(cls=Group, help="List the catalog's networks; train, fit and score the shipped ones.")
 
-File = Annotated[Path, typer.Option(help="File to write, .safetensors.")]
+
+def _safetensors(path: Path) -> Path:
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"weights are written as .safetensors; run it with --out {path.with_suffix('.safetensors')}")
+    return path
+
+
+File = Annotated[Path, typer.Option(help="File to write, .safetensors.", callback=_safetensors)]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the rendered faces or scenes, and of the training.")]
 Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
 MaxLr = Annotated[float, typer.Option(min=0, help="Highest learning rate.")]

@@ -54,6 +54,8 @@ def list_runs(root: Path, *, now: datetime | None = None) -> pd.DataFrame:
     Undefined values are missing. A run with a damaged file is a row in the state "damaged".
     """
     now = now or datetime.now(UTC)
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root} is not a folder; fix `roots: {{runs: ...}}` in the catalog")
     folders = sorted(root.iterdir()) if root.is_dir() else []
     rows, counts = [], []
     for folder in folders:

@@ -203,10 +203,13 @@ def fold_parts(run: TrainingRun, parts: list[str] | None) -> tuple[str, ...]:
 
 
 def check_parts(parts: Iterable[str]) -> None:
-    """Raise `UsageError` for a part that no protocol has."""
+    """Raise `UsageError` for a part that no protocol has, or that appears twice."""
+    parts = list(parts)
     for part in parts:
         if part not in PARTS:
             raise UsageError(unknown_name("part", part, PARTS))
+        if parts.count(part) > 1:
+            raise UsageError(f"part {part} appears twice; name it once")
 
 
 def run_folder(catalog: Catalog, run: str) -> Path | None:

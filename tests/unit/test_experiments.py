@@ -60,6 +60,7 @@ def test_a_file_that_is_no_text_is_said(tmp_path):
         ("head: {variant: fan}", "`head.variant` is 'fan'"),
         ("train: {lr: 1}\ntrain: {lr: 2}", "found duplicate key train"),
         ("base: a", "derives from itself"),
+        ("", "is empty; write `base: fan_trans`"),
         ("base: unknown", "experiment 'unknown' does not exist"),
         ("[1, 2]", "must contain a mapping"),
         ("train: {lr: [}", "line 1"),
@@ -200,7 +201,7 @@ def test_several_seeds_are_the_seeds_of_each_member(tmp_path):
     table = load_set("table1:baseline", base="demo", overrides=["train.seed=7"])
     assert [each.train.seed for each in table.experiments] == [7]
     assert table.members[0].published == "Baseline"
-    with pytest.raises(ConfigError, match="a seed appears twice"):
+    with pytest.raises(ConfigError, match=r"a value of train\.seed appears twice"):
         load_set("demo", base="demo", overrides=["train.seed=1,1"])
 
 

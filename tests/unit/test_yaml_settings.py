@@ -57,6 +57,7 @@ def test_overrides_with_several_values_are_every_combination():
     ]
     assert found[1].settings == {"train": {"lr": 1e-4}, "head": {"num_blocks": 3}, "parts": ["P3"], "name": "a,b"}
     assert [each.settings for each in parse_overrides([])] == [{}]
+    assert parse_overrides([" a.b = 1"])[0].words == ("a.b=1",)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_overrides_with_several_values_are_every_combination():
         (["=3"], "must be KEY=VALUE"),
         (["train.lr="], "must be KEY=VALUE"),
         (["a=1", "a=2"], "override 'a' appears twice; sweep its values with a=VALUE,VALUE"),
+        (["a=1,1"], "override 'a=1,1': a value of a appears twice"),
         (["a=[1"], "override 'a=[1' cannot be read"),
     ],
 )
