@@ -29,8 +29,8 @@ demo: $(READY)  ## raw frames to per-AU F1 on rendered faces (under 15 minutes)
 demo-quick: $(READY)  ## the same on fewer faces (1 to 2 minutes)
 	$(BIN)/fantrans demo --quick
 
-test: $(READY)  ## all tests, with coverage
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+test: $(READY)  ## all tests, on all cores, with coverage
+	$(BIN)/pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term:skip-covered
 
 test-unit: $(READY)  ## unit tests, on all cores (under 1 minute)
 	$(BIN)/pytest tests/unit --numprocesses=auto

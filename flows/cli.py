@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _exit_with(error, _usage_sentence(error), 2, arguments)
         except OSError as error:
             if error.filename is None and error.errno in _CANNOT_PRINT:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered would fail again at exit
                 _exit_with(error, f"the output cannot be written: {error.strerror}", 1, ())
             if error.filename is None:
                 _print_error(error, str(error), 1, arguments)

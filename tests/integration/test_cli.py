@@ -119,7 +119,9 @@ def test_the_printed_entry_of_rendered_faces_indexes_all_their_frames(tmp_path):
 
 
 def test_a_training_that_cannot_start_renders_nothing(tmp_path):
-    failed = run("weights", "train-retinaface", "--out", "w", "--start", "nowhere", cwd=tmp_path, COLUMNS="200")
+    failed = run(
+        "weights", "train-retinaface", "--out", "w.safetensors", "--start", "nowhere", cwd=tmp_path, COLUMNS="200"
+    )
     assert failed.returncode == 2
     assert "'nowhere' does not exist" in failed.stderr
 

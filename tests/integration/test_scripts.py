@@ -51,7 +51,7 @@ def world(tmp_path_factory):
     assert (world.cache / "current.json").is_file()
     world.run("Sweep lambda and save the table")
     table = pd.read_csv(world.folder / "sweep.csv")
-    assert list(table["member"]) == [f"small train.kd_weight={value}" for value in ("0", "0.2", "0.5")]
+    assert list(table["member"]) == [f"train.kd_weight={value}" for value in ("0", "0.2", "0.5")]
     assert table["f1_percent"].between(table["low_percent"], table["high_percent"]).all()
     return world
 

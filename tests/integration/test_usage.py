@@ -196,7 +196,15 @@ def test_ctrl_c_ends_with_one_line_and_status_130(monkeypatch, command, line):
 
 def test_a_stopped_process_continues(places):
     arguments = [FANTRANS, "render", "--out", "faces", "--subjects", "4", "--frames", "8", "--size", "64"]
-    process = subprocess.Popen([*arguments, "--workers", "1"], cwd=places, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*arguments, "--workers", "1"],
+        cwd=places,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a job in the background of a shell ignores it
+    )
     deadline = time.monotonic() + 120
     while not list(places.glob("faces/**/*.jpg")):
         assert time.monotonic() < deadline
