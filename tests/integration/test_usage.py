@@ -195,16 +195,21 @@ def test_ctrl_c_ends_with_one_line_and_status_130(monkeypatch, command, line):
 
 
 def test_a_stopped_process_continues(places):
-    arguments = [FANTRANS, "render", "--out", "faces", "--subjects", "4", "--frames", "8", "--size", "64"]
-    process = subprocess.Popen(
-        [*arguments, "--workers", "1"],
-        cwd=places,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a job in the background of a shell ignores it
-    )
+    can_be_stopped = ("env", "--default-signal=INT")  # a job in the background of a shell ignores SIGINT
+    arguments = [
+        *can_be_stopped,
+        FANTRANS,
+        "render",
+        "--out",
+        "faces",
+        "--subjects",
+        "4",
+        "--frames",
+        "8",
+        "--size",
+        "64",
+    ]
+    process = subprocess.Popen([*arguments, "--workers", "1"], cwd=places, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(places.glob("faces/**/*.jpg")):
         assert time.monotonic() < deadline
