@@ -38,11 +38,12 @@ def refresh_cache(
     device: str = "auto",
     num_workers: PositiveInt = 1,
     cluster: Cluster | None = None,
+    allow_lost: bool = False,
 ) -> list[StageSummary]:
     """Compute what is missing, keep the rest; returns what each stage kept and did.
 
     With a cluster, its workers detect and extract in place of `num_workers` processes here, and the device "auto" is
-    CUDA where `cluster.cuda` is set, else the CPU.
+    CUDA where `cluster.cuda` is set, else the CPU. allow_lost: as `fantrans refresh --allow-lost`.
     """
     if cluster is None:
         device = choose_device(device)
@@ -59,6 +60,7 @@ def refresh_cache(
         device=device,
         check_device=cluster is None,
         num_workers=num_workers,
+        allow_lost=allow_lost,
     )
     with nullcontext() if cluster is None else cluster.task_runner() as runner:
         summaries = [_run(stage, job, runner) for stage in stages.job_stages(job)]

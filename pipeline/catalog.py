@@ -7,15 +7,19 @@ code of `pipeline` reads the environment.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import OneOf, PositiveInt, Settings, first_fault
 from pipeline.datasets import LAYOUTS
+from pipeline.datasets.files import describe_missing
 from pipeline.datasets.index import INDEX_NAME
 from pipeline.datasets.layout import Layout
+from pipeline.datasets.origin import check_origin
+from pipeline.datasets.settings import DatasetSettings, NamedPath
 from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
 from pipeline.project import CATALOG_NAME, PACKAGES_FOLDER, anchor_folder, find_catalog, shipped_file
 from pipeline.protocols import PROTOCOLS, Protocol
@@ -26,16 +30,6 @@ from pipeline.yaml_settings import read_yaml, resolve_settings
 CATALOG_FILE = shipped_file(CATALOG_NAME)
 RUN_RECORD_NAME = "run.json"
 """File that makes a folder below the runs root a run."""
-
-
-def _not_empty(path: object) -> object:
-    if path == "":
-        raise ValueError("the path is empty; set the variable that it takes, or unset it for the default")
-    return path
-
-
-NamedPath = Annotated[Path, BeforeValidator(_not_empty)]
-"""A path that is not empty: an empty variable would name the project folder itself."""
 
 
 class RenderedEntry(Settings):
@@ -49,7 +43,7 @@ class RenderedEntry(Settings):
     seed: Annotated[int, Field(ge=0)]
 
 
-class DatasetEntry(Settings):
+class DatasetEntry(DatasetSettings):
     """A data set in its raw layout."""
 
     root: NamedPath
@@ -60,12 +54,37 @@ class DatasetEntry(Settings):
     rendered: RenderedEntry | None = None
 
     @model_validator(mode="after")
-    def _protocol_fits_layout(self) -> DatasetEntry:
-        if self.raw_layout.has_intensity != (self.rules.min_positive_intensity is not None):
-            raise ValueError(f"protocol {self.protocol} does not fit layout {self.layout}")
-        if self.is_rendered and self.raw_layout.rendered_protocol is None:
+    def _keys_fit_together(self) -> DatasetEntry:
+        layout, given = self.raw_layout, self.model_fields_set
+        if self.is_rendered and layout.rendered_protocol is None:
             raise ValueError(f"faces are not rendered in layout {self.layout}; remove `rendered`")
+        for other in LAYOUTS.values():
+            for key in sorted(other.own_keys & given - layout.own_keys):
+                raise ValueError(f"`{key}` has no effect with layout {self.layout}; it belongs to layout {other.name}")
+        if "table" in layout.own_keys and self.table is None:
+            raise ValueError("layout table needs `table`, which names its file and columns; see docs/datasets.md")
+        for role in self.folders:
+            if role not in layout.roles(self):
+                known = ", ".join(sorted(layout.roles(self))) or "no folders"
+                raise ValueError(f"`folders.{role}` is unknown to layout {self.layout}, which has {known}")
+        if self.is_rendered and (self.folders or self.camera != "left"):
+            raise ValueError("rendered faces are in the layout's own folders; remove `folders` and `camera`")
+        self._check_protocol()
         return self
+
+    def _check_protocol(self) -> None:
+        rules, has_intensity = PROTOCOLS[self.protocol], self.raw_layout.has_intensity
+        if has_intensity is not None and has_intensity != (rules.min_positive_intensity is not None):
+            raise ValueError(f"protocol {self.protocol} does not fit layout {self.layout}")
+        if self.table is None and not rules.aus:
+            raise ValueError(f"protocol {self.protocol} has no action units; it fits layout table only")
+        aus = rules.aus if self.table is None else tuple(self.table.aus)
+        unknown = [str(au) for au in self.leave_out if au not in aus and au not in self.raw_layout.other_aus]
+        if unknown:
+            known = ", ".join(map(str, aus))
+            raise ValueError(f"`leave_out` names AU {', '.join(unknown)}, which is not one of {known}")
+        if set(aus) <= set(self.leave_out):
+            raise ValueError("`leave_out` leaves no action unit")
 
     @property
     def raw_layout(self) -> Layout:
@@ -74,8 +93,17 @@ class DatasetEntry(Settings):
 
     @property
     def rules(self) -> Protocol:
-        """The protocol that the entry names."""
-        return PROTOCOLS[self.protocol]
+        """The protocol that the entry names, with what its keys change."""
+        rules, table = PROTOCOLS[self.protocol], self.table
+        if table is not None:
+            min_positive = table.min_positive if table.values == "intensity" else None
+            rules = replace(rules, aus=tuple(sorted(table.aus)), min_positive_intensity=min_positive)
+        return replace(
+            rules,
+            aus=tuple(au for au in rules.aus if au not in self.leave_out),
+            left_out=self.leave_out,
+            bad_frames=rules.bad_frames if self.bad_frames == "drop" else {},
+        )
 
     @property
     def is_rendered(self) -> bool:
@@ -84,7 +112,12 @@ class DatasetEntry(Settings):
 
     def missing_folders(self) -> list[Path]:
         """Return the raw folders of the layout that do not exist."""
-        return self.raw_layout.missing_folders(self.root)
+        return self.raw_layout.open(self.root, self).missing_folders()
+
+    def anchored(self, folder: Path) -> DatasetEntry:
+        """Return the entry with relative paths resolved against `folder`."""
+        frames = tuple(folder / path.expanduser() for path in self.frames)
+        return self.model_copy(update={"root": folder / self.root.expanduser(), "frames": frames})
 
     def count_unrendered(self) -> tuple[int, int]:
         """Return the number of missing frames of a rendered data set and that of all its frames; (0, 0) for others."""
@@ -199,6 +232,11 @@ class Catalog(Settings):
         """Return the folder of a data set's crops, one folder per fingerprint."""
         return self.work_folder(dataset) / "crops"
 
+    def check_labels(self, dataset: str) -> None:
+        """Raise `DataError` if a data set's labels, or its keys, changed since its index was made."""
+        entry, folder = self.get_dataset(dataset), self.work_folder(dataset)
+        check_origin(folder, entry.root, entry.raw_layout, entry, protocol=entry.protocol, dataset=dataset)
+
     def caches_folder(self, dataset: str) -> Path:
         """Return the folder of a data set's feature caches, one folder per fingerprint."""
         return self.roots.cache / dataset
@@ -211,7 +249,7 @@ class Catalog(Settings):
         """Return the faults on disk of one data set (default: all) and all weights, one sentence each, with its fix."""
         checked = self.datasets if dataset is None else {dataset: self.get_dataset(dataset)}
         found = [
-            f"data set {name!r}: {folder} does not exist; {_repair_hint(name, entry)}"
+            f"data set {name!r}: {describe_missing(folder)}; {_repair_hint(name, entry)}"
             for name, entry in checked.items()
             for folder in entry.missing_folders()
         ]
@@ -259,7 +297,7 @@ def _anchored(catalog: Catalog, folder: Path, *, weights_folder: Path | None = N
     return Catalog(
         tracking=catalog.tracking,
         roots=Roots(**{name: folder / path.expanduser() for name, path in catalog.roots}),
-        datasets={n: e.model_copy(update={"root": folder / e.root.expanduser()}) for n, e in catalog.datasets.items()},
+        datasets={name: entry.anchored(folder) for name, entry in catalog.datasets.items()},
         weights={name: _anchored_weights(entry, weights_folder or folder) for name, entry in catalog.weights.items()},
     )
 

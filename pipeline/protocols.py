@@ -7,7 +7,7 @@ test, because fold *numbers* differ between repositories. See docs/protocols.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ class Protocol:
     `assigns_by_number`: subjects outside the lists get part (number mod 3) + 1 (rendered faces and own recordings);
     otherwise they are refused. `min_positive_intensity`: lowest intensity 0..5 that counts as present, None where the
     data set codes presence. `bad_frames`: 1-based inclusive ranges without a usable face, left out of the index.
+    `tasks`: of each subject, empty if any name will do. `left_out`: action units that the catalog leaves out of `aus`.
     """
 
     name: str
@@ -35,27 +36,47 @@ class Protocol:
     assigns_by_number: bool = False
     min_positive_intensity: int | None = None
     bad_frames: Mapping[str, tuple[tuple[int, int], ...]]
+    tasks: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     def get_part(self, subject: str) -> str:
         """Return the part of a subject; `DataError` for a subject outside the protocol."""
         if self.assigns_by_number:
-            number = re.search(r"(\d+)$", subject)
+            number = re.search(r"([0-9]{1,18})$", subject)
             if number is None:
                 raise DataError(
                     f"subject {subject!r} has no number at its end, from which protocol {self.name} assigns parts"
                 )
-            return PARTS[int(number.group(1)) % len(PARTS)]
+            return _part_by_number(int(number.group(1)))
         if subject not in self.subject_parts:
             raise DataError(
                 f"subject {subject!r} is in no part of protocol {self.name}; expected one of "
                 f"{', '.join(sorted(self.subject_parts)[:3])}..., "
-                f"or `protocol: rendered_{self.name}` in the catalog, which assigns parts by number"
+                "or a protocol that assigns parts by number, see docs/protocols.md"
             )
         return self.subject_parts[subject]
+
+    def find_subject(self, name: str) -> str:
+        """Return the protocol's subject that is `name` in any case; `name` if there is none."""
+        return _find_name(name, self.subject_parts)
+
+    def find_task(self, name: str) -> str:
+        """Return the protocol's task that is `name` in any case; `name` if there is none."""
+        return _find_name(name, self.tasks)
 
     def is_bad_frame(self, subject: str, frame: int) -> bool:
         """Return whether 1-based `frame` is in one of the subject's known bad ranges."""
         return any(first <= frame <= last for first, last in self.bad_frames.get(subject, ()))
+
+
+def _part_by_number(number: int) -> str:
+    return PARTS[number % len(PARTS)]
+
+
+def _find_name(name: str, known: Collection[str]) -> str:
+    if name in known:
+        return name
+    return next((each for each in known if each.casefold() == name.casefold()), name)
 
 
 def presence_from_occurrence(codes: np.ndarray) -> np.ndarray:
@@ -81,6 +102,12 @@ _BP4D_PARTS = _part_by_subject(
     P2="F003 F005 F011 F013 F020 F022 M002 M005 M010 M011 M013 M016 M017 M018",
     P3="F004 F006 F007 F012 F014 F015 F017 F019 F021 M003 M006 M009 M015",
 )
+_BP4D_PLUS_PARTS = {
+    f"{sex}{number:03}": _part_by_number(number)
+    for sex, last in (("F", 82), ("M", 58))
+    for number in range(1, last + 1)
+}
+"""By number: no published list has three parts of BP4D+."""
 _DISFA_PARTS = _part_by_subject(
     P1="SN001 SN002 SN009 SN010 SN016 SN026 SN027 SN030 SN032",
     P2="SN006 SN011 SN012 SN013 SN018 SN021 SN024 SN028 SN031",
@@ -112,12 +139,18 @@ _DISFA_BAD_FRAMES = {
 }
 
 _BP4D_AUS = (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)
+_BP4D_TASKS = tuple(f"T{number}" for number in range(1, 9))
+_BP4D_PLUS_TASKS = ("T1", "T6", "T7", "T8")
+"""The tasks of BP4D+ whose action units are coded."""
 _DISFA_AUS = (1, 2, 4, 6, 9, 12, 25, 26)
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol(name="bp4d", aus=_BP4D_AUS, subject_parts=_BP4D_PARTS, bad_frames={}),
+        Protocol(name="bp4d", aus=_BP4D_AUS, subject_parts=_BP4D_PARTS, bad_frames={}, tasks=_BP4D_TASKS),
+        Protocol(
+            name="bp4d_plus", aus=_BP4D_AUS, subject_parts=_BP4D_PLUS_PARTS, bad_frames={}, tasks=_BP4D_PLUS_TASKS
+        ),
         Protocol(name="rendered_bp4d", aus=_BP4D_AUS, subject_parts={}, assigns_by_number=True, bad_frames={}),
         Protocol(
             name="disfa",
@@ -134,8 +167,10 @@ PROTOCOLS = {
             min_positive_intensity=2,
             bad_frames={},
         ),
+        Protocol(name="by_number", aus=(), subject_parts={}, assigns_by_number=True, bad_frames={}),
     )
 }
+"""By name. `by_number` has no action units of its own: a table names them."""
 
 
 def train_parts(test_part: str) -> tuple[str, ...]:

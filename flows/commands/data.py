@@ -172,6 +172,9 @@ def refresh(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be kept, computed and dropped, and stop.")
     ] = False,
+    allow_lost: Annotated[
+        bool, typer.Option("--allow-lost", help="Continue although many images, videos or labels are gone.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -186,7 +189,7 @@ def refresh(
         from pipeline.refresh.job import prepare_refresh
         from pipeline.refresh.stages import plan_refresh
 
-        job = prepare_refresh(dataset, **chosen, profile=profile, num_views=views, limit=limit)
+        job = prepare_refresh(dataset, **chosen, profile=profile, num_views=views, limit=limit, allow_lost=allow_lost)
         _print_plan(dataset, plan_refresh(job), as_json=as_json)
         return
     refuse_ignored(context, ["as_json"], when="without --dry-run")
@@ -198,6 +201,7 @@ def refresh(
         limit=limit,
         device=choose_device(device),
         num_workers=workers,
+        allow_lost=allow_lost,
     )
 
 

@@ -48,6 +48,8 @@ class RefreshJob:
     limit: int | None
     device: str
     num_workers: int = 1
+    allow_lost: bool = False
+    """Whether frames may lose their image or video, any number of them."""
 
     @property
     def entry(self) -> DatasetEntry:
@@ -93,6 +95,7 @@ def prepare_refresh(
     device: str = "cpu",
     check_device: bool = True,
     num_workers: int = 1,
+    allow_lost: bool = False,
 ) -> RefreshJob:
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
@@ -115,7 +118,13 @@ def prepare_refresh(
     catalog.get_weights(cache.detector.weights)
     fingerprint.cache_document(cache, catalog)  # refuses weights without features, or without this profile
     return RefreshJob(
-        dataset=dataset, catalog=catalog, config=cache, limit=limit, device=device, num_workers=num_workers
+        dataset=dataset,
+        catalog=catalog,
+        config=cache,
+        limit=limit,
+        device=device,
+        num_workers=num_workers,
+        allow_lost=allow_lost,
     )
 
 

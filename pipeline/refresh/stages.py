@@ -16,7 +16,8 @@ import pandas as pd
 from pipeline.cache import crops
 from pipeline.cache.build import CacheBuild
 from pipeline.datasets import index
-from pipeline.errors import ConfigError
+from pipeline.datasets.origin import Origin, changed_keys, describe_origin, read_origin, write_origin
+from pipeline.errors import ConfigError, DataError
 from pipeline.faces.views import check_context
 from pipeline.refresh.boxes import KnownBoxes, describe_missed, detect_missing, expected_boxes, find_known_boxes
 from pipeline.refresh.job import (
@@ -92,18 +93,29 @@ class RenderStage:
 # --------------------------------------------------------------------------------------------------------------- index
 
 
+@dataclass(frozen=True, kw_only=True)
+class IndexPlan(StagePlan):
+    """A plan with what the index is made from; None if that is recorded already."""
+
+    origin: Origin | None
+
+
 class IndexStage:
-    """Read the raw layout and write `frames.parquet`."""
+    """Read the raw layout and write `frames.parquet`, and what it was made from."""
 
     name, uses_workers = "index", False
 
-    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> StagePlan:
+    def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> IndexPlan:
         """Compare the raw layout with the index on disk.
 
         Raises `ConfigError` for a limit that would shrink the index: every cache of the data set would drop those
-        frames at its next refresh, and a trial must not do that.
+        frames at its next refresh, and a trial must not do that. Raises `DataError` if too many frames lost their image
+        or video, unless the job allows it.
         """
-        frames = index.index_frames(job.entry.root, job.entry.raw_layout, job.entry.rules, limit=job.limit)
+        entry, known = job.entry, read_origin(job.work)
+        # before the labels are read: a file that changes meanwhile differs from its record
+        origin = describe_origin(entry.root, entry.raw_layout, entry, protocol=entry.protocol, known=known)
+        frames = index.index_frames(entry.root, entry.raw_layout, entry.rules, entry, limit=job.limit)
         before = read_table_if_intact(job.catalog.index_path(job.dataset))
         if job.limit is not None and before is not None and len(before) > len(frames):
             raise ConfigError(
@@ -111,26 +123,52 @@ class IndexStage:
                 f"{len(before) - len(frames):,} of them from its caches; leave --limit out, or try in other folders: "
                 "set FANTRANS_WORK and FANTRANS_CACHE"
             )
+        if before is not None and not job.allow_lost:
+            is_same = job.limit is None and known is not None and not changed_keys(known, origin)
+            _refuse_lost(job, before, frames, is_same_selection=is_same)
         is_current = before is not None and before.equals(frames)
-        return StagePlan(
+        return IndexPlan(
             stage=self.name,
             num_kept=len(frames) if is_current else 0,
             num_computed=0 if is_current else len(frames),
             num_dropped=0 if before is None else len(set(before["frame_id"]) - set(frames["frame_id"])),
             is_current=is_current,
             expected=Tables(frames=frames),
+            origin=None if origin == known else origin,
         )
 
-    def run(self, job: RefreshJob, plan: StagePlan, workers: Workers) -> StageSummary:
+    def run(self, job: RefreshJob, plan: IndexPlan, workers: Workers) -> StageSummary:
         """Write the index if it changed, and log its counts."""
-        frames = plan.expected.frames
+        frames, rules = plan.expected.frames, job.entry.rules
         assert frames is not None
         if not plan.is_current:
             index.write_index(job.work, frames)
-            counts = index.summarise(frames, job.entry.rules).to_string(index=False, float_format="{:.0f}".format)
+            counts = index.summarise(frames, rules).to_string(index=False, float_format="{:.0f}".format)
             logger.info("frames, and percent positive among known labels:\n%s", counts)
+        if plan.origin is not None:
+            write_origin(job.work, plan.origin)
+        found = index.coverage(frames, rules)
         return StageSummary(
-            stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed, num_dropped=plan.num_dropped
+            stage=self.name,
+            num_kept=plan.num_kept,
+            num_computed=plan.num_computed,
+            num_dropped=plan.num_dropped,
+            note="" if found.is_complete else str(found),
+        )
+
+
+def _refuse_lost(job: RefreshJob, before: pd.DataFrame, frames: pd.DataFrame, *, is_same_selection: bool) -> None:
+    """Raise `DataError` if more frames than the data set's `max_lost_frac` lost their image, video or labels."""
+    entry = job.entry
+    lost = index.find_lost(before, frames, is_same_selection=is_same_selection)
+    num_known = int((before["source_file"] != "").sum())
+    if len(lost) > entry.max_lost_frac * num_known:
+        unlabelled = "" if lost["frame_id"].isin(frames["frame_id"]).all() else " or their labels"
+        hint = index.describe_no_source(lost, entry.raw_layout, entry.raw_layout.open(entry.root, entry))
+        raise DataError(
+            f"{len(lost):,} of the {num_known:,} frames of {job.dataset} that had an image or video have lost it"
+            f"{unlabelled}; {hint}; nothing was dropped: bring the files back (is a disk away?), or, if they are gone "
+            f"for good, run `fantrans refresh {job.dataset} --allow-lost`"
         )
 
 

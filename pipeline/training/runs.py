@@ -103,8 +103,8 @@ class Runs:
         """Return the run of an experiment on the newest revision of its cache.
 
         Its folder is named by everything that decides the result. Raises `StoreError` if the data set has no cache of
-        the experiment's settings, `DataError` if a subject is in two parts, `ConfigError` for an experiment that reads
-        maps which the cache does not hold.
+        the experiment's settings, `DataError` if a subject is in two parts or labels changed since the last refresh,
+        `ConfigError` for an experiment that reads maps which the cache does not hold.
         """
         catalog, dataset = self._catalog, self._dataset
         source = self._source if self._sources is None else self._sources.resolve(experiment).folder
@@ -144,6 +144,7 @@ class Runs:
 
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
         if self._frames is None:
+            self._catalog.check_labels(self._dataset)
             work = self._catalog.work_folder(self._dataset)
             self._frames = read_index(work, dataset=self._dataset, experiment=experiment.refresh_args)
             check_subject_exclusive(self._frames)

@@ -32,8 +32,8 @@ ZEROS = ",0" * 13
         ("6,x" + ",0" * 12, r"line 3, column 1: expected a whole number, found 'x'"),
         ("x" + ZEROS, "line 3, column 0: expected a whole number, found 'x'"),
         (ZEROS, "line 3, column 0: expected a whole number, found nothing"),
-        ("6,0", "line 3, column 2: expected a whole number, found nothing"),
-        ("6" + ZEROS + ",0,0", "is not a table"),
+        ("6,0", "line 3: expected 14 values, found 2; fix the line"),
+        ("6" + ZEROS + ",0", "line 3: expected 14 values, found 15; fix the line"),
         ("6,0.5" + ",0" * 12, "found '0.5'"),
     ],
 )
@@ -55,8 +55,9 @@ def test_files_that_are_no_codes_are_named(tmp_path):
 
 
 def test_labels_without_any_image_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none of the 1 coded frames .* expected .*\{frame\}.jpg"):
-        index_frames(*write_bp4d(tmp_path, rows=["5" + ZEROS], images=["5.JPG"]))
+    found = r"; the first is F001/T1/5: .*T1 has no image 5 \(there is 5.gif\)"
+    with pytest.raises(DataError, match=r"none of the 1 coded frames .* expected .*\{frame\}.jpg" + found):
+        index_frames(*write_bp4d(tmp_path, rows=["5" + ZEROS], images=["5.gif"]))
 
 
 def write_disfa(root: Path, subject="SN001", num_frames=3, has_video=True, intensity=None):

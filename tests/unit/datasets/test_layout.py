@@ -7,6 +7,7 @@ from pipeline.catalog import load_catalog
 from pipeline.datasets import LAYOUTS
 from pipeline.datasets.index import index_frames
 from pipeline.datasets.layout import Layout
+from pipeline.datasets.settings import DatasetSettings
 from pipeline.errors import CatalogError, DataNotFoundError
 from pipeline.protocols import PROTOCOLS
 from pipeline.tables import FRAME_COLUMNS, au_column
@@ -14,8 +15,9 @@ from pipeline.tables import FRAME_COLUMNS, au_column
 CODES = Path("codes.csv")
 
 
-def read_rows(root, rules):
-    table = pd.read_csv(root / "labels" / CODES)
+def read_rows(raw, rules):
+    root = raw.root
+    table = pd.read_csv(root / raw.folder("labels") / CODES)
     frames = table[["subject", "task", "frame"]].copy()
     frames.insert(0, "frame_id", [f"{s}/{t}/{f}" for s, t, f in frames.itertuples(index=False)])
     frames["source_file"] = [f"images/{name}" if (root / "images" / name).is_file() else "" for name in table["image"]]
@@ -25,8 +27,10 @@ def read_rows(root, rules):
 
 CSV = Layout(
     name="csv",
-    folders=(Path("images"), Path("labels")),
+    folders=lambda _: {"images": (Path("images"),), "labels": (Path("labels"),)},
     index_rows=read_rows,
+    label_files=lambda raw: [raw.folder("labels") / CODES],
+    source_hint=lambda _, row: f"no image for {row['frame_id']}",
     source_pattern=Path("images/{image}"),
     has_intensity=False,
 )
@@ -42,7 +46,7 @@ def write_catalog(folder: Path, *, protocol="rendered_bp4d", more=""):
 
 def test_a_third_layout_is_one_object_in_one_place(tmp_path, monkeypatch):
     path = write_catalog(tmp_path)
-    with pytest.raises(CatalogError, match=r"`datasets.mine.layout` is 'csv': expected one of bp4d, disfa$"):
+    with pytest.raises(CatalogError, match=r"`datasets.mine.layout` is 'csv': expected one of bp4d, disfa, table$"):
         load_catalog(path)
     monkeypatch.setitem(LAYOUTS, "csv", CSV)
     catalog = load_catalog(path)
@@ -87,7 +91,9 @@ def test_an_entry_goes_with_its_layout(tmp_path, monkeypatch, settings, sentence
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_layout_goes_with_its_protocols(layout):
-    for name in filter(None, (layout.name, layout.rendered_protocol)):
-        assert (PROTOCOLS[name].min_positive_intensity is not None) == layout.has_intensity
     assert LAYOUTS[layout.name] is layout
-    assert layout.source_pattern.parts[0] in {folder.parts[0] for folder in layout.folders}
+    if layout.rendered_protocol is not None:
+        for name in (layout.name, layout.rendered_protocol):
+            assert (PROTOCOLS[name].min_positive_intensity is not None) == layout.has_intensity
+        folders = layout.folders(DatasetSettings())
+        assert layout.source_pattern.parts[0] in {folder.parts[0] for paths in folders.values() for folder in paths}

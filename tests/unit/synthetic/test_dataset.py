@@ -25,7 +25,7 @@ def bp4d_set(tmp_path_factory):
 
 
 def test_bp4d_layout_is_read_by_the_index_with_labels_that_are_the_truth(bp4d_set):
-    rows = bp4d.index_rows(bp4d_set, PROTOCOLS["rendered_bp4d"]).set_index("frame_id")
+    rows = bp4d.index_rows(bp4d.LAYOUT.open(bp4d_set), PROTOCOLS["rendered_bp4d"]).set_index("frame_id")
     truth = pd.read_parquet(bp4d_set / "truth.parquet").set_index("frame_id")
     assert set(rows.index) == set(truth.index)
     assert "F001/T1/2440" in rows.index
@@ -67,7 +67,7 @@ def test_other_settings_and_foreign_folders_are_refused(bp4d_set, tmp_path):
 def test_disfa_layout_decodes_to_the_labelled_frames(tmp_path):
     out = tmp_path / "disfa"
     write_dataset(out, layout="disfa", **SMALL | {"num_subjects": 1, "num_frames": 4})
-    rows = disfa.index_rows(out, PROTOCOLS["rendered_disfa"])
+    rows = disfa.index_rows(disfa.LAYOUT.open(out), PROTOCOLS["rendered_disfa"])
     assert rows["frame"].tolist() == list(range(1, 9))
     with av.open(str(out / "Videos_LeftCamera/LeftVideoSN001_comp.avi")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
