@@ -7,6 +7,7 @@ code of `pipeline` reads the environment.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,7 +111,11 @@ class DatasetEntry(Settings):
         write_dataset(self.root, layout=self.layout, num_workers=num_workers, **self.rendered.model_dump())
 
 
-def _lower(digits: object) -> object:
+def _sha256_text(digits: object) -> object:
+    if isinstance(digits, int | float):
+        raise ValueError("YAML reads these digits as a number; put them in quotes")
+    if isinstance(digits, str) and not re.fullmatch(r"[0-9a-fA-F]{8,64}", digits):
+        raise ValueError("expected the 64 hex digits of a sha256, or at least its first 8")
     return digits.lower() if isinstance(digits, str) else digits
 
 
@@ -118,7 +123,7 @@ class FileEntry(Settings):
     """A safetensors file and the sha256 of its bytes."""
 
     path: NamedPath
-    sha256: Annotated[str, BeforeValidator(_lower), Field(pattern="^[0-9a-f]{8,64}$")]
+    sha256: Annotated[str, BeforeValidator(_sha256_text)]
     """All 64 hex digits, or at least the first 8."""
 
     def checked_path(self) -> Path:
@@ -191,9 +196,9 @@ class WeightsEntry(FileEntry):
         needed = ("path", "sha256", "family", *(_FAN_KEYS if is_fan else ()))
         missing = [key for key in needed if entry.get(key) is None]
         if missing:
-            kind = "a fan" if is_fan else "an entry of weights"
+            kind, are = "a fan" if is_fan else "an entry of weights", "are" if missing[1:] else "is"
             raise ValueError(
-                f"{', '.join(missing)} {'are' if missing[1:] else 'is'} missing; {kind} needs {', '.join(needed[:-1])} and {needed[-1]}, "
+                f"{', '.join(missing)} {are} missing; {kind} needs {', '.join(needed[:-1])} and {needed[-1]}, "
                 f"as in {_WHOLE_ENTRIES[is_fan]}; `fantrans weights add FILE` writes one"
             )
         return entry
@@ -217,7 +222,7 @@ class Catalog(Settings):
     """Where trainings log losses and scores beside their own files; see docs/runs.md."""
     datasets: dict[str, DatasetEntry]
     weights: dict[str, WeightsEntry] = Field(default_factory=dict)
-    """Those that the package ships, of the weights folder, and of the catalog; a later one replaces one by its name."""
+    """Shipped ones, then those of the weights folder, then the catalog's own; a later one replaces one by its name."""
 
     def get_dataset(self, name: str) -> DatasetEntry:
         """Return a data set's entry; `CatalogError` for an unknown name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import UsageError, WeightsError
 from pipeline.runtime.atomic import file_sha256, write_json, write_safetensors
 from pipeline.weights.files import read_weights
-from pipeline.weights.folder import entry_path, read_entries
+from pipeline.weights.folder import entry_path, is_added, read_entries
 from pipeline.weights.networks import Architecture, canonical_state, load_state, make_network
 from pipeline.weights.published import PUBLISHED, Pooling, PublishedWeights, find_published
 
@@ -51,22 +51,23 @@ def add_weights(
     network = make_network(found.architecture, pooling)
     load_state(network, found.state, what=f"weights {path}", expected=found.architecture, fix="name another file")
 
-    target = folder / f"{name}.safetensors"
-    shape = {**found.architecture._asdict(), "pooling": pooling}
-    source = {"file": path.name, "sha256": sha256, "url": published.url if published else None}
     before = read_entries(folder).get(name)
-    if before is not None:
-        is_same = before.get("source", {}).get("sha256") == sha256 and before.get("pooling") == pooling
-        if is_same and target.is_file() and file_sha256(target) == before.get("sha256"):
-            return name, False
-        if not is_same:
-            raise UsageError(
-                f"{folder} already has other weights {name!r}; choose another name with --name, or remove them with "
-                f"`fantrans weights rm {name}`"
-            )
+    if before is not None and (before["source"]["sha256"], before.get("pooling")) != (sha256, pooling):
+        raise UsageError(
+            f"{folder} already has other weights {name!r}; choose another name with --name, or remove them with "
+            f"`fantrans weights rm {name}`"
+        )
+    if is_added(folder, name):
+        return name, False
+    target = folder / f"{name}.safetensors"
     write_safetensors(target, canonical_state(network))
-    known = {key: value for key, value in shape.items() if value is not None}
-    entry = {"path": target.name, "sha256": file_sha256(target), **known, "source": source}
+    shape = {**found.architecture._asdict(), "pooling": pooling}
+    entry = {
+        "path": target.name,
+        "sha256": file_sha256(target),
+        **{key: value for key, value in shape.items() if value is not None},
+        "source": {"file": path.name, "sha256": sha256, "url": published.url if published else None},
+    }
     if before is not None and "codec" in before:  # the same weights, whose file was damaged
         entry["codec"] = before["codec"]
     write_json(entry_path(folder, name), entry)

@@ -11,6 +11,7 @@ from pipeline.runtime.text import unknown_name
 from pipeline.store.lock import writer_lock
 from pipeline.weights.add import add_weights
 from pipeline.weights.download import download
+from pipeline.weights.folder import is_added
 from pipeline.weights.published import PUBLISHED
 
 
@@ -22,16 +23,20 @@ def fetch_weights(name: str, folder: Path, *, taken: Collection[str] = ()) -> bo
     """
     if name not in PUBLISHED:
         raise UsageError(unknown_name("published weights", name, PUBLISHED))
+    if name in taken:
+        raise UsageError(f"the catalog already has weights {name!r} of its own; remove them there to fetch these")
     published = PUBLISHED[name]
     original = folder / "downloads" / published.file_name
     otherwise = (
         f"on a machine with a network, download it, copy it here and run "
         f"`fantrans weights add {published.file_name} --name {name}`"
     )
-    with writer_lock(original.parent):
+    with writer_lock(folder):
+        if is_added(folder, name):
+            return False
         download(published.url, original, sha256=published.sha256, otherwise=otherwise)
         try:
-            return add_weights(original, folder, name=name, taken=taken)[1]
+            return add_weights(original, folder, name=name)[1]
         except WeightsError as error:
             raise WeightsError(f"{published.url} is not the file of weights: {error}") from None
         finally:

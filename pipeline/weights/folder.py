@@ -35,6 +35,12 @@ def read_entries(folder: Path) -> dict[str, Any]:
     return entries
 
 
+def is_added(folder: Path, name: str) -> bool:
+    """Return whether a weights folder has weights of that name, and their file is undamaged."""
+    entry, path = read_entries(folder).get(name), folder / f"{name}.safetensors"
+    return entry is not None and path.is_file() and file_sha256(path) == entry["sha256"]
+
+
 def add_codec(folder: Path, name: str, basis: Path) -> Path:
     """Copy a fitted basis into a weights folder and enter it for added weights; return the copy's path."""
     entry = read_entries(folder)[name]

@@ -95,6 +95,6 @@ PUBLISHED: dict[str, PublishedWeights] = {
 
 def find_published(file_name: str, sha256: str) -> str | None:
     """Return the name of the published weights with this file, by its sha256 or else by its name; None if unknown."""
-    by_hash = (name for name, each in PUBLISHED.items() if sha256.startswith(each.sha256 or ("-",)))
+    by_hash = (name for name, each in PUBLISHED.items() if sha256.startswith(each.sha256))
     by_name = (name for name, each in PUBLISHED.items() if each.file_name == file_name)
     return next(by_hash, None) or next(by_name, None)

@@ -64,14 +64,25 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path, 
         ("${oc.env:WORK,w}", "${oc.env:WORK}", "`roots.work`: variable WORK is not set"),
         ("${oc.env:WORK,w}", "${WORK:-w}", "the spelling ${WORK:-w} of a variable is now ${oc.env:WORK,w}; rewrite it"),
         ("pooling: avg", "pooling: mean", "pooling"),
-        (", width: 64", "", "`weights.fan`: width is missing; a fan needs path, sha256, family, width, num_stacks and"),
+        (", width: 64", "", "`weights.fan`: width is missing; a fan needs path, sha256, family, width, num_stacks"),
         (
             ", width: 64",
             "",
             "as in {path: fan.safetensors, sha256: 0f3a..., family: fan, width: 256, num_stacks: 2, poo",
         ),
-        ("sha256: SHA, family: fan, ", "", "sha256, family are missing; an entry of weights needs path, sha256, fami"),
-        ("SHA", "1234567", "should match pattern"),
+        (
+            "sha256: SHA, family: fan, ",
+            "",
+            "sha256, family are missing; an entry of weights needs path, sha256 and fami",
+        ),
+        (
+            "SHA",
+            "12345678",
+            "`weights.fan.sha256` is 12345678: YAML reads these digits as a number; put them in",
+        ),
+        ("SHA", "123456e7", "put them in quotes"),
+        ("SHA", "abcdefg1", "`weights.fan.sha256` is 'abcdefg1': expected the 64 hex digits of a sha256, or at least"),
+        ("SHA", "abcdef1", "or at least its first 8"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path, old, new, sentence):
@@ -180,9 +191,7 @@ def test_the_catalogs_own_weights_replace_those_of_the_folder_which_replace_ship
     assert load_catalog(write(tmp_path)).roots.weights == tmp_path / "var/weights"
     monkeypatch.setenv("FANTRANS_WEIGHTS", str(folder))
     (folder / "fan.json").write_text('{"path": "x.safetensors"}')
-    with pytest.raises(
-        CatalogError, match=r"entry .*fan.json is damaged \(.*sha256, family are missing.*delete it, then"
-    ):
+    with pytest.raises(CatalogError, match=r"entry .*fan.json is damaged \(.*sha256, family are missing.*delete"):
         load_catalog(write(tmp_path))
     (folder / "fan.json").write_text("{")
     with pytest.raises(CatalogError, match=r"entry .*fan.json is damaged; delete it"):

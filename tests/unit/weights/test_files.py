@@ -156,7 +156,7 @@ def test_forbidden_content_is_named_and_never_run(tmp_path, fan):
     _of_archive(
         tmp_path / "good.zip", tmp_path / "jit.zip", lambda name, data: harmful if name.endswith("data.pkl") else data
     )
-    for name, content in (("harmful.pth", "builtin"), ("module.pth", "models.fan.FAN"), ("jit.zip", "builtin")):
+    for name, content in (("harmful.pth", "exec"), ("module.pth", "models.fan.FAN"), ("jit.zip", "builtins.exec")):
         with pytest.raises(WeightsError) as caught:
             read_weights(tmp_path / name)
         assert f"{name} contains " in str(caught.value)
@@ -216,9 +216,7 @@ def test_zips_of_other_things_and_folders_are_told_apart(tmp_path, fan):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         for name in ("README.md", "src/a.py", "src/b.py", "src/c.py"):
             archive.writestr(name, "text")
-    with pytest.raises(
-        WeightsError, match=r"is a zip of other files \(README.md, src/a.py, src/b.py, ...\), not of wei"
-    ):
+    with pytest.raises(WeightsError, match=r"is a zip of other files \(README.md, src/a.py, src/b.py, ...\), not"):
         read_weights(tmp_path / "other.zip")
     with zipfile.ZipFile(tmp_path / "text.zip", "w") as archive:
         archive.writestr("README.md", "text")
