@@ -13,7 +13,6 @@ from pipeline.runtime.progress import track
 
 _NUM_TRIES = 3
 _TIMEOUT_S = 30.0
-_CHUNK_BYTES = 1 << 20
 
 
 def download(url: str, path: Path, *, sha256: tuple[str, ...] = (), otherwise: str) -> Path:
@@ -79,7 +78,7 @@ def _receive(url: str, part: Path, validator: Path, otherwise: str) -> None:
                 write_bytes_atomically(validator, tag.encode())
             name = part.name.removesuffix(".part")
             with track(f"download {name}", total=expected or 0, unit="bytes", num_before=kept) as on_progress:
-                for chunk in answer.iter_bytes(_CHUNK_BYTES):
+                for chunk in answer.iter_raw():
                     file.write(chunk)
                     on_progress(len(chunk))
     if expected is not None and part.stat().st_size != expected:
