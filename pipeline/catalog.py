@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.config import OneOf, PositiveInt, Settings, first_fault
 from pipeline.datasets import LAYOUTS
@@ -25,6 +26,9 @@ from pipeline.project import CATALOG_NAME, PACKAGES_FOLDER, anchor_folder, find_
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
 from pipeline.runtime.text import unknown_name
+from pipeline.weights.folder import entry_path, read_entries
+from pipeline.weights.kinds import FileKind, file_kind
+from pipeline.weights.published import PUBLISHED, Family, Pooling
 from pipeline.yaml_settings import read_yaml, resolve_settings
 
 CATALOG_FILE = shipped_file(CATALOG_NAME)
@@ -140,48 +144,97 @@ class DatasetEntry(DatasetSettings):
         write_dataset(self.root, layout=self.layout, num_workers=num_workers, **self.rendered.model_dump())
 
 
+def _sha256_text(digits: object) -> object:
+    if isinstance(digits, int | float):
+        raise ValueError("YAML reads these digits as a number; put them in quotes")
+    if isinstance(digits, str) and not re.fullmatch(r"[0-9a-fA-F]{8,64}", digits):
+        raise ValueError("expected the 64 hex digits of a sha256, or at least its first 8")
+    return digits.lower() if isinstance(digits, str) else digits
+
+
 class FileEntry(Settings):
     """A safetensors file and the sha256 of its bytes."""
 
     path: NamedPath
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, BeforeValidator(_sha256_text)]
+    """All 64 hex digits, or at least the first 8."""
 
     def checked_path(self) -> Path:
         """Return the path after checking that the file has the catalog's sha256.
 
         Raises `WeightsNotFoundError` if it does not exist, `WeightsError` for another sha256.
         """
+        self.full_sha256()
+        return self.path
+
+    def full_sha256(self) -> str:
+        """Return all digits of the file's sha256; raises as `checked_path` does."""
         if not self.path.is_file():
             raise WeightsNotFoundError(
                 f"{self.path} does not exist; put the weights there or fix `path` in the catalog"
             )
         found = file_sha256(self.path)
-        if found != self.sha256:
+        if not found.startswith(self.sha256):
+            if file_kind(self.path) is not FileKind.SAFETENSORS:  # raises for a page, a pointer or a cut file
+                raise WeightsError(f"{self.path} is not safetensors; run `fantrans weights add {self.path}`")
             raise WeightsError(
                 f"weights {self.path} have sha256 {found[:12]}..., the catalog expects {self.sha256[:12]}...; "
                 "fetch them again, or fix `sha256` in the catalog if the change is intended"
             )
-        return self.path
+        return found
+
+    def recorded_sha256(self) -> str:
+        """Return all digits of the file's sha256: the catalog's, or the file's if the catalog has the first ones."""
+        return self.sha256 if len(self.sha256) == _SHA256_DIGITS else self.full_sha256()
+
+
+_SHA256_DIGITS = 64
+
+
+class WeightsSource(Settings):
+    """The file that added weights were converted from."""
+
+    file: str
+    sha256: str
+    url: str | None = None
+
+
+_FAN_KEYS = ("width", "num_stacks", "pooling")
+_WHOLE_ENTRIES = {
+    True: "{path: fan.safetensors, sha256: 0f3a..., family: fan, width: 256, num_stacks: 2, pooling: max}",
+    False: "{path: detector.safetensors, sha256: 0f3a..., family: retinaface-resnet50}",
+}
 
 
 class WeightsEntry(FileEntry):
     """A file of weights, and what cannot be read from its tensors."""
 
-    family: Literal["fan", "resnet18", "retinaface-mobilenet", "retinaface-resnet50"]
+    family: Family
     width: PositiveInt | None = None
     """Channels of a FAN."""
     num_stacks: PositiveInt | None = None
-    pooling: Literal["avg", "max"] | None = None
+    pooling: Pooling | None = None
     """Pooling of a FAN: both kinds have the same state dict and different features."""
 
     codec: FileEntry | None = None
     """The basis in which the profile compact keeps this FAN's maps."""
+    source: WeightsSource | None = None
 
-    @model_validator(mode="after")
-    def _fan_is_complete(self) -> WeightsEntry:
-        if self.family == "fan" and None in (self.width, self.num_stacks, self.pooling):
-            raise ValueError("a fan needs width, num_stacks and pooling")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _names_what_is_missing(cls, entry: Any) -> Any:
+        if not isinstance(entry, dict) or set(entry) - set(cls.model_fields):
+            return entry  # a misspelt key has its own sentence
+        is_fan = entry.get("family") == "fan"
+        needed = ("path", "sha256", "family", *(_FAN_KEYS if is_fan else ()))
+        missing = [key for key in needed if entry.get(key) is None]
+        if missing:
+            kind, are = "a fan" if is_fan else "an entry of weights", "are" if missing[1:] else "is"
+            raise ValueError(
+                f"{', '.join(missing)} {are} missing; {kind} needs {', '.join(needed[:-1])} and {needed[-1]}, "
+                f"as in {_WHOLE_ENTRIES[is_fan]}; `fantrans weights add FILE` writes one"
+            )
+        return entry
 
 
 class Roots(Settings):
@@ -190,6 +243,8 @@ class Roots(Settings):
     work: NamedPath
     cache: NamedPath
     runs: NamedPath
+    weights: NamedPath = Field(default_factory=lambda: Path(os.environ.get("FANTRANS_WEIGHTS") or "var/weights"))
+    """Weights that were added with `fantrans weights add` or `fetch`; the default is that of the shipped catalog."""
 
 
 class Catalog(Settings):
@@ -200,7 +255,7 @@ class Catalog(Settings):
     """Where trainings log losses and scores beside their own files; see docs/runs.md."""
     datasets: dict[str, DatasetEntry]
     weights: dict[str, WeightsEntry] = Field(default_factory=dict)
-    """With those that the package ships: a catalog adds entries, or replaces one by its name."""
+    """Shipped ones, then those of the weights folder, then the catalog's own; a later one replaces one by its name."""
 
     def get_dataset(self, name: str) -> DatasetEntry:
         """Return a data set's entry; `CatalogError` for an unknown name."""
@@ -217,6 +272,10 @@ class Catalog(Settings):
     def get_weights(self, name: str) -> WeightsEntry:
         """Return the entry of weights; `CatalogError` for an unknown name."""
         if name not in self.weights:
+            if name in PUBLISHED:
+                raise CatalogError(
+                    f"weights {name!r} are published, not in the catalog; run `fantrans weights fetch {name}`"
+                )
             raise CatalogError(unknown_name("weights", name, self.weights, where=" in the catalog"))
         return self.weights[name]
 
@@ -246,21 +305,13 @@ class Catalog(Settings):
         return sorted(path.parent.name for path in self.roots.runs.glob(f"*/{RUN_RECORD_NAME}"))
 
     def find_faults(self, dataset: str | None = None) -> list[str]:
-        """Return the faults on disk of one data set (default: all) and all weights, one sentence each, with its fix."""
+        """Return the faults on disk of one data set (default: all), one sentence each, with its fix."""
         checked = self.datasets if dataset is None else {dataset: self.get_dataset(dataset)}
-        found = [
+        return [
             f"data set {name!r}: {describe_missing(folder)}; {_repair_hint(name, entry)}"
             for name, entry in checked.items()
             for folder in entry.missing_folders()
         ]
-        for name, weights in self.weights.items():
-            for file in (weights, weights.codec):
-                try:
-                    if file is not None:
-                        file.checked_path()
-                except WeightsError as error:
-                    found.append(f"weights {name!r}: {error}")
-        return found
 
 
 def _repair_hint(name: str, entry: DatasetEntry) -> str:
@@ -270,16 +321,36 @@ def _repair_hint(name: str, entry: DatasetEntry) -> str:
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
-    """Read the catalog (default: `find_catalog`), fill in its variables and add the shipped weights.
+    """Read the catalog (default: `find_catalog`), fill in its variables, add shipped weights and the weights folder's.
 
     Raises `CatalogError`, one sentence, for a missing file, a typo, a duplicate name or an unset variable.
     """
     path = path or find_catalog()
     catalog = _read(path)
     if path.resolve() == CATALOG_FILE.resolve():
-        return _anchored(catalog, anchor_folder(path), weights_folder=PACKAGES_FOLDER)
-    own, shipped = _anchored(catalog, anchor_folder(path)), load_catalog(CATALOG_FILE)
-    return own.model_copy(update={"weights": shipped.weights | own.weights})
+        own = _anchored(catalog, anchor_folder(path), weights_folder=PACKAGES_FOLDER)
+        return own.model_copy(update={"weights": own.weights | added_weights(own.roots.weights)})
+    own, shipped = _anchored(catalog, anchor_folder(path)), shipped_weights()
+    return own.model_copy(update={"weights": shipped | added_weights(own.roots.weights) | own.weights})
+
+
+def shipped_weights() -> dict[str, WeightsEntry]:
+    """Return the weights that the package ships, by name."""
+    return _anchored(_read(CATALOG_FILE), PACKAGES_FOLDER).weights
+
+
+def added_weights(folder: Path) -> dict[str, WeightsEntry]:
+    """Return the weights of a weights folder by name; `CatalogError` for a damaged entry."""
+    found = {}
+    for name, entry in read_entries(folder).items():
+        try:
+            found[name] = _anchored_weights(WeightsEntry.model_validate(entry), folder)
+        except ValidationError as error:
+            where = entry_path(folder, name)
+            raise CatalogError(
+                f"entry {where} is damaged ({first_fault(error, WeightsEntry)}); delete it, then add the weights again"
+            ) from None
+    return found
 
 
 def _read(path: Path) -> Catalog:

@@ -46,7 +46,7 @@ def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
     entry = catalog.get_weights(settings.features.weights)
     features["shapes"] = {name: list(shape) for name, shape in map_shapes(entry).items()}
     if settings.features.profile == "compact":
-        features["codec"] = {"sha256": codec_file(settings, catalog).sha256}
+        features["codec"] = {"sha256": codec_file(settings, catalog).recorded_sha256()}
     return {
         **crops_document(settings, catalog),
         "kind": "features",
@@ -104,8 +104,16 @@ def versions() -> dict[str, str]:
 
 def find_weights(features: Mapping[str, Any], catalog: Catalog) -> WeightsEntry | None:
     """Return the catalog's entry of the weights in a cache's `features` document; None if the catalog has none."""
-    return next((entry for entry in catalog.weights.values() if _weights(entry).items() <= features.items()), None)
+    for entry in catalog.weights.values():
+        is_same_file = str(features["sha256"]).startswith(entry.sha256)
+        if is_same_file and _shape(entry).items() <= features.items():
+            return entry
+    return None
 
 
 def _weights(entry: WeightsEntry) -> dict[str, Any]:
-    return entry.model_dump(exclude={"path", "codec"}, exclude_none=True)
+    return {**_shape(entry), "sha256": entry.recorded_sha256()}
+
+
+def _shape(entry: WeightsEntry) -> dict[str, Any]:
+    return entry.model_dump(include={"family", "width", "num_stacks", "pooling"}, exclude_none=True)

@@ -82,13 +82,16 @@ def list_catalog(as_json: Json = False) -> None:
 
 @add_command(catalog_app, "check", "fantrans catalog check bp4d")
 def check_catalog(dataset: OptionalDataset = None, as_json: Json = False) -> None:
-    """List what the catalog names and the disk lacks.
+    """List what the catalog names and the disk lacks, and weights that cannot be loaded.
 
-    Prints one line per fault with its fix. The exit status is 1 if there are any.
+    Prints one line per fault with its fix. The exit status is 1 if there are any. All weights are loaded into their
+    networks.
     """
     from pipeline.catalog import load_catalog
+    from pipeline.faces.weights import find_weights_faults
 
-    faults = load_catalog().find_faults(dataset)
+    catalog = load_catalog()
+    faults = catalog.find_faults(dataset) + find_weights_faults(catalog)
     if as_json:
         print_json("catalog-check", dataset=dataset, faults=faults)
     else:

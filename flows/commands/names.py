@@ -51,6 +51,18 @@ def _catalog() -> Catalog:
     return load_catalog()
 
 
+def _added() -> Collection[str]:
+    from pipeline.catalog import added_weights
+
+    return added_weights(_catalog().roots.weights)
+
+
+def _published() -> Collection[str]:
+    from pipeline.weights.published import PUBLISHED
+
+    return PUBLISHED
+
+
 def _experiments(incomplete: str) -> Collection[str]:
     """Return experiments and sets of configs/, and the members of a set after its colon."""
     if ":" not in incomplete:
@@ -63,6 +75,8 @@ def _experiments(incomplete: str) -> Collection[str]:
 
 complete_dataset = _completion(lambda _: _catalog().datasets)
 complete_weights = _completion(lambda _: _catalog().weights)
+complete_added = _completion(lambda _: _added())
+complete_published = _completion(lambda _: _published())
 complete_run = _completion(lambda _: _catalog().run_names())
 complete_dataset_or_run = _completion(lambda _: [*_catalog().datasets, *_catalog().run_names()])
 complete_experiment = _completion(_experiments)

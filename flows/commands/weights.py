@@ -1,7 +1,8 @@
-"""`fantrans weights`: train, fit and score the networks that come with the project."""
+"""`fantrans weights`: list, fetch and add networks; train, fit and score those that come with the project."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,12 @@ import typer
 from rich.table import Table
 
 from flows.commands.base import Group, add_command
-from flows.commands.names import resolve_experiment
+from flows.commands.names import complete_added, complete_published, resolve_experiment
 from flows.commands.options import Dataset, Device, Experiment, Json, Weights, choose_device
 from flows.commands.output import print_json, print_line, print_table, print_weights_entry
 from pipeline.errors import ConfigError
 
-weights_app = typer.Typer(cls=Group, help="List the catalog's networks; train, fit and score the shipped ones.")
+weights_app = typer.Typer(cls=Group, help="List and add networks; train, fit and score the shipped ones.")
 
 
 def _safetensors(path: Path) -> Path:
@@ -24,6 +25,15 @@ def _safetensors(path: Path) -> Path:
 
 
 File = Annotated[Path, typer.Option(help="File to write, .safetensors.", callback=_safetensors)]
+
+
+class Pooling(Enum):
+    """Poolings of a FAN."""
+
+    avg = "avg"
+    max = "max"
+
+
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the rendered faces or scenes, and of the training.")]
 Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
 MaxLr = Annotated[float, typer.Option(min=0, help="Highest learning rate.")]
@@ -31,15 +41,18 @@ MaxLr = Annotated[float, typer.Option(min=0, help="Highest learning rate.")]
 
 @add_command(weights_app, "ls", "fantrans weights ls", "fantrans weights ls --json")
 def list_weights(as_json: Json = False) -> None:
-    """List the weights of the catalog.
+    """List the weights of the catalog, and published ones that can be fetched.
 
-    Prints per network its family, width, pooling, file, and whether the file has the catalog's sha256.
+    Prints per network its family, shape, pooling and file. Its state is intact (the file has the catalog's sha256),
+    damaged (another one), missing, or available: published, and not in the catalog.
     """
     from pipeline.catalog import load_catalog
     from pipeline.errors import WeightsError
+    from pipeline.weights.published import PUBLISHED
 
+    catalog = load_catalog()
     records = []
-    for name, entry in load_catalog().weights.items():
+    for name, entry in catalog.weights.items():
         shape = entry.model_dump(include={"family", "width", "num_stacks", "pooling", "path"})
         record = {"name": name, **shape, "exists": entry.path.is_file(), "is_intact": True}
         try:
@@ -47,15 +60,124 @@ def list_weights(as_json: Json = False) -> None:
         except WeightsError:
             record["is_intact"] = False
         records.append(record | {"codec": None if entry.codec is None else entry.codec.path})
+    published = [
+        {
+            "name": name,
+            "family": each.family,
+            "width": each.width,
+            "num_stacks": each.num_stacks,
+            "pooling": each.pooling,
+            "url": each.url,
+            "sha256": each.sha256[0] if each.sha256 else None,
+            "publisher": each.publisher,
+            "licence": each.licence,
+            "is_added": name in catalog.weights,
+        }
+        for name, each in PUBLISHED.items()
+    ]
     if as_json:
-        print_json("weights-ls", weights=records)
+        print_json("weights-ls", weights=records, published=published)
         return
-    table = Table("name", "family", "width", "pooling", "file", "state")
+    shown = ("width", "num_stacks", "pooling")
+    table = Table("name", "family", "width", "stacks", "pooling", "file", "state")
     for record in records:
-        state = "intact" if record["is_intact"] else "has another sha256" if record["exists"] else "does not exist"
-        cells = ("" if record[key] is None else str(record[key]) for key in ("width", "pooling", "path"))
+        state = "intact" if record["is_intact"] else "damaged" if record["exists"] else "missing"
+        cells = ("" if record[key] is None else str(record[key]) for key in (*shown, "path"))
         table.add_row(record["name"], record["family"], *cells, state)
+    available = [each for each in published if not each["is_added"]]
+    for each in available:
+        cells = ("" if each[key] is None else str(each[key]) for key in (*shown, "url"))
+        table.add_row(str(each["name"]), str(each["family"]), *cells, "available")
     print_table(table)
+    if available:
+        print_line("available ones are added with `fantrans weights fetch NAME`")
+
+
+@add_command(weights_app, "fetch", "fantrans weights fetch 2dfan2")
+def fetch_weights(
+    name: Annotated[
+        str, typer.Argument(help="Published weights, see `fantrans weights ls`.", autocompletion=complete_published)
+    ],
+) -> None:
+    """Download published weights, check them, and add them to the catalog.
+
+    Writes into the weights folder (FANTRANS_WEIGHTS) and prints how to use them. An interrupted download resumes.
+    """
+    from pipeline.weights.fetch import fetch_weights as fetch
+
+    folder, taken = _weights_folder()
+    _print_added(name, folder, is_new=fetch(name, folder, taken=taken))
+
+
+@add_command(
+    weights_app,
+    "add",
+    "fantrans weights add 2dfan2.pth",
+    "fantrans weights add my_fan.pth.tar --name my_fan --pooling avg",
+)
+def add_weights(
+    file: Annotated[
+        Path, typer.Argument(help="Weights: .pth, .pt, .pth.tar, TorchScript .zip or .safetensors, or a zip of one.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name in the catalog.", show_default="the published one, else the file's")
+    ] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="Pooling of a FAN.", show_default="known for published weights")
+    ] = None,
+) -> None:
+    """Convert a file of weights and add it to the catalog.
+
+    Finds family, width and stacks in the file, loads the weights into their network, writes safetensors and an entry
+    into the weights folder (FANTRANS_WEIGHTS), and prints how to use them. No code in the file is run.
+    """
+    from pipeline.store.lock import writer_lock
+    from pipeline.weights.add import add_weights as add
+
+    folder, taken = _weights_folder()
+    with writer_lock(folder):
+        added, is_new = add(file, folder, name=name, pooling=None if pooling is None else pooling.value, taken=taken)
+    _print_added(added, folder, is_new=is_new)
+
+
+@add_command(weights_app, "rm", "fantrans weights rm 2dfan2")
+def remove_weights(
+    name: Annotated[str, typer.Argument(help="Weights that were added or fetched.", autocompletion=complete_added)],
+) -> None:
+    """Remove weights that were added or fetched.
+
+    Prints the removed files. Caches that were computed with them stay readable.
+    """
+    from pipeline.store.lock import writer_lock
+    from pipeline.weights.folder import remove_weights as remove
+
+    folder, _ = _weights_folder()
+    with writer_lock(folder):
+        removed = remove(folder, name)
+    for path in removed:
+        print_line(f"removed {path}")
+
+
+def _weights_folder() -> tuple[Path, set[str]]:
+    """Return the weights folder, and the names of weights that the catalog has from elsewhere."""
+    from pipeline.catalog import load_catalog
+
+    catalog = load_catalog()
+    folder = catalog.roots.weights
+    return folder, {name for name, entry in catalog.weights.items() if entry.path.parent != folder}
+
+
+def _print_added(name: str, folder: Path, *, is_new: bool) -> None:
+    """Print what was added, and the setting that names it."""
+    from pipeline.catalog import added_weights
+    from pipeline.weights.networks import Architecture
+
+    entry = added_weights(folder)[name]
+    kind = str(Architecture(entry.family, entry.width, entry.num_stacks))
+    pooling = "" if entry.pooling is None else f", pooling {entry.pooling}"
+    print_line(f"{name}: {kind}{pooling}, {'added' if is_new else 'is added already'}: {entry.path}")
+    section = "detector" if entry.family.startswith("retinaface") else "features"
+    print_line(f"in an experiment: cache: {{{section}: {{weights: {name}}}}}")
 
 
 @add_command(weights_app, "train-fan", "fantrans weights train-fan --out fan.safetensors --width 128")
@@ -157,7 +279,8 @@ def fit_codec(
 ) -> None:
     """Fit the basis in which the profile compact keeps a FAN's maps.
 
-    The data set must have crops. Writes the basis and prints its entry for the catalog. No labels are used.
+    The data set must have crops. Writes the basis and prints its entry for the catalog; to weights
+    that were added or fetched, it is added, too. No labels are used.
     """
     resolve_experiment(dataset, experiment)
     from pipeline.refresh.fit_codec import fit_codec
@@ -166,10 +289,13 @@ def fit_codec(
 
     job = prepare_refresh(dataset, experiment=experiment, profile="exact", device=choose_device(device))
     fit_codec(job, out, num_frames=frames)
-    print_line(
-        f"for {job.config.features.weights} in data_catalog.yaml:\n"
-        f"    codec: {{path: {out}, sha256: {file_sha256(out)}}}"
-    )
+    weights, folder = job.config.features.weights, job.catalog.roots.weights
+    if job.catalog.get_weights(weights).path.parent == folder:
+        from pipeline.weights.folder import add_codec
+
+        print_line(f"{weights}: added its codec {add_codec(folder, weights, out)}")
+        return
+    print_line(f"for {weights} in data_catalog.yaml:\n    codec: {{path: {out}, sha256: {file_sha256(out)}}}")
 
 
 @add_command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -20,11 +20,11 @@ from pipeline.faces.weights import load_weights
 from pipeline.runtime.device import map_batches
 from pipeline.runtime.progress import ProgressCallback, no_progress
 from pipeline.tables import BOX_COLUMNS, Status
+from pipeline.weights.networks import BACKBONES
 
 if TYPE_CHECKING:
     from models.retinaface import Faces, RetinaFace
 
-BACKBONES = {"retinaface-mobilenet": "mobilenet0.25", "retinaface-resnet50": "resnet50"}
 VALUE_COLUMNS = list(BOX_COLUMNS[1:-2])
 """Box, score and points: the columns that are NaN without a face."""
 _MAX_WAITING_BATCHES = 4
@@ -35,14 +35,11 @@ def load_detector(entry: WeightsEntry, device: torch.device) -> RetinaFace:
 
     Raises `WeightsError` for weights that are missing, changed, or of another network.
     """
-    from models.retinaface import RetinaFace  # noqa: PLC0415 - imports torchvision: over a second
-
     if entry.family not in BACKBONES:
         raise WeightsError(
             f"weights {entry.path} have the family {entry.family!r}; a detector needs one of {', '.join(BACKBONES)}"
         )
-    detector = RetinaFace(BACKBONES[entry.family])
-    load_weights(detector, entry, expected=entry.family, fix="`family` or `path`")
+    detector = cast("RetinaFace", load_weights(entry))
     return detector.eval().to(device).to(memory_format=torch.channels_last)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -48,9 +48,7 @@ def load_resnet18(entry: WeightsEntry, device: torch.device | str) -> ResNet18Fe
 
     Raises `WeightsError` as `load_fan` does.
     """
-    network = ResNet18Features()
-    load_weights(network.net, entry, expected="timm's resnet18", fix="`path`", ignores_others=True)
-    return freeze(network, device)
+    return freeze(cast(ResNet18Features, load_weights(entry)), device)
 
 
 def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
@@ -60,17 +58,7 @@ def load_fan(entry: WeightsEntry, device: torch.device | str) -> FAN:
     """
     if entry.family != "fan":
         raise WeightsError(f"weights {entry.path} have the family {entry.family!r}; features need the family 'fan'")
-    assert entry.width is not None
-    assert entry.num_stacks is not None
-    assert entry.pooling is not None  # `WeightsEntry` validates all three
-    fan = FAN(entry.width, entry.num_stacks, pooling=entry.pooling)
-    load_weights(
-        fan,
-        entry,
-        expected=f"a FAN of width {entry.width} with {entry.num_stacks} stacks",
-        fix="`width`, `num_stacks` or `path`",
-    )
-    return freeze(fan, device)
+    return freeze(cast(FAN, load_weights(entry)), device)
 
 
 def freeze(network: _N, device: torch.device | str) -> _N:

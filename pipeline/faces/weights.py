@@ -1,29 +1,46 @@
-"""Load the catalog's weights into networks."""
+"""Load the catalog's weights into networks, and check them before anything else runs."""
 
 from __future__ import annotations
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.catalog import WeightsEntry
+from pipeline.catalog import Catalog, WeightsEntry
 from pipeline.errors import WeightsError
+from pipeline.weights.files import read_safetensors
+from pipeline.weights.networks import Architecture, load_state, make_network
 
 
-def load_weights(
-    network: nn.Module, entry: WeightsEntry, *, expected: str, fix: str, ignores_others: bool = False
-) -> None:
-    """Load the entry's file into `network`: all keys of the network, and no others unless `ignores_others`.
+def load_weights(entry: WeightsEntry) -> nn.Module:
+    """Return the network of the entry's family with the weights of its file, on the CPU.
 
-    Raises `WeightsError` for weights that are missing, changed, or of another network. Its message names the `expected`
-    network and what to `fix` in the catalog.
+    Raises `WeightsError` for weights that are missing, changed, of another format or network, or not finite. Its
+    message names the expected network and what to fix.
     """
-    path = entry.checked_path()
+    state = read_safetensors(entry.checked_path())
+    expected = Architecture(entry.family, entry.width, entry.num_stacks)
+    network = make_network(expected, entry.pooling)
+    keys = "`family`, `width`, `num_stacks` or `path`" if entry.family == "fan" else "`family` or `path`"
+    fix = f"fix {keys} in the catalog, or let `fantrans weights add {entry.path}` find them"
+    load_state(network, state, what=f"weights {entry.path}", expected=expected, fix=fix)
+    return network
+
+
+def check_weights(entry: WeightsEntry) -> list[str]:
+    """Return what keeps an entry's network and basis from being loaded, one sentence each; [] if nothing does."""
+    faults = []
     try:
-        found = load_file(path)
-        if ignores_others:
-            found = {name: values for name, values in found.items() if name in network.state_dict()}
-        network.load_state_dict(found)
-    except (RuntimeError, SafetensorError) as error:
-        fault = " ".join(str(error).split())[:200]
-        raise WeightsError(f"weights {path} are not those of {expected}: {fault}; fix {fix} in the catalog") from None
+        load_weights(entry)
+    except WeightsError as error:
+        faults.append(str(error))
+    try:
+        if entry.codec is not None:
+            read_safetensors(entry.codec.checked_path())
+    except WeightsError as error:
+        faults.append(str(error))
+    return faults
+
+
+def find_weights_faults(catalog: Catalog) -> list[str]:
+    """Return the faults of all weights of the catalog, one sentence each, with its fix."""
+    checked = catalog.weights.items()
+    return [f"weights {name!r}: {fault}" for name, entry in checked for fault in check_weights(entry)]

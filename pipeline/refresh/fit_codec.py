@@ -48,7 +48,7 @@ def fit_codec(job: RefreshJob, out: Path, *, num_frames: int = NUM_FRAMES) -> Pa
     names = sorted(cache.index["frame_id"])
     record: dict[str, object] = {
         "dataset": job.dataset,
-        "fan_sha256": job.catalog.get_weights(job.config.features.weights).sha256,
+        "fan_sha256": job.catalog.get_weights(job.config.features.weights).recorded_sha256(),
         "num_views": NUM_VIEWS,
         "frames": names,
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from pipeline import experiments, fingerprint
@@ -25,6 +26,7 @@ from pipeline.cache.units import Extractor
 from pipeline.catalog import Catalog, DatasetEntry, load_catalog
 from pipeline.config import CacheConfig, first_fault
 from pipeline.errors import ConfigError
+from pipeline.faces.detect import load_detector
 from pipeline.faces.features import extract_features, load_network
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.device import checked_device
@@ -100,7 +102,8 @@ def prepare_refresh(
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
     experiment, base, overrides: see `experiments.resolve`; default: the data set's own experiment. A set whose members
-    need several caches is refused. check_device: whether this machine must have the device; workers of a cluster may.
+    need several caches is refused. The weights are loaded once, so that a fault in them is found before any stage runs
+    (`WeightsError`). check_device: whether this machine must have the device; workers of a cluster may.
     """
     catalog = load_catalog()
     chosen = experiments.resolve(catalog, dataset, experiment, base=base, overrides=overrides)
@@ -117,7 +120,7 @@ def prepare_refresh(
         raise ConfigError(first_fault(error, CacheConfig)) from None
     catalog.get_weights(cache.detector.weights)
     fingerprint.cache_document(cache, catalog)  # refuses weights without features, or without this profile
-    return RefreshJob(
+    job = RefreshJob(
         dataset=dataset,
         catalog=catalog,
         config=cache,
@@ -126,6 +129,15 @@ def prepare_refresh(
         num_workers=num_workers,
         allow_lost=allow_lost,
     )
+    _check_weights(job)
+    return job
+
+
+def _check_weights(job: RefreshJob) -> None:
+    """Load the job's weights once, before any stage runs; raises `WeightsError` for those that cannot be used."""
+    load_detector(job.catalog.get_weights(job.config.detector.weights), torch.device("cpu"))
+    load_network(job.catalog.get_weights(job.config.features.weights), "cpu")
+    _load_codec(job)
 
 
 def crop_format(job: RefreshJob) -> StoreFormat:

@@ -1,10 +1,13 @@
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.catalog import CATALOG_FILE, load_catalog
-from pipeline.errors import CatalogError, WeightsError
+from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
 
 TEXT = """
 roots: {work: "${oc.env:WORK,w}", cache: c, runs: r}
@@ -61,7 +64,25 @@ def test_places_come_from_the_environment_or_stand_beside_the_catalog(tmp_path, 
         ("${oc.env:WORK,w}", "${oc.env:WORK}", "`roots.work`: variable WORK is not set"),
         ("${oc.env:WORK,w}", "${WORK:-w}", "the spelling ${WORK:-w} of a variable is now ${oc.env:WORK,w}; rewrite it"),
         ("pooling: avg", "pooling: mean", "pooling"),
-        (", width: 64", "", "a fan needs width"),
+        (", width: 64", "", "`weights.fan`: width is missing; a fan needs path, sha256, family, width, num_stacks"),
+        (
+            ", width: 64",
+            "",
+            "as in {path: fan.safetensors, sha256: 0f3a..., family: fan, width: 256, num_stacks: 2, poo",
+        ),
+        (
+            "sha256: SHA, family: fan, ",
+            "",
+            "sha256, family are missing; an entry of weights needs path, sha256 and fami",
+        ),
+        (
+            "SHA",
+            "12345678",
+            "`weights.fan.sha256` is 12345678: YAML reads these digits as a number; put them in",
+        ),
+        ("SHA", "123456e7", "put them in quotes"),
+        ("SHA", "abcdefg1", "`weights.fan.sha256` is 'abcdefg1': expected the 64 hex digits of a sha256, or at least"),
+        ("SHA", "abcdef1", "or at least its first 8"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path, old, new, sentence):
@@ -90,14 +111,16 @@ def test_unknown_names_list_the_known_ones(tmp_path):
         load_catalog(tmp_path / "nowhere.yaml")
 
 
-def test_check_names_missing_folders_and_damaged_weights(tmp_path):
+def test_check_names_missing_folders_and_weights_are_checked(tmp_path):
     catalog = load_catalog(write(tmp_path, data=b"tensorz"))
     faults = catalog.find_faults()
-    assert len(faults) == 3
+    assert len(faults) == 2
     assert "raw/BP4D-training does not exist" in faults[0]
     assert "fix `root` of faces" in faults[0]
-    assert catalog.find_faults("faces")[:2] == faults[:2]
-    assert "have sha256" in faults[2]
+    assert catalog.find_faults("faces") == faults
+    with pytest.raises(WeightsError, match=r"fan.safetensors is not a file of weights"):
+        catalog.get_weights("fan").checked_path()
+    save_file({"a": torch.zeros(1)}, tmp_path / "fan.safetensors")
     with pytest.raises(WeightsError, match="have sha256"):
         catalog.get_weights("fan").checked_path()
     (tmp_path / "fan.safetensors").unlink()
@@ -125,3 +148,51 @@ def test_check_is_silent_when_all_is_there(tmp_path):
     for name in ("raw/BP4D-training", "raw/AUCoding/AU_OCC"):
         (tmp_path / name).mkdir(parents=True)
     assert load_catalog(write(tmp_path)).find_faults() == []
+
+
+@pytest.mark.parametrize("change", [str.upper, lambda digits: digits[:8], lambda digits: digits[:9].upper()])
+def test_a_sha256_may_be_in_capitals_or_its_first_digits(tmp_path, change):
+    digits = hashlib.sha256(b"tensors").hexdigest()
+    entry = load_catalog(write(tmp_path, TEXT.replace("SHA", change(digits)))).get_weights("fan")
+    assert entry.checked_path() == tmp_path / "fan.safetensors"
+    assert entry.full_sha256() == entry.recorded_sha256() == digits
+    (tmp_path / "fan.safetensors").unlink()
+    with pytest.raises(WeightsNotFoundError, match="does not exist"):
+        entry.full_sha256()
+
+
+def test_published_weights_that_are_not_added_are_fetched(tmp_path):
+    with pytest.raises(CatalogError, match=r"'2dfan2' are published, not in the catalog; run `fantrans weights fetch"):
+        load_catalog(write(tmp_path)).get_weights("2dfan2")
+
+
+def test_the_catalogs_own_weights_replace_those_of_the_folder_which_replace_shipped_ones(tmp_path, monkeypatch):
+    digits = hashlib.sha256(b"tensors").hexdigest()
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("fan", "fan-64"):
+        entry = {
+            "path": "x.safetensors",
+            "sha256": digits,
+            "family": "fan",
+            "width": 32,
+            "num_stacks": 3,
+            "pooling": "max",
+        }
+        (folder / f"{name}.json").write_text(json.dumps(entry))
+    monkeypatch.setenv("FANTRANS_WEIGHTS", str(folder))
+    catalog = load_catalog(write(tmp_path))
+    assert catalog.roots.weights == folder
+    assert catalog.get_weights("fan").width == 64
+    assert catalog.get_weights("fan-64").path == folder / "x.safetensors"
+    assert catalog.get_weights("fan-128").width == 128
+    assert load_catalog(CATALOG_FILE).get_weights("fan").path == folder / "x.safetensors"
+    monkeypatch.delenv("FANTRANS_WEIGHTS")
+    assert load_catalog(write(tmp_path)).roots.weights == tmp_path / "var/weights"
+    monkeypatch.setenv("FANTRANS_WEIGHTS", str(folder))
+    (folder / "fan.json").write_text('{"path": "x.safetensors"}')
+    with pytest.raises(CatalogError, match=r"entry .*fan.json is damaged \(.*sha256, family are missing.*delete"):
+        load_catalog(write(tmp_path))
+    (folder / "fan.json").write_text("{")
+    with pytest.raises(CatalogError, match=r"entry .*fan.json is damaged; delete it"):
+        load_catalog(write(tmp_path))
