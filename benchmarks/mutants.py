@@ -53,6 +53,25 @@ MUTANTS = [
         tests="store/test_plan.py",
     ),
     *_of(
+        "pipeline/store/dead_rows.py",
+        ("not set(groups) <= set(revision.groups)", "False"),
+        ("                unit not in damaged\n", "                True\n"),
+        ("                and records.get(unit, files) == files\n", ""),
+        ("            if is_whole[block]:\n", "            if False:\n"),
+        tests="store/test_dead_rows.py",
+    ),
+    *_of(
+        "pipeline/store/plan.py",
+        ("(unit in done and has_rows)", "unit in done"),
+        tests="store/test_writer.py",
+    ),
+    *_of(
+        "pipeline/store/lock.py",
+        ("    except LockError:\n            continue", "    except LockError:\n            return True"),
+        ("path.exists() and file.exists() and ", ""),
+        tests="store/test_lock.py",
+    ),
+    *_of(
         "pipeline/store/shards.py",
         ('"fill_value": "NaN" if dtype.kind == "f" else 0,', '"fill_value": 0,'),
         ('"dimension_names": ["row", *spec.axes],', '"dimension_names": [*spec.axes, "row"],'),

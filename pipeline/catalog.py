@@ -1,7 +1,7 @@
 """Names to paths: data sets, weights and roots. No other code does this.
 
-`data_catalog.yaml` is typed, and an unknown key is an error. Beside `pipeline.project`, which finds the file, no other
-code of `pipeline` reads the environment.
+`data_catalog.yaml` is typed, and an unknown key is an error. Beside `pipeline.project`, which finds the file, and
+`pipeline.store.lock` (FANTRANS_LOCKS), no other code of `pipeline` reads the environment.
 """
 
 from __future__ import annotations

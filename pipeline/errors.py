@@ -50,6 +50,10 @@ class StoreError(FantransError, ValueError):
     """A store of crops or features cannot be written or read."""
 
 
+class LockError(StoreError):
+    """A file cannot be locked, for example because its disk has no locks."""
+
+
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """A store, a finished revision or a shard does not exist."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,12 +16,18 @@ from pipeline.errors import FantransError, WriteError
 
 TEMP_PREFIX = ".tmp-"
 
+_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+"""What disks answer that have no fsync of folders; the last two where a folder must be open for writing."""
+
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
+    """Make renames in `folder` survive a power cut; does nothing on a disk that cannot fsync folders (CIFS, FUSE)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
     finally:
         os.close(descriptor)
 

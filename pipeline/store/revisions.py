@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.errors import StoreError, StoreNotFoundError
+from pipeline.errors import LockError, StoreError, StoreNotFoundError
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.store.hashing import canonical_json, hash_document
-from pipeline.store.lock import shared
+from pipeline.store.lock import is_current, shared
 from pipeline.store.mirror import (
     MIRROR_NAME,
     Validator,
@@ -38,6 +39,8 @@ from pipeline.store.mirror import (
 )
 from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.shards import ArraySpec, FileRecord, shard_name
+
+logger = logging.getLogger("fantrans")
 
 SCHEMA = 2
 """Version of the folder's format; a reader refuses every other one."""
@@ -168,19 +171,24 @@ def manifest_name(number: int) -> str:
 def pin_revision(folder: Path, number: int | None) -> tuple[Revision | None, int]:
     """Load a revision and lock it against pruning until the returned descriptor is closed (-1: no lock).
 
-    The shared lock is on the manifest, so a reader needs no write permission; it ends with its process.
+    The shared lock is on the manifest, so a reader needs no write permission; it ends with its process. A revision
+    that cannot be locked is read all the same: then only the grace period keeps it from `prune`.
     """
     while True:
         revision = load_revision(folder, number)
         if revision is None:
             return None, -1
+        manifest = folder / manifest_name(revision.number)
         try:
-            descriptor = shared(folder / manifest_name(revision.number))
+            descriptor = shared(manifest)
         except FileNotFoundError:
             if (folder / MIRROR_NAME / manifest_name(revision.number)).is_file():
                 return revision, -1  # a damaged store is read without a lock
             continue  # pruned between the two lines: there is a newer one
-        if os.fstat(descriptor).st_nlink > 0:
+        except LockError as error:
+            logger.debug("%s: revision %d is read without a lock: %s", folder, revision.number, error)
+            return revision, -1
+        if is_current(descriptor, manifest):
             return revision, descriptor
         os.close(descriptor)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.store.dead_rows import Sizes, find_dead_rows, has_recorded_sizes
 from pipeline.store.format import StoreFormat, is_metadata_current
 from pipeline.store.mirror import read_sealed_json
 from pipeline.store.plan import NO_ROW, Plan, Unit, make_plan
@@ -22,7 +24,7 @@ from pipeline.store.revisions import (
     read_damage,
     shard_sizes,
 )
-from pipeline.store.shards import FileRecord, shard_name
+from pipeline.store.shards import FileRecord
 
 
 @dataclass
@@ -35,8 +37,8 @@ class StoreState:
     records: Records
     """Shard files of every intact unit, published or not."""
     damaged: set[Unit]
-    journal_rows: list[tuple[str, str, int]] = field(default_factory=list)
-    """frame_id, key and row of the unpublished units."""
+    journal_rows: dict[Unit, list[tuple[str, str, int]]] = field(default_factory=dict)
+    """frame_id, key and row of each unpublished unit."""
     absent: set[str] = field(default_factory=set)
     """Frames of those units that turned out to have no values."""
 
@@ -62,11 +64,9 @@ class StoreState:
     def add(self, unit: Unit, records: dict[str, FileRecord], entry: Mapping[str, Any]) -> None:
         """Add a finished unit from its journal entry."""
         self.records[unit] = records
-        columns = (entry["frame_ids"], entry["keys"], entry["slots"], entry["is_present"])
-        for frame_id, key, slot, is_present in zip(*columns, strict=True):
-            self.journal_rows.append((frame_id, key, unit.block * self.block_rows + slot))
-            if not is_present:
-                self.absent.add(frame_id)
+        rows = [unit.block * self.block_rows + slot for slot in entry["slots"]]
+        self.journal_rows[unit] = list(zip(entry["frame_ids"], entry["keys"], rows, strict=True))
+        self.absent.update(compress(entry["frame_ids"], (not is_present for is_present in entry["is_present"])))
 
     @property
     def block_rows(self) -> int:
@@ -91,30 +91,44 @@ class StoreState:
             return not self.records
         published = set(zip(self.revision.index["frame_id"], self.revision.index["key"], strict=True))
         return {unit.group for unit in self.unpublished} <= set(self.revision.groups) and all(
-            (frame_id, key) in published for frame_id, key, _ in self.journal_rows
+            (frame_id, key) in published for rows in self.journal_rows.values() for frame_id, key, _ in rows
         )
 
     def plan(self, wanted: pd.DataFrame, groups: Sequence[str], *, moved: frozenset[int] = frozenset()) -> Plan:
         """Plan the next revision; see `writer.plan_store`. Rows of the blocks `moved` get new places."""
         published = None if self.revision is None else self.revision.index
-        known = pd.DataFrame(self.journal_rows, columns=["frame_id", "key", "row"])
+        known = pd.DataFrame(chain(*self.journal_rows.values()), columns=["frame_id", "key", "row"])
         if published is not None:
             stays = (published["row"] != NO_ROW) & ~(published["row"] // self.block_rows).isin(moved)
             live = published.loc[stays, ["frame_id", "key", "row"]]
             known = pd.concat([live, known], ignore_index=True) if len(known) else live
         kept_groups = () if self.revision is None else self.revision.groups
+        groups = tuple(dict.fromkeys((*kept_groups, *groups)))
+        dead, revived = (known[:0], {}) if moved else self._dead_rows(wanted, known, groups)
         return make_plan(
             wanted,
-            known=known,
+            known=pd.concat([known, dead], ignore_index=True) if len(dead) else known,
             published=published,
             done=self.records.keys(),
+            done_rows={unit: {row for *_, row in rows} for unit, rows in self.journal_rows.items()},
+            revived=revived,
             needs_repair=not self.is_intact(),
-            groups=tuple(dict.fromkeys((*kept_groups, *groups))),
+            groups=groups,
             first_free_block=self.first_free_block,
             block_rows=self.block_rows,
             row_bytes=sum(spec.row_bytes for spec in self.format.arrays),
             is_shuffled=self.format.is_shuffled,
         )
+
+    def _dead_rows(
+        self, wanted: pd.DataFrame, known: pd.DataFrame, groups: Sequence[str]
+    ) -> tuple[pd.DataFrame, Records]:
+        """Return the dead rows of wanted frames that no known row holds, and the shard files of their units."""
+        pairs = wanted.loc[wanted["key"] != "", ["frame_id", "key"]]
+        missing = pairs[~pd.MultiIndex.from_frame(pairs).isin(pd.MultiIndex.from_frame(known[["frame_id", "key"]]))]
+        if self.revision is None or missing.empty:
+            return known[:0], {}
+        return find_dead_rows(self.revision, missing, groups, records=self.records, damaged=self.damaged)
 
     def is_intact(self) -> bool:
         """Return whether the folder holds exactly its published revision: no leftovers, nothing missing or damaged."""
@@ -127,13 +141,6 @@ class StoreState:
         return is_metadata_current(self.folder, self.format, groups, num_rows=num_rows, block_rows=self.block_rows)
 
 
-def _intact(records: Records, format: StoreFormat, sizes: Mapping[tuple[str, str], Mapping[str, int]]) -> Records:
+def _intact(records: Records, format: StoreFormat, sizes: Sizes) -> Records:
     """Return the units for which every shard exists and has its recorded size."""
-
-    def is_intact(unit: Unit, files: Mapping[str, FileRecord]) -> bool:
-        return all(
-            sizes.get((unit.group, spec.name), {}).get(shard_name(spec, unit.block)) == files[spec.name].num_bytes
-            for spec in format.arrays
-        )
-
-    return {unit: files for unit, files in records.items() if is_intact(unit, files)}
+    return {unit: files for unit, files in records.items() if has_recorded_sizes(unit, files, format.arrays, sizes)}

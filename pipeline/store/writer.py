@@ -193,7 +193,8 @@ class StoreWriter:
         index = _without(plan.index, state.absent, absent_as or {})
         rows = index["row"].to_numpy()
         blocks = np.unique(rows[rows != NO_ROW] // self.block_rows).tolist()
-        records = {unit: state.records[unit] for unit in (Unit(b, g) for b in blocks for g in plan.groups)}
+        known = {**plan.revived, **state.records}
+        records = {unit: known[unit] for unit in (Unit(b, g) for b in blocks for g in plan.groups)}
         revision = state.revision
         num_blocks = max([state.first_free_block, *(block + 1 for block in blocks)])
         num_rows = num_blocks * self.block_rows

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.store.lock import LOCK_NAME, exclusive, is_held, shared
+from pipeline.store.lock import LOCK_NAME, exclusive, is_current, is_held, shared
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def _hold(path: Path) -> int:
             path.touch()
             descriptor = shared(path)
             try:
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                if is_current(descriptor, path):
                     return os.dup(descriptor)
             finally:
                 os.close(descriptor)
@@ -50,7 +50,7 @@ def removal_lock(folder: Path) -> Iterator[None]:
     path = folder / LOCK_NAME
     with ExitStack() as held:
         try:
-            held.enter_context(exclusive(path, os.O_RDONLY | os.O_CREAT))
+            held.enter_context(exclusive(path, os.O_RDWR | os.O_CREAT))
         except BlockingIOError:
             raise being_trained(folder) from None
         yield

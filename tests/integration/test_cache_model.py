@@ -50,7 +50,7 @@ class CacheLife(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=PLACE))
-        self.wanted, self.published = {}, {}
+        self.wanted, self.gone, self.published = {}, {}, {}
         self.num_views, self.num_made = 2, 0
         self.pinned = None
 
@@ -81,7 +81,15 @@ class CacheLife(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: len(self.wanted) > 1)
     def remove(self, data):
-        del self.wanted[data.draw(st.sampled_from(sorted(self.wanted)))]
+        name = data.draw(st.sampled_from(sorted(self.wanted)))
+        self.gone[name] = self.wanted.pop(name)
+
+    @rule()
+    @precondition(lambda self: self.gone)
+    def bring_back(self):
+        """A disk that was away is mounted again: the images are those that left."""
+        self.wanted |= self.gone
+        self.gone = {}
 
     @rule(data=st.data())
     def relabel(self, data):

@@ -26,6 +26,7 @@ from pipeline.faces.views import render_view, view_params
 from pipeline.store import writer as store_writer
 from pipeline.store.mirror import read_sealed_json, sealed_json
 from pipeline.store.shards import stage_shard
+from pipeline.store.verify import verify_store
 from pipeline.store.writer import open_writer
 from tests.steps import kind_of
 from tests.unit import small_cache
@@ -131,6 +132,23 @@ def test_the_plan_of_a_first_refresh_counts_frames_and_bytes(world, tmp_path):
     assert not any(tmp_path.iterdir())
     done = cache_build(cache.folder.parents[1]).plan(frames, crops.listed)
     assert (done.num_kept, done.num_computed, done.num_bytes, done.is_new) == (30, 0, 0, False)
+
+
+def test_frames_whose_disk_was_away_are_taken_up_again_without_computing(tmp_path):
+    frames, boxes = small_cache.make_world(tmp_path)
+    first = make_cache(tmp_path, frames, small_cache.make_crops(tmp_path, frames, boxes))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("c.*")}
+    for subject in ("F000", "F001", "F002"):
+        (tmp_path / "raw" / subject).rename(tmp_path / subject)
+    half = make_cache(tmp_path, frames, small_cache.make_crops(tmp_path, frames, boxes))
+    assert (len(first.index), len(half.index)) == (30, 15)
+    for subject in ("F000", "F001", "F002"):
+        (tmp_path / subject).rename(tmp_path / "raw" / subject)
+    crops = small_cache.make_crops(tmp_path, frames, boxes)
+    again = make_cache(tmp_path, frames, crops, extractor=no_extractor)
+    assert again.index.equals(first.index)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("c.*")} == before
+    assert [verify_store(folder, is_deep=True) for folder in (crops.folder, again.folder)] == [[], []]
 
 
 def test_only_new_and_changed_frames_are_computed(tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from pipeline.errors import StoreNotFoundError, WriteError
 from pipeline.runtime.atomic import (
     file_sha256,
+    fsync_folder,
     put_in_place,
     stage_file,
     write_atomically,
@@ -122,3 +124,26 @@ def test_the_file_is_fsynced_whole_before_its_rename_and_the_folder_after_it(tmp
     assert fsynced_file == ("fsync", path.stat().st_ino, len(b"content"))
     assert (renamed[0], renamed[1].parent, renamed[2]) == ("rename", tmp_path, path)
     assert fsynced_folder == ("fsync", tmp_path.stat().st_ino, None)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_disk_that_refuses_the_fsync_of_folders_is_written_all_the_same(tmp_path, monkeypatch, code):
+    fsync = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_bytes_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_a_disk_that_fails_the_fsync_of_a_folder_is_an_error(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        fsync_folder(tmp_path)

@@ -1,8 +1,11 @@
+import errno
+import fcntl
 import os
 import time
 
 import pytest
 
+from pipeline.errors import LockError
 from pipeline.store.prune import prune_store
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import revision_numbers
@@ -71,3 +74,29 @@ def test_a_revision_that_a_reader_holds_stays_with_all_its_shards(store):
     assert len(reader.read_rows("plain", reader.index["row"].to_numpy(), group="one")) == 4
     del reader
     assert prune_store(store, FORMAT, grace_s=HOUR_S).num_files == 2
+
+
+def test_a_pin_in_another_folder_of_locks_keeps_a_revision_too_and_leaves_the_folder_alone(store, monkeypatch):
+    monkeypatch.setenv("FANTRANS_LOCKS", str(store.parent / "locks"))
+    reader = StoreReader(store, revision=1)
+    assert prune_store(store, FORMAT, grace_s=HOUR_S).num_pinned == 1
+    del reader
+    assert prune_store(store, FORMAT, grace_s=HOUR_S).num_files == 2
+
+
+def test_without_locks_the_grace_period_alone_keeps_what_is_read(store, monkeypatch):
+    monkeypatch.setenv("FANTRANS_LOCKS", "none")
+    reader = StoreReader(store, revision=1)
+    assert prune_store(store, FORMAT, grace_s=3 * HOUR_S).num_young > 0
+    assert len(reader.read_rows("plain", reader.index["row"].to_numpy(), group="one")) == 4
+    assert prune_store(store, FORMAT, grace_s=HOUR_S).num_files == 2
+
+
+def test_a_disk_without_locks_is_read_but_not_written(store, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(StoreReader(store).index) == 4
+    with pytest.raises(LockError, match="cannot be locked: No locks available"):
+        prune_store(store, FORMAT)

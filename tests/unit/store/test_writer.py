@@ -44,6 +44,21 @@ def test_a_damaged_journal_entry_costs_its_unit_alone(tmp_path):
     assert_holds(folder, WANTED)
 
 
+def test_a_finished_unit_that_lacks_a_row_of_its_block_is_written_again(tmp_path):
+    """A killed refresh adds a group to fewer frames than the next one wants."""
+    fill(tmp_path, WANTED)
+    folder = fill(tmp_path, WANTED[1:4], groups=("one", "two"), num_units=1)
+    plan = plan_store(folder, FORMAT, WANTED[2:], ["one", "two"])
+    assert plan.units == (Unit(1, "two"),)
+    plan = plan_store(folder, FORMAT, WANTED, ["one", "two"])
+    assert plan.units == (Unit(0, "two"), Unit(1, "two"))
+    fill(tmp_path, WANTED, groups=("one", "two"))
+    assert_holds(folder, WANTED)
+    reader = StoreReader(folder)
+    found = reader.read_rows("plain", reader.index["row"].to_numpy(), group="two")
+    np.testing.assert_array_equal(found, values_for(reader.index["key"])["plain"])
+
+
 def test_units_of_another_block_size_are_not_reused(tmp_path):
     fill(tmp_path, WANTED, num_units=1)
     halved = dataclasses.replace(FORMAT, block_rows=2)
