@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,8 @@ class Protocol:
     otherwise they are refused. `min_positive_intensity`: lowest intensity 0..5 that counts as present, None where the
     data set codes presence. `bad_frames`: 1-based inclusive ranges without a usable face, left out of the index.
     `tasks`: of each subject, empty if any name will do. `left_out`: action units that the catalog leaves out of `aus`.
+    `num_frames`, `positive_percent`: published counts of all coded frames, bad ones included, and their percentage of
+    positive labels by action unit; 0 and empty where none are published.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Protocol:
     bad_frames: Mapping[str, tuple[tuple[int, int], ...]]
     tasks: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
+    num_frames: int = 0
+    positive_percent: Mapping[int, float] = field(default_factory=dict)
 
     def get_part(self, subject: str) -> str:
         """Return the part of a subject; `DataError` for a subject outside the protocol."""
@@ -144,10 +148,23 @@ _BP4D_PLUS_TASKS = ("T1", "T6", "T7", "T8")
 """The tasks of BP4D+ whose action units are coded."""
 _DISFA_AUS = (1, 2, 4, 6, 9, 12, 25, 26)
 
+_BP4D_POSITIVE_PERCENT = dict(
+    zip(_BP4D_AUS, (21.1, 17.1, 20.3, 46.1, 54.9, 59.4, 56.2, 46.6, 16.9, 34.3, 16.5, 15.1), strict=True)
+)
+_DISFA_POSITIVE_PERCENT = dict(zip(_DISFA_AUS, (5.0, 4.3, 15.2, 7.9, 4.2, 12.9, 27.7, 8.8), strict=True))
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol(name="bp4d", aus=_BP4D_AUS, subject_parts=_BP4D_PARTS, bad_frames={}, tasks=_BP4D_TASKS),
+        Protocol(
+            name="bp4d",
+            aus=_BP4D_AUS,
+            subject_parts=_BP4D_PARTS,
+            bad_frames={},
+            tasks=_BP4D_TASKS,
+            num_frames=146_847,
+            positive_percent=_BP4D_POSITIVE_PERCENT,
+        ),
         Protocol(
             name="bp4d_plus", aus=_BP4D_AUS, subject_parts=_BP4D_PLUS_PARTS, bad_frames={}, tasks=_BP4D_PLUS_TASKS
         ),
@@ -158,6 +175,8 @@ PROTOCOLS = {
             subject_parts=_DISFA_PARTS,
             min_positive_intensity=2,
             bad_frames=_DISFA_BAD_FRAMES,
+            num_frames=130_814,
+            positive_percent=_DISFA_POSITIVE_PERCENT,
         ),
         Protocol(
             name="rendered_disfa",

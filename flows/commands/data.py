@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from flows.commands.server import is_server_named
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.refresh.doctor import Examination
     from pipeline.refresh.plan import StagePlan
 
 catalog_app = typer.Typer(cls=Group, help="Show and check what the catalog names.")
@@ -80,27 +82,91 @@ def list_catalog(as_json: Json = False) -> None:
     print_table(table)
 
 
-@add_command(catalog_app, "check", "fantrans catalog check bp4d")
-def check_catalog(dataset: OptionalDataset = None, as_json: Json = False) -> None:
-    """List what the catalog names and the disk lacks, and weights that cannot be loaded.
+@add_command(catalog_app, "check", "fantrans catalog check bp4d", "fantrans catalog check bp4d --deep")
+def check_catalog(
+    context: typer.Context,
+    dataset: OptionalDataset = None,
+    experiment: Experiment = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every frame, not a sample.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Examine a data set before its first refresh; without one, list what the disk lacks of all.
 
-    Prints one line per fault with its fix. The exit status is 1 if there are any. All weights are loaded into their
-    networks.
+    Prints subjects, tasks and frames that are there and expected, base rates beside the published ones, positive labels
+    per part, class weights, unreadable files, whether all weights can be loaded, the disk needed and free. Ends with
+    "ready", or with the faults and status 1.
     """
     from pipeline.catalog import load_catalog
     from pipeline.faces.weights import find_weights_faults
 
+    if dataset is not None:
+        resolve_experiment(dataset, experiment)
+        _print_examination(dataset, experiment, is_deep=deep, as_json=as_json)
+        return
+    refuse_ignored(context, ["experiment", "deep"], when="without a data set")
     catalog = load_catalog()
-    faults = catalog.find_faults(dataset) + find_weights_faults(catalog)
+    faults = catalog.find_faults() + find_weights_faults(catalog)
     if as_json:
-        print_json("catalog-check", dataset=dataset, faults=faults)
+        print_json("catalog-check", dataset=None, faults=faults)
     else:
         for fault in faults:
             print_line(fault)
     if faults:
         raise typer.Exit(1)
     if not as_json:
-        print_line(f"catalog: {dataset or 'all data sets'} and all weights exist")
+        print_line("catalog: all data sets and all weights exist")
+
+
+def _print_examination(dataset: str, experiment: str | None, *, is_deep: bool, as_json: bool) -> None:
+    from pipeline.refresh.doctor import examine
+    from pipeline.refresh.job import prepare_refresh
+
+    job = prepare_refresh(dataset, experiment=experiment, checks_weights=False)
+    found = examine(job, is_deep=is_deep)
+    if as_json:
+        print_json("catalog-check", **_examination_record(found))
+    else:
+        _print_tables(found)
+    if not found.is_ready:
+        raise typer.Exit(1)
+
+
+def _examination_record(found: Examination) -> dict[str, Any]:
+    names = ("dataset", "is_ready", "faults", "notes", "coverage", "num_decoded", "needed_bytes", "free_bytes")
+    tables = {name: getattr(found, name) for name in ("parts", "aus")}
+    listed = {name: None if table is None else table.to_dict("records") for name, table in tables.items()}
+    return {name: getattr(found, name) for name in names} | listed
+
+
+def _print_tables(found: Examination) -> None:
+    if found.parts is not None and found.aus is not None:
+        print_line(f"{found.dataset}: {found.coverage}")
+        table = Table("part", "subjects", "frames", "without image")
+        for _, part, *counts in found.parts.itertuples():
+            table.add_row(part, *(f"{count:,}" for count in counts))
+        print_table(table)
+        groups = {"percent": "{:.1f}", "num_positive": "{:,.0f}", "weight_test": "{:.3f}"}
+        table = Table("AU", title="Positive labels in percent, positive labels, class weight by tested part")
+        for name in found.aus.columns[1:]:
+            table.add_column(_HEADINGS[name.rpartition("_")[0]].format(name.rpartition("_")[2]), justify="right")
+        for row in found.aus.to_dict("records"):
+            numbers = ((groups[name.rpartition("_")[0]], value) for name, value in row.items() if name != "au")
+            table.add_row(str(row["au"]), *("" if math.isnan(value) else form.format(value) for form, value in numbers))
+        print_table(table)
+        print_line(f"images: {found.num_decoded:,} decoded")
+    if found.needed_bytes is not None and found.free_bytes is not None:
+        print_line(f"disk: about {found.needed_bytes / 1e9:,.1f} GB needed, {found.free_bytes / 1e9:,.1f} GB free")
+    for note in found.notes:
+        print_line(f"note: {note}")
+    for fault in found.faults:
+        print_line(f"fault: {fault}")
+    if found.is_ready:
+        print_line(f"{found.dataset} is ready; run `fantrans refresh {found.dataset} --dry-run`")
+    else:
+        print_line(f"{found.dataset} is not ready: {len(found.faults)} fault{'s' * (len(found.faults) > 1)}")
+
+
+_HEADINGS = {"percent": "{} %", "num_positive": "{}", "weight_test": "w {}"}
 
 
 def render(

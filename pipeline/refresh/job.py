@@ -96,14 +96,16 @@ def prepare_refresh(
     limit: int | None = None,
     device: str = "cpu",
     check_device: bool = True,
+    checks_weights: bool = True,
     num_workers: int = 1,
     allow_lost: bool = False,
 ) -> RefreshJob:
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
     experiment, base, overrides: see `experiments.resolve`; default: the data set's own experiment. A set whose members
-    need several caches is refused. The weights are loaded once, so that a fault in them is found before any stage runs
-    (`WeightsError`). check_device: whether this machine must have the device; workers of a cluster may.
+    need several caches is refused. check_device: whether this machine must have the device; workers of a cluster may.
+    checks_weights: whether to load the weights once, so that a fault in them (`WeightsError`) is found before any stage
+    runs.
     """
     catalog = load_catalog()
     chosen = experiments.resolve(catalog, dataset, experiment, base=base, overrides=overrides)
@@ -129,7 +131,8 @@ def prepare_refresh(
         num_workers=num_workers,
         allow_lost=allow_lost,
     )
-    _check_weights(job)
+    if checks_weights:
+        _check_weights(job)
     return job
 
 
