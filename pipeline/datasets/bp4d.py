@@ -181,18 +181,17 @@ class _Sources:
         """Return the file of each frame, "" if it has none, and its 0-based number in a video, -1 for an image."""
         folder = self._task_folder(subject, task)
         if folder is not None:
-            names = files_by_number(list_names(self._root / folder))
-            files = [
-                f"{folder}/{only_one(names[frame], folder=self._root / folder, what=f'frame {frame}')}"
-                if frame in names
-                else ""
-                for frame in frames.tolist()
-            ]
+            files = [f"{folder}/{name}" if name else "" for name in self._images_in(folder, frames.tolist())]
             return files, [-1] * len(files)
         video = self._video(subject, task)
         if video is None:
             return [""] * len(frames), [-1] * len(frames)
         return [video] * len(frames), (frames - 1).tolist()
+
+    def _images_in(self, folder: Path, frames: list[int]) -> list[str]:
+        path = self._root / folder
+        names = files_by_number(list_names(path))
+        return [only_one(names[n], folder=path, what=f"frame {n}") if n in names else "" for n in frames]
 
     def _task_folder(self, subject: str, task: str) -> Path | None:
         of_subject = find_child(self._root / self._images, subject) or ""
