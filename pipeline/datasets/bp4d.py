@@ -183,7 +183,7 @@ class _Sources:
         if folder is not None:
             files = [f"{folder}/{name}" if name else "" for name in self._images_in(folder, frames.tolist())]
             return files, [-1] * len(files)
-        video = self._video(subject, task)
+        video = self.find_video(subject, task)
         if video is None:
             return [""] * len(frames), [-1] * len(frames)
         return [video] * len(frames), (frames - 1).tolist()
@@ -198,7 +198,8 @@ class _Sources:
         name = find_child(self._root / self._images / of_subject, task) if of_subject else None
         return None if name is None else self._images / of_subject / name
 
-    def _video(self, subject: str, task: str) -> str | None:
+    def find_video(self, subject: str, task: str) -> str | None:
+        """Return the path of a task's video, relative to the root; None if it has none."""
         found = [name for stem in _video_stems(subject, task) for name in self._videos.get(stem.casefold(), [])]
         if not found:
             return None
@@ -236,6 +237,8 @@ def _source_hint(raw: RawData, row: pd.Series) -> str:
     images = raw.root / raw.folder("images")
     folder = images / (find_child(images, subject) or subject)
     folder /= find_child(folder, task) or task
+    if _Sources(raw).find_video(subject, task) is not None:
+        return f"the video of {subject}/{task} ends before frame {frame}"
     return describe_missing_file(folder, [str(frame)], what=f"image {frame}")
 
 
