@@ -181,25 +181,25 @@ class _Sources:
         """Return the file of each frame, "" if it has none, and its 0-based number in a video, -1 for an image."""
         folder = self._task_folder(subject, task)
         if folder is not None:
-            names = files_by_number(list_names(self._root / folder))
-            files = [
-                f"{folder}/{only_one(names[frame], folder=self._root / folder, what=f'frame {frame}')}"
-                if frame in names
-                else ""
-                for frame in frames.tolist()
-            ]
+            files = [f"{folder}/{name}" if name else "" for name in self._images_in(folder, frames.tolist())]
             return files, [-1] * len(files)
-        video = self._video(subject, task)
+        video = self.find_video(subject, task)
         if video is None:
             return [""] * len(frames), [-1] * len(frames)
         return [video] * len(frames), (frames - 1).tolist()
+
+    def _images_in(self, folder: Path, frames: list[int]) -> list[str]:
+        path = self._root / folder
+        names = files_by_number(list_names(path))
+        return [only_one(names[n], folder=path, what=f"frame {n}") if n in names else "" for n in frames]
 
     def _task_folder(self, subject: str, task: str) -> Path | None:
         of_subject = find_child(self._root / self._images, subject) or ""
         name = find_child(self._root / self._images / of_subject, task) if of_subject else None
         return None if name is None else self._images / of_subject / name
 
-    def _video(self, subject: str, task: str) -> str | None:
+    def find_video(self, subject: str, task: str) -> str | None:
+        """Return the path of a task's video, relative to the root; None if it has none."""
         found = [name for stem in _video_stems(subject, task) for name in self._videos.get(stem.casefold(), [])]
         if not found:
             return None
@@ -237,6 +237,8 @@ def _source_hint(raw: RawData, row: pd.Series) -> str:
     images = raw.root / raw.folder("images")
     folder = images / (find_child(images, subject) or subject)
     folder /= find_child(folder, task) or task
+    if _Sources(raw).find_video(subject, task) is not None:
+        return f"the video of {subject}/{task} ends before frame {frame}"
     return describe_missing_file(folder, [str(frame)], what=f"image {frame}")
 
 

@@ -138,12 +138,8 @@ def _intensities(folder: Path, names: list[str], subject: str, au: int, odd: Odd
 def _find_sources(raw: RawData, subject: str, frames: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Return the file of each frame, "" if it has none, and its 0-based number in a video, -1 for an image."""
     images, start = raw.folder("images"), raw.settings.images_start
-    names = list_names(raw.root / images)
-    stems = {_video_stem(subject, raw.settings.camera).casefold(), subject.casefold()}
-    videos = [
-        name for name in names if split_suffix(name)[1] in VIDEO_SUFFIXES and split_suffix(name)[0].casefold() in stems
-    ]
-    folders = [name for name in names if name.casefold() in stems]
+    videos = _videos(raw.root / images, subject, raw.settings.camera)
+    folders = [name for name in list_names(raw.root / images) if name.casefold() == subject.casefold()]
     found = [*videos, *folders]
     if not found:
         return [""] * len(frames), frames - 1
@@ -166,6 +162,13 @@ def _find_sources(raw: RawData, subject: str, frames: np.ndarray) -> tuple[list[
     return files, np.full(len(frames), -1)
 
 
+def _videos(images: Path, subject: str, camera: str) -> list[str]:
+    """Return the names of a subject's videos: LeftVideoSN001_comp or SN001, with any extension."""
+    stems = {_video_stem(subject, camera).casefold(), subject.casefold()}
+    split = {name: split_suffix(name) for name in list_names(images)}
+    return [name for name, (stem, suffix) in split.items() if suffix in VIDEO_SUFFIXES and stem.casefold() in stems]
+
+
 def _trailing_number(stem: str) -> int | None:
     """Return the number at the end of `LeftVideoSN001_comp_0001`, or of a stem that is one."""
     return read_number(stem.rpartition("_")[2])
@@ -183,12 +186,13 @@ def _label_files(raw: RawData) -> list[Path]:
 
 def _source_hint(raw: RawData, row: pd.Series) -> str:
     subject, frame = row["subject"], int(row["frame"])
-    images = raw.root / raw.folder("images")
+    images, stem = raw.root / raw.folder("images"), _video_stem(row["subject"], raw.settings.camera)
+    if _videos(images, subject, raw.settings.camera):
+        return f"the video ends before frame {frame}"
     folder = find_child(images, subject)
     if folder is not None:
         number = frame - 1 + (raw.settings.images_start or 0)
         return describe_missing_file(images / folder, [str(number)], what=f"image {number}")
-    stem = _video_stem(subject, raw.settings.camera)
     return describe_missing_file(images, [stem, subject], what=f"video {stem}.avi")
 
 
@@ -206,5 +210,6 @@ LAYOUT = Layout(
     own_keys=frozenset({"camera", "images_start"}),
     other_aus=CODED_AUS,
     has_intensity=True,
+    labels_whole_videos=True,
     rendered_protocol="rendered_disfa",
 )

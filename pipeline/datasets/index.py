@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.datasets.frame_list import keep_listed
 from pipeline.datasets.layout import Layout, RawData
 from pipeline.datasets.settings import DatasetSettings
+from pipeline.datasets.video_counts import VideoCounts, drop_sources_beyond_end
 from pipeline.errors import DataError
 from pipeline.protocols import PARTS, Protocol
 from pipeline.tables import FRAME_COLUMNS, UNKNOWN, au_column, read_table, write_table
@@ -21,18 +22,25 @@ logger = logging.getLogger("fantrans")
 
 
 def index_frames(
-    root: Path, layout: Layout, rules: Protocol, settings: DatasetSettings | None = None, *, limit: int | None = None
+    root: Path,
+    layout: Layout,
+    rules: Protocol,
+    settings: DatasetSettings | None = None,
+    *,
+    limit: int | None = None,
+    counts: VideoCounts | None = None,
 ) -> pd.DataFrame:
     """Index a data set in its raw layout: `FRAME_COLUMNS`, then labels; known bad frames are left out.
 
     settings: the data set's keys in the catalog (default: none given). limit: number of frames to keep, sampled from
-    all (default: all). Logs how many frames have no image or video. Raises `DataError` for a missing folder, a file out
-    of format or a subject outside the protocol.
+    all (default: all). counts: of videos (default: all are counted). Logs how many frames have no image or video.
+    Raises `DataError` for a missing folder, a file out of format or a subject outside the protocol.
     """
     raw = layout.open(root, settings)
     for role in raw.folders:
         raw.folder(role)
     rows = layout.index_rows(raw, rules)
+    rows = drop_sources_beyond_end(rows, counts or VideoCounts(root), is_whole=layout.labels_whole_videos)
     if raw.settings.frames:
         rows = keep_listed(rows, raw.settings.frames, start=raw.settings.frames_start)
     if rules.bad_frames:

@@ -81,6 +81,8 @@ class Layout:
     has_intensity: bool | None
     """Whether action units are coded by intensity, which needs a protocol that defines what counts as present; None if
     the data set's settings decide."""
+    labels_whole_videos: bool = False
+    """Whether a video has as many frames as labels, or one fewer."""
     rendered_protocol: str | None = None
     """The protocol of faces rendered in this layout; None if the renderer does not write this layout."""
 

@@ -1,6 +1,7 @@
 """What an index was made from: the keys of the catalog and the label files, so that training notices a change.
 
-{work}/{dataset}/labels.json    settings, and size, modification time and sha256 of each label file and frame list
+{work}/{dataset}/labels.json    settings; size, modification time and sha256 of each label file and frame list; size,
+                                modification time and number of frames of each video
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.runtime.atomic import write_bytes_atomically
 ORIGIN_NAME = "labels.json"
 
 Origin = Mapping[str, Any]
-"""`settings`, and `files` with one list per column of `SOURCE_COLUMNS`."""
+"""`settings`; `files`, one list per column of `SOURCE_COLUMNS`; after a refresh `videos`, see `VideoCounts`."""
 
 
 def describe_origin(

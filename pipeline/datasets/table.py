@@ -165,7 +165,7 @@ def _names(raw: RawData) -> TableSettings:
 
 def _source_hint(raw: RawData, row: pd.Series) -> str:
     names = _names(raw)
-    return f"{raw.root / names.file} names no file that exists for {row['frame_id']}, column {names.source_file}"
+    return f"column {names.source_file} of {raw.root / names.file} names no file, or no frame of a video, that exists"
 
 
 def _label_files(raw: RawData) -> list[Path]:

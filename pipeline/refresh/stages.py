@@ -17,6 +17,7 @@ from pipeline.cache import crops
 from pipeline.cache.build import CacheBuild
 from pipeline.datasets import index
 from pipeline.datasets.origin import Origin, changed_keys, describe_origin, read_origin, write_origin
+from pipeline.datasets.video_counts import VideoCounts
 from pipeline.errors import ConfigError, DataError
 from pipeline.faces.views import check_context
 from pipeline.refresh.boxes import KnownBoxes, describe_missed, detect_missing, expected_boxes, find_known_boxes
@@ -115,7 +116,9 @@ class IndexStage:
         entry, known = job.entry, read_origin(job.work)
         # before the labels are read: a file that changes meanwhile differs from its record
         origin = describe_origin(entry.root, entry.raw_layout, entry, protocol=entry.protocol, known=known)
-        frames = index.index_frames(entry.root, entry.raw_layout, entry.rules, entry, limit=job.limit)
+        counts = VideoCounts(entry.root, None if known is None else known.get("videos"))
+        frames = index.index_frames(entry.root, entry.raw_layout, entry.rules, entry, limit=job.limit, counts=counts)
+        origin = {**origin, "videos": counts.document()}
         before = read_table_if_intact(job.catalog.index_path(job.dataset))
         if job.limit is not None and before is not None and len(before) > len(frames):
             raise ConfigError(
