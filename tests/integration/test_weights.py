@@ -131,7 +131,7 @@ def test_the_prefect_flow_checks_weights_before_its_stages(project):
 
     (project / "data_catalog.yaml").write_text(
         (project / "data_catalog.yaml").read_text()
-        + f"weights: {{mine: {{path: x, sha256: {'0' * 64}, family: resnet18}}}}\n"
+        + f"weights: {{mine: {{path: x, sha256: {'a' * 64}, family: resnet18}}}}\n"
     )
     with pytest.raises(Exception, match="x does not exist; put the weights there"):
         refresh_cache.fn("small", overrides=["cache.features.weights=mine"], device="cpu")
