@@ -11,7 +11,7 @@ from pipeline.runtime.atomic import file_sha256, write_json, write_safetensors
 from pipeline.weights.files import read_weights
 from pipeline.weights.folder import entry_path, is_added, read_entries
 from pipeline.weights.networks import Architecture, canonical_state, load_state, make_network
-from pipeline.weights.published import PUBLISHED, Pooling, PublishedWeights, find_published
+from pipeline.weights.published import PUBLISHED, Pooling, PublishedWeights, find_misfit, find_published
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".zip")
@@ -35,6 +35,9 @@ def add_weights(
     """
     found = read_weights(path)
     sha256 = file_sha256(path)
+    misfit = find_misfit(path.name, sha256)
+    if misfit is not None:
+        raise WeightsError(f"{path} cannot be used: {misfit}")
     name = name or find_published(path.name, sha256) or _name_from(path)
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a name of weights: letters, digits and ._- only; choose another with --name")

@@ -98,3 +98,19 @@ def find_published(file_name: str, sha256: str) -> str | None:
     by_hash = (name for name, each in PUBLISHED.items() if sha256.startswith(each.sha256))
     by_name = (name for name, each in PUBLISHED.items() if each.file_name == file_name)
     return next(by_hash, None) or next(by_name, None)
+
+
+_UNFIT_NAME, _UNFIT_SHA256 = "Resnet50_Final.pth", "6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d"
+
+
+def find_misfit(file_name: str, sha256: str) -> str | None:
+    """Return why published weights whose names and shapes fit would give wrong values; None for all others.
+
+    Source: ibug's face_detection (github.com/hhj1897/face_detection), its Git LFS pointer and `RetinaFacePredictor`.
+    """
+    if file_name != _UNFIT_NAME and sha256 != _UNFIT_SHA256:
+        return None
+    return (
+        "it is the ResNet-50 of Pytorch_Retinaface and ibug, which reads BGR minus its mean, and retinaface-resnet50 "
+        "reads normalised RGB, so its boxes would be wrong; run `fantrans weights fetch retinaface_resnet50`"
+    )

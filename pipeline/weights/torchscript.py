@@ -6,6 +6,7 @@ unpickler that knows tensors and the plain records which modules are stored as, 
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import zipfile
@@ -60,7 +61,7 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(archive.open(f"{root}/data.pkl"))
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
         self._archive, self._root = archive, root
         self._storages: dict[str, Tensor] = {}
 

@@ -302,6 +302,15 @@ def test_the_table_of_published_weights_is_complete():
     }
 
 
+def test_a_detector_of_another_normalisation_is_refused(tmp_path, folder):
+    path = saved(mobilenet_package.RetinaFace(), tmp_path / "Resnet50_Final.pth")
+    with pytest.raises(WeightsError, match="reads BGR minus its mean, and retinaface-resnet50 reads normalised RGB"):
+        add_weights(path, folder)
+    digits = "6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d"
+    assert published.find_misfit("renamed.pth", digits)
+    assert published.find_misfit("renamed.pth", "0" * 64) is None
+
+
 def test_the_addresses_are_those_of_the_packages():
     from face_alignment.api import models_urls as fan_urls
     from face_alignment.detection.retinaface.retinaface_detector import models_urls as retinaface_urls
