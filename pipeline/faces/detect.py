@@ -74,7 +74,7 @@ def detect_frames(
 
     def detect(batch: _Batch) -> tuple[list[int], list[_FacesOfFrame], list[int], list[bytes], tuple[int, ...]]:
         positions, images = batch
-        faces = around(images)
+        faces = around(images + images[-1:] * (batch_size - len(images)))[: len(images)]  # as in `pad_batch`
         turned = [_turned_deg(image, of_frame, around) for image, of_frame in zip(images, faces, strict=True)]
         return positions, faces, turned, [scene_thumbnail(image).tobytes() for image in images], images[0].shape
 
