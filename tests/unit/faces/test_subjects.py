@@ -250,7 +250,7 @@ def test_a_gap_is_filled_within_one_track_only():
     assert filled["track"].tolist() == [0, -1, 1, 1, 1]
 
 
-def test_nobody_is_put_between_two_people_at_the_two_ends_of_the_image():
+def test_no_box_is_put_between_two_people_at_the_two_ends_of_the_image():
     boxes = choose([[box(100)]] * 2 + [[]] * 4 + [[box(900, side=50)]] * 2)
     assert boxes["status"].tolist() == ["ok"] * 2 + ["no_face"] * 4 + ["ok"] * 2
 
