@@ -16,14 +16,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.fan_trans import FanTransHead, carry_over
 from models.head import carry_over_by_size, deployed_head, run_head
 from models.losses import total_loss
 from pipeline.config import TrainConfig
-from pipeline.errors import ConfigError, DataNotFoundError
+from pipeline.errors import ConfigError
 from pipeline.protocols import train_parts
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
 from pipeline.runtime.checkpoint import Checkpoint
@@ -31,7 +30,7 @@ from pipeline.runtime.progress import ProgressCallback
 from pipeline.runtime.random_numbers import OwnRandomNumbers
 from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
 from pipeline.tables import write_table
-from pipeline.training.export import write_deployed
+from pipeline.training.export import read_tensors, write_deployed
 from pipeline.training.fold_weights import fold_weights, large_weight
 from pipeline.training.heads import BuiltHead, build_head
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page
@@ -111,8 +110,8 @@ class HeadTraining:
         """Return a new head, or the head of the fold's checkpoint, ready to train.
 
         Raises `StoreError` or `DataError` for what concerns this fold alone: fewer frames in the cache than one batch,
-        an action unit without positive labels, a run without the fold that initialises this one. Raises `ConfigError`
-        for a run that cannot initialise this one.
+        an action unit without positive labels, a run without the fold that initialises this one; `WeightsError` for a
+        checkpoint of another version. Raises `ConfigError` for a run that cannot initialise this one.
         """
         settings = run.experiment.train
         frames = CachedFrames(
@@ -299,8 +298,7 @@ def _scores(counts: pd.DataFrame) -> dict[str, float]:
 
 def _start_from(head: nn.Module, run: TrainingRun, weights: Path) -> None:
     """Initialise `head` with the tensors and action units shared with a head of the same settings and test part."""
-    if not weights.is_file():
-        raise DataNotFoundError(f"{weights} does not exist; train that fold first, or pass another run to --init-from")
+    tensors = read_tensors(weights, otherwise="pass another run to --init-from")
     source = weights.parent.parent
     record = read_run(source)
     wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.document()}
@@ -312,9 +310,9 @@ def _start_from(head: nn.Module, run: TrainingRun, weights: Path) -> None:
             )
     try:
         if isinstance(head, FanTransHead):
-            carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
+            carry_over(head, tensors, source_aus=record["aus"], aus=run.rules.aus)
         else:
-            new = carry_over_by_size(head, load_file(weights))
+            new = carry_over_by_size(head, tensors)
             if new:
                 logger.info("not initialised from %s, since their sizes differ: %s", source.name, ", ".join(new))
     except ValueError as error:

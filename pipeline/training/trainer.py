@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from pipeline.catalog import load_catalog
-from pipeline.errors import DataError, StoreError, TrainingError
+from pipeline.errors import DataError, StoreError, TrainingError, WeightsError
 from pipeline.protocols import train_parts
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.broadcast import broadcast
@@ -60,10 +60,10 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     """Train and score folds, given by run and test part; return the share of time (0..1) spent waiting for data.
 
     Finished folds are skipped; interrupted ones resume after their last finished epoch, to the same weights. Each cache
-    is read once for all of its heads. Raises `ConfigError` before the first step. A fold whose frames or labels cannot
-    train a head is left out, and a head whose loss is not finite stops; the others are finished, then `TrainingError`
-    names the folds that are not. tracking: where losses and scores are logged beside the run's files, see
-    pipeline/training/tracking.py.
+    is read once for all of its heads. Raises `ConfigError` before the first step. A fold whose frames, labels or files
+    cannot train a head is left out, and a head whose loss is not finite stops; the others are finished, then
+    `TrainingError` names the folds that are not. tracking: where losses and scores are logged beside the run's files,
+    see pipeline/training/tracking.py.
     """
     checked_device(device)
     tracked = Tracking(tracking)
@@ -78,7 +78,7 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
             reading = (run.cache.folder, run.cache.revision, run.experiment.cache.views.num_views)
             try:
                 head = HeadTraining.start(run, part, device)
-            except (DataError, StoreError) as error:
+            except (DataError, StoreError, WeightsError) as error:
                 faults.append((_name(run, part), str(error)))
                 continue
             readings.setdefault(reading, []).append(head)

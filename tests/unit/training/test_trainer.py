@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.errors import ConfigError, DataError, TrainingError, WeightsError
+from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.protocols import PARTS
 from pipeline.report.run import read_report, write_report
 from pipeline.training import loader
@@ -109,8 +109,20 @@ def test_a_checkpoint_of_another_version_is_refused(folder):
     path = run.fold_folder("P1") / "checkpoint.pt"
     path.parent.mkdir(parents=True)
     torch.save({"head": {}, "optimiser": {}, "history": []}, path)
-    with pytest.raises(WeightsError, match=r"checkpoint.pt was written by another version; delete it to start"):
+    with pytest.raises(TrainingError, match=r"P1: .*checkpoint.pt was written by another version; delete it to"):
         train_fold(run, "P1")
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_a_fold_with_a_damaged_checkpoint_starts_over(folder):
+    run = make_run(folder)
+    path = run.fold_folder("P1") / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    fold = train_fold(run, "P1")
+    undisturbed = train_fold(make_run(folder, name="b"), "P1")
+    assert (fold / "head.safetensors").read_bytes() == (undisturbed / "head.safetensors").read_bytes()
+    assert not list(fold.glob("checkpoint*"))
 
 
 def get_weights(folds):
@@ -290,6 +302,10 @@ def test_a_head_starts_from_the_same_part_of_another_run(folder):
         TrainingError, match=r"fold P2: .*fold-P2/head.safetensors does not exist; train that fold first"
     ):
         train_fold(run, "P2")
+    damaged = make_run(folder, name="d")
+    (train_fold(damaged, "P1") / "head.safetensors").write_bytes(b"cut")
+    with pytest.raises(TrainingError, match=r"is damaged \(.*`fantrans train` .*, or pass another run to --init-from"):
+        train_fold(make_run(folder, name="e", init_from=damaged.folder), "P1")
     full = HeadConfig(dim=8, num_blocks=1, attention_drop="full")
     other = make_run(folder, name="c", head=full, init_from=source.folder)
     with pytest.raises(ConfigError, match=r"cannot start from a: its head is .* this run's is"):
