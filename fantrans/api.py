@@ -24,8 +24,8 @@ from pipeline.experiments import resolve
 from pipeline.protocols import PARTS
 from pipeline.report.listing import list_runs, select_runs
 from pipeline.report.rows import Difference
-from pipeline.report.run import write_report
-from pipeline.report.sets import compare_runs, write_set_report
+from pipeline.report.run import read_report, write_files, written_unless_read_only
+from pipeline.report.sets import compare_runs, read_set_report, write_set_files
 from pipeline.runtime.device import choose_device
 from pipeline.tables import au_column
 from pipeline.training.export import DESCRIPTION_NAME, DeployedModel, load_deployed
@@ -186,14 +186,18 @@ def runs(dataset: str | None = None) -> pd.DataFrame:
 def report(run_or_dataset: str | Path, experiment: str | None = None, *, overrides: Sequence[str] = ()) -> pd.DataFrame:
     """Return the F1 table of a run, one row per action unit; or of a data set's experiments, one row per member.
 
-    run_or_dataset: a run (folder or name), or a data set with an experiment or set. Raises `DataError` if nothing is
-    finished.
+    run_or_dataset: a run (folder or name), or a data set with an experiment or set. Writes the files of the report if
+    the runs can be written. Raises `DataError` if nothing is finished.
     """
     catalog, dataset = load_catalog(), str(run_or_dataset)
     if dataset not in catalog.datasets:
-        return write_report(find_run(catalog, dataset)).table()
+        of_run = read_report(find_run(catalog, dataset))
+        written_unless_read_only(lambda: write_files(of_run))
+        return of_run.table()
     name = experiment or catalog.get_dataset(dataset).experiment
-    return write_set_report(name, dataset=dataset, overrides=_listed(overrides))[0].table()
+    table = read_set_report(name, dataset=dataset, overrides=_listed(overrides))
+    written_unless_read_only(lambda: write_set_files(table))
+    return table.table()
 
 
 def compare(ours: str, theirs: str, *, dataset: str | None = None, overrides: Sequence[str] = ()) -> Difference:

@@ -26,17 +26,21 @@ def class_weights(labels_NA: Tensor, *, aus: Sequence[int] | None = None) -> Ten
     """Return w_i = A (1 / r_i) / sum_j (1 / r_j), float32 (A,); r_i is the positive rate of AU i's known labels.
 
     `labels_NA` (N, A) are the labels of the fold's training frames. Raises `ValueError`, naming the action units by
-    their numbers in `aus`, if one has no positive label: its weight would be infinite.
+    their numbers in `aus`, if one has no known or no positive label: its weight would be infinite.
     """
     num_positive_A = (labels_NA == 1).sum(0).double()
     num_known_A = (labels_NA >= 0).sum(0).double()
-    without = torch.nonzero(num_positive_A == 0).flatten().tolist()
-    if without:
-        names = ", ".join(f"AU{aus[i]}" if aus else f"column {i}" for i in without)
-        raise ValueError(
-            f"no training frame is positive for {names} (of {len(labels_NA)} frames), so its class weight is "
-            "undefined; add frames or subjects to the training parts"
-        )
+    without = {
+        "has a known label of": num_known_A == 0,
+        "is positive for": (num_known_A > 0) & (num_positive_A == 0),
+    }
+    faults = [
+        f"no training frame {what} {', '.join(f'AU{aus[i]}' if aus else f'column {i}' for i in columns)}"
+        for what, is_without_A in without.items()
+        if (columns := torch.nonzero(is_without_A).flatten().tolist())
+    ]
+    if faults:
+        raise ValueError(f"{', and '.join(faults)}, so the class weights are undefined")
     inverse_rate_A = num_known_A / num_positive_A
     return (len(inverse_rate_A) * inverse_rate_A / inverse_rate_A.sum()).float()
 

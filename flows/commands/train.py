@@ -138,8 +138,8 @@ def _find_training() -> Callable[..., list[Path]]:
     return train_folds
 
 
-_Reported = tuple["Report | SetTable", Path]
-"""A report or table, and its Markdown file."""
+_Reported = tuple["Report | SetTable", Path | None]
+"""A report or table, and its Markdown file; None if the runs cannot be written."""
 
 
 def report(
@@ -198,18 +198,21 @@ def report(
 
 
 def _run_report(folder: Path) -> _Reported:
-    from pipeline.report.run import write_report
+    from pipeline.report.run import read_report, write_files, written_unless_read_only
 
-    return write_report(folder), folder / "report.md"
+    report = read_report(folder)
+    return report, written_unless_read_only(lambda: write_files(report))
 
 
 def _experiment_report(
     dataset: str, experiment: str, base: str | None, init_from: str | None, overrides: Sequence[str]
 ) -> _Reported:
     """Return the table of a set's runs, or the report of the run of one experiment."""
-    from pipeline.report.sets import write_set_report
+    from pipeline.report.run import written_unless_read_only
+    from pipeline.report.sets import read_set_report, write_set_files
 
-    table, path = write_set_report(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
+    table = read_set_report(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
+    path = written_unless_read_only(lambda: write_set_files(table))
     folders = [folder for row in table.rows for folder in row.folders]
     return (table, path) if table.is_set else _run_report(folders[0])
 
@@ -217,7 +220,8 @@ def _experiment_report(
 def _print_reports(reported: Sequence[_Reported]) -> None:
     for result, path in reported:
         print_table(result.rich_table())
-        print_line(f"report: {path}")
+        if path is not None:
+            print_line(f"report: {path}")
 
 
 def _print_documents(reported: Sequence[_Reported], figures: Sequence[Path]) -> None:
@@ -239,10 +243,11 @@ def _draw_figures(reported: Sequence[_Reported]) -> list[Path]:
             drawn[result.experiment if len(reported) == 1 else result.folder.name] = result.folder
         else:
             drawn |= {row.name: row.folders[0] for row in result.rows if row.folders}
-    first, path = reported[0]
-    together = path.with_name(f"{path.stem}-similarities")
+    first, _ = reported[0]
     if isinstance(first, Report):
         together = first.folder / "figures/similarities"
+    else:
+        together = first.file.with_name(f"{first.file.stem}-similarities")
     return write_figures(load_catalog(), drawn, together=together)
 
 

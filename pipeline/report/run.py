@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from pipeline.errors import DataNotFoundError
+from pipeline.errors import DataNotFoundError, WriteError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
 from pipeline.training.runs import finished_folds, read_counts, read_run
+
+logger = logging.getLogger("fantrans")
 
 AVERAGES = "mean over folds of each part's F1, then mean over action units"
 
@@ -76,7 +80,7 @@ class Report:
         """Return the table for the terminal, without the columns that do not fit 80 characters."""
         table = Table(
             title=f"F1 in percent: {self.experiment} on {self.dataset}",
-            caption=_legend(self),
+            caption=_legend(self, is_on_terminal=True),
             title_justify="left",
             caption_justify="left",
         )
@@ -109,11 +113,32 @@ def read_report(folder: Path) -> Report:
 def write_report(folder: Path) -> Report:
     """Write report.json, .csv, .md and .html into a run's folder and return the report; raises as `read_report`."""
     report = read_report(folder)
+    write_files(report)
+    return report
+
+
+def write_files(report: Report) -> Path:
+    """Write report.json, .csv, .md and .html into the folder of the report's run; return the path of the .md."""
+    folder = report.folder
     write_json(folder / "report.json", report.as_json())
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     write_html(folder / "report.html", report.markdown())
-    return report
+    return folder / "report.md"
+
+
+def written_unless_read_only(write: Callable[[], Path]) -> Path | None:
+    """Return the path from `write()`; None, with a warning, if it may not write: a report can be shown without files.
+
+    Raises any other `WriteError`, such as that of a full disk.
+    """
+    try:
+        return write()
+    except WriteError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        logger.warning("the files of the report are not written: %s", error)
+        return None
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -126,13 +151,15 @@ _NOT_ON_TERMINAL = ("pooled", "of")
 """Columns that do not fit 80 characters."""
 
 
-def _legend(report: Report) -> str:
+def _legend(report: Report, *, is_on_terminal: bool = False) -> str:
     undefined = report.scores.num_undefined
     note = f" {undefined} pairs of fold and AU are undefined (0/0) and left out." if undefined else ""
+    pooled = "" if is_on_terminal else " Pooled: F1 of summed counts."
+    known = "" if is_on_terminal else " Of: known labels."
     return (
-        "P1..P3: F1 on that part, trained on the others. F1: averaged over folds. 95 %: bootstrap over subjects; "
-        "seed-to-seed variation is not included. Pooled: F1 of summed counts. Always: F1 of always predicting "
-        f'"present". Threshold {THRESHOLD}, last epoch.{note}'
+        f"{', '.join(report.parts)}: F1 on that part, trained on the others. F1: averaged over folds. 95 %: bootstrap "
+        f"over subjects; seed-to-seed variation is not included.{pooled} Always: F1 of always predicting "
+        f'"present". Positive: labels "present".{known} Threshold {THRESHOLD}, last epoch.{note}'
     )
 
 

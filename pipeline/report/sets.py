@@ -57,6 +57,8 @@ class SetTable:
     """Rows of the set's published table: method, au, f1_percent; empty if it has none."""
     is_set: bool = True
     """False for one experiment with one seed, read as a set of one."""
+    file: Path = Path("table.md")
+    """Where `write_set_files` writes it."""
 
     def table(self) -> pd.DataFrame:
         """Return one row per member: seeds, F1 of each AU and mean, interval, difference to the first, published."""
@@ -254,18 +256,24 @@ _JSON_NAMES = {
 _COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
 
 
-def write_set_report(
+def write_set_report(experiment: str, *, dataset: str, **more: Any) -> tuple[SetTable, Path]:
+    """Write the table of `read_set_report`, see `write_set_files`; return it and the path of the .md."""
+    table = read_set_report(experiment, dataset=dataset, **more)
+    return table, write_set_files(table)
+
+
+def read_set_report(
     experiment: str,
     *,
     dataset: str,
     base: str | None = None,
     init_from: str | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[SetTable, Path]:
-    """Write the table of a set's finished runs as .md, .html, .csv and .json below the runs root.
+) -> SetTable:
+    """Return the table of a set's finished runs.
 
-    Returns the table and the path of the .md. The arguments are those of `train_folds`. A run counts if all its folds
-    are finished. Raises `DataError` if no run is, `ConfigError` for an unknown set or published table.
+    The arguments are those of `train_folds`. A run counts if all its folds are finished. Raises `DataError` if no run
+    is, `ConfigError` for an unknown set or published table.
     """
     catalog = load_catalog()
     entry = catalog.get_dataset(dataset)
@@ -285,26 +293,24 @@ def write_set_report(
         what += f", heads initialised from {init_from}"
     num_seeds = max(len(member.experiments) for member in chosen.members)
     is_set = chosen.is_derived or len(rows) > 1 or num_seeds > 1
-    table = SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=is_set)
     started = f"-from-{init_from}" if init_from else ""
-    stem = f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}"
-    stem = re.sub(r"[^\w.=,+-]+", "_", stem)
-    md, csv, as_json = (catalog.roots.runs / "tables" / f"{stem}.{kind}" for kind in ("md", "csv", "json"))
+    stem = re.sub(r"[^\w.=,+-]+", "_", f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}")
+    file = catalog.roots.runs / "tables" / f"{stem}.md"
+    return SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=is_set, file=file)
+
+
+def write_set_files(table: SetTable) -> Path:
+    """Write a table of `read_set_report` as .md, .html, .csv and .json below the runs root; return the .md's path."""
+    md, csv, as_json = (table.file.with_name(f"{table.file.stem}.{kind}") for kind in ("md", "csv", "json"))
     records = json.loads(table.table().to_json(orient="records"))
-    for record, row in zip(records, rows, strict=True):
+    for record, row in zip(records, table.rows, strict=True):
         record["runs"] = [folder.name for folder in row.folders]
-    document = {
-        "set": chosen.name,
-        "dataset": dataset,
-        "measured_on": what,
-        "rows": records,
-        "orderings": table.orderings()._asdict(),
-    }
-    write_json(as_json, document)
+    what = {"set": table.name, "dataset": table.dataset, "measured_on": table.what_data}
+    write_json(as_json, {**what, "rows": records, "orderings": table.orderings()._asdict()})
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
     write_html(md.with_suffix(".html"), table.markdown())
-    return table, md
+    return md
 
 
 def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from pipeline.runtime.atomic import write_atomically, write_json, write_safetens
 from pipeline.runtime.extras import optional_packages
 from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
 from pipeline.training.metrics import THRESHOLD
-from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, SOURCE_NAME
+from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, RESULT_NAME, SOURCE_NAME
 
 WEIGHTS_NAME = "head.safetensors"
 DESCRIPTION_NAME = "head.json"
@@ -92,15 +93,14 @@ def write_deployed(
 def load_deployed(folder: Path | str) -> DeployedModel:
     """Read what `write_deployed` wrote, of this or an older version.
 
-    Raises `DataNotFoundError` if it does not exist, `DataError` if the source of a head of one's own has changed since.
+    Raises `DataNotFoundError` if it does not exist, `DataError` if a file is damaged or the source of a head of one's
+    own has changed since.
     """
     folder = Path(folder)
-    for name in (WEIGHTS_NAME, DESCRIPTION_NAME):
-        if not (folder / name).is_file():
-            raise DataNotFoundError(f"{folder / name} does not exist; train that fold first, or pass another folder")
-    description = json.loads((folder / DESCRIPTION_NAME).read_bytes())
+    tensors = read_tensors(folder / WEIGHTS_NAME)
+    description = _read_description(folder)
     head = rebuild_deployed(description, source=_source_of(folder.parent))
-    head.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    _load_into(head, tensors, folder / WEIGHTS_NAME)
     return DeployedModel(head.eval(), tuple(description["aus"]), description)
 
 
@@ -111,9 +111,56 @@ def _source_of(fold: Path) -> Path:
 
 def load_trained(fold: Path) -> nn.Module:
     """Read a finished fold's head as it was trained, with all branches, in eval mode; raises as `load_deployed`."""
-    head = rebuild_head(json.loads((fold / DEPLOYED_NAME / DESCRIPTION_NAME).read_bytes()), source=_source_of(fold))
-    head.load_state_dict(load_file(fold / HEAD_NAME))
+    tensors = read_tensors(fold / HEAD_NAME)
+    head = rebuild_head(_read_description(fold / DEPLOYED_NAME), source=_source_of(fold))
+    _load_into(head, tensors, fold / HEAD_NAME)
     return head.eval()
+
+
+def read_tensors(path: Path, *, otherwise: str = "pass another folder") -> dict[str, Tensor]:
+    """Read the tensors of a head's file, on the CPU.
+
+    otherwise: what the user can do in place of training, for the messages. Raises `DataNotFoundError`, or
+    `DataError` for a damaged file.
+    """
+    if not path.is_file():
+        raise DataNotFoundError(f"{path} does not exist; train that fold first, or {otherwise}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, str(error), otherwise) from None
+
+
+def _load_into(head: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise _damaged(path, f"not the head that {DESCRIPTION_NAME} describes, {error}") from None
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """Read a deployed head's description; raises `DataNotFoundError`, or `DataError` for a damaged file."""
+    path = folder / DESCRIPTION_NAME
+    if not path.is_file():
+        raise DataNotFoundError(f"{path} does not exist; train that fold first, or pass another folder")
+    try:
+        description = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(description, dict) or "aus" not in description or not description.keys() & {"shape", "class"}:
+        raise _damaged(path, "it does not describe a head")
+    return description
+
+
+def _damaged(path: Path, reason: str, otherwise: str = "pass another folder") -> DataError:
+    """Return the error for a damaged file of a fold or of an exported head."""
+    fold = next((folder for folder in path.parents[:2] if (folder / RESULT_NAME).is_file()), None)
+    again = (
+        "write it again with `fantrans export`"
+        if fold is None
+        else f"delete {fold / RESULT_NAME} and repeat the run's `fantrans train` to train this fold again"
+    )
+    return DataError(f"{path} is damaged ({' '.join(reason.split())[:160]}); {again}, or {otherwise}")
 
 
 def export_deployed(source: Path, out: Path) -> float:

@@ -16,14 +16,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.fan_trans import FanTransHead, carry_over
 from models.head import carry_over_by_size, deployed_head, run_head
-from models.losses import class_weights, total_loss
+from models.losses import total_loss
 from pipeline.config import TrainConfig
-from pipeline.errors import ConfigError, DataError, DataNotFoundError
+from pipeline.errors import ConfigError
 from pipeline.protocols import train_parts
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
 from pipeline.runtime.checkpoint import Checkpoint
@@ -31,7 +30,8 @@ from pipeline.runtime.progress import ProgressCallback
 from pipeline.runtime.random_numbers import OwnRandomNumbers
 from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
 from pipeline.tables import write_table
-from pipeline.training.export import write_deployed
+from pipeline.training.export import read_tensors, write_deployed
+from pipeline.training.fold_weights import fold_weights, large_weight
 from pipeline.training.heads import BuiltHead, build_head
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page
 from pipeline.training.metrics import f1_percent, mean_of_defined
@@ -109,17 +109,15 @@ class HeadTraining:
     def start(cls, run: TrainingRun, test_part: str, device: str) -> HeadTraining:
         """Return a new head, or the head of the fold's checkpoint, ready to train.
 
-        Raises `StoreError` for a cache with fewer frames than one batch, `DataError` for an action unit without
-        positive labels, `ConfigError` or `DataNotFoundError` for a run that cannot initialise this one.
+        Raises `StoreError` or `DataError` for what concerns this fold alone: fewer frames in the cache than one batch,
+        an action unit without positive labels, a run without the fold that initialises this one; `WeightsError` for a
+        checkpoint of another version. Raises `ConfigError` for a run that cannot initialise this one.
         """
         settings = run.experiment.train
         frames = CachedFrames(
             run.cache, run.frames, aus=run.rules.aus, parts=train_parts(test_part), at_least=settings.batch_size
         )
-        try:
-            weights_A = class_weights(torch.from_numpy(frames.labels_NA), aus=run.rules.aus).to(device)
-        except ValueError as error:
-            raise DataError(str(error)) from None
+        weights_A = fold_weights(frames.labels_NA, aus=run.rules.aus, dataset=run.dataset).to(device)
         torch.manual_seed(settings.seed)
         built = build_head(run)
         head = built.head
@@ -148,6 +146,12 @@ class HeadTraining:
     def head(self) -> nn.Module:
         """The head as it is trained."""
         return self.built.head
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know about the fold's training frames, as a sentence; None if nothing."""
+        labels_NA = self.batches.frames.labels_NA
+        return large_weight(self.weights_A, labels_NA, aus=self.run.rules.aus, dataset=self.run.dataset)
 
     @property
     def settings(self) -> TrainConfig:
@@ -214,10 +218,8 @@ class HeadTraining:
     def _end_epoch(self) -> None:
         means = torch.stack(self._epoch).double().mean(0).tolist()
         if not math.isfinite(means[0]):
-            self.fault = (
-                f"{self.run.experiment.name}, fold {self.test_part}: the loss of epoch "
-                f"{self.num_epochs_done + 1} is {means[0]}; lower `train.lr`, or train in fp32"
-            )
+            epoch = self.num_epochs_done + 1
+            self.fault = f"the loss of epoch {epoch} is {means[0]}; lower `train.lr`, or train in fp32"
             return
         named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
         self.history.append({"epoch": self.num_epochs_done, **named, "lr": self._lr, "seconds": self._seconds})
@@ -296,8 +298,7 @@ def _scores(counts: pd.DataFrame) -> dict[str, float]:
 
 def _start_from(head: nn.Module, run: TrainingRun, weights: Path) -> None:
     """Initialise `head` with the tensors and action units shared with a head of the same settings and test part."""
-    if not weights.is_file():
-        raise DataNotFoundError(f"{weights} does not exist; train that fold first, or pass another run to --init-from")
+    tensors = read_tensors(weights, otherwise="pass another run to --init-from")
     source = weights.parent.parent
     record = read_run(source)
     wanted = {"cache": run.cache.fingerprint, "head": run.experiment.head.document()}
@@ -309,9 +310,9 @@ def _start_from(head: nn.Module, run: TrainingRun, weights: Path) -> None:
             )
     try:
         if isinstance(head, FanTransHead):
-            carry_over(head, load_file(weights), source_aus=record["aus"], aus=run.rules.aus)
+            carry_over(head, tensors, source_aus=record["aus"], aus=run.rules.aus)
         else:
-            new = carry_over_by_size(head, load_file(weights))
+            new = carry_over_by_size(head, tensors)
             if new:
                 logger.info("not initialised from %s, since their sizes differ: %s", source.name, ", ".join(new))
     except ValueError as error:

@@ -5,7 +5,8 @@ runs/{dataset}-{head}-seed{N}-{run fingerprint}/
     .lock                    held by every training of the run, see pipeline/training/run_lock.py
     source/                  source files of a head of one's own
     fold-P1/history.csv      losses, learning rate and seconds of the finished epochs, written after each
-    fold-P1/checkpoint.pt    state after the last finished epoch; removed when the fold is finished
+    fold-P1/checkpoint.pt    state after the last finished epoch, and beside it that of the one before (`.before`);
+                             removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
     fold-P1/deployed/                the deployed head, see pipeline/training/export.py
     fold-P1/predictions.parquet, counts.parquet

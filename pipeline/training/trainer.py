@@ -7,7 +7,7 @@ the heads trained beside it nor, on a CPU, on the number of threads. pipeline/tr
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from pipeline.catalog import load_catalog
-from pipeline.errors import TrainingError
+from pipeline.errors import DataError, StoreError, TrainingError, WeightsError
 from pipeline.protocols import train_parts
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.broadcast import broadcast
 from pipeline.runtime.device import checked_device, exact_convolutions
 from pipeline.runtime.progress import track
+from pipeline.runtime.text import join_first
 from pipeline.training.epoch_log import EpochLog
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.heads import build_head
@@ -59,9 +60,10 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     """Train and score folds, given by run and test part; return the share of time (0..1) spent waiting for data.
 
     Finished folds are skipped; interrupted ones resume after their last finished epoch, to the same weights. Each cache
-    is read once for all of its heads. Raises `DataError` or `ConfigError` before the first step. Heads whose loss is
-    not finite stop; the others are finished, then `TrainingError` names those that stopped. tracking: where losses and
-    scores are logged beside the run's files, see pipeline/training/tracking.py.
+    is read once for all of its heads. Raises `ConfigError` before the first step. A fold whose frames, labels or files
+    cannot train a head is left out, and a head whose loss is not finite stops; the others are finished, then
+    `TrainingError` names the folds that are not. tracking: where losses and scores are logged beside the run's files,
+    see pipeline/training/tracking.py.
     """
     checked_device(device)
     tracked = Tracking(tracking)
@@ -69,19 +71,51 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     for run in {run.folder: run for run, _ in folds}.values():
         build_head(run)  # raises before the first record is written
     readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
+    faults: list[tuple[str, str]] = []
     unfinished = {run.fold_folder(part): (run, part) for run, part in folds if not run.is_fold_finished(part)}
     with training_locks(run.folder for run, _ in unfinished.values()), ExitStack() as open_trackings:
         for fold, (run, part) in unfinished.items():
             reading = (run.cache.folder, run.cache.revision, run.experiment.cache.views.num_views)
-            head = HeadTraining.start(run, part, device)
+            try:
+                head = HeadTraining.start(run, part, device)
+            except (DataError, StoreError, WeightsError) as error:
+                faults.append((_name(run, part), str(error)))
+                continue
             readings.setdefault(reading, []).append(head)
             head.tracking = tracked.open(fold, part)
             open_trackings.callback(head.tracking.close)
+        started = [head for heads in readings.values() for head in heads]
+        warnings = [(_name(head.run, head.test_part), head.warning) for head in started if head.warning is not None]
+        for line in _by_sentence(warnings):
+            logger.warning("%s", line)
+        for line in _by_sentence(faults) if started else ():
+            logger.warning("not trained: %s", line)
         shares = [_train_together(heads, device) for heads in readings.values()]
-    faults = [head.fault for heads in readings.values() for head in heads if head.fault is not None]
+    faults += [(_name(head.run, head.test_part), head.fault) for head in started if head.fault is not None]
     if faults:
-        raise TrainingError(f"{'; '.join(faults)} (the other heads are finished)")
+        raise TrainingError(f"{'; '.join(_by_sentence(faults))} ({_finished(folds)})")
     return max(shares, default=0.0)
+
+
+def _name(run: TrainingRun, part: str) -> str:
+    return f"{run.experiment.name}, fold {part}"
+
+
+def _finished(folds: Sequence[tuple[TrainingRun, str]]) -> str:
+    """Return how many folds are finished, and the command that shows them."""
+    names = [run.folder.name for run, part in folds if run.is_fold_finished(part)]
+    command = {0: "", 1: f"; `fantrans report {names[0] if names else ''}` prints their F1"}.get(
+        len(set(names)), "; `fantrans runs ls` lists their runs"
+    )
+    return f"{len(names)} of {len(folds)} folds are finished{command}"
+
+
+def _by_sentence(named: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line per sentence, with the names that it is about: heads of one fold have their data in common."""
+    names: dict[str, dict[str, None]] = {}
+    for name, sentence in named:
+        names.setdefault(sentence, {})[name] = None
+    return [f"{join_first(by_name, 5, separator='; ')}: {sentence}" for sentence, by_name in names.items()]
 
 
 def _train_together(heads: list[HeadTraining], device: str) -> float:
@@ -102,9 +136,9 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     end = max(head.settings.num_epochs for head in heads)
     num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     names = f"fold {heads[0].test_part}" if len(heads) == 1 else f"{len(heads)} heads"
-    epochs = EpochLog({_name(head, heads): head for head in heads})
+    epochs = EpochLog({_name_among(head, heads): head for head in heads})
     for head in heads:
-        head.on_epoch = partial(epochs.on_epoch, _name(head, heads))
+        head.on_epoch = partial(epochs.on_epoch, _name_among(head, heads))
     num_before = sum(head.num_epochs_done * head.num_epoch_frames for head in heads)
     total = sum(head.settings.num_epochs * head.num_epoch_frames for head in heads)
     with (
@@ -121,7 +155,7 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     return share
 
 
-def _name(head: HeadTraining, heads: Sequence[HeadTraining]) -> str:
+def _name_among(head: HeadTraining, heads: Sequence[HeadTraining]) -> str:
     """Return the name of a head among those that train with it: its fold, and its run if there are several."""
     is_one_run = all(other.run.folder == head.run.folder for other in heads)
     return f"fold {head.test_part}" if is_one_run else f"{head.run.folder.name}, fold {head.test_part}"

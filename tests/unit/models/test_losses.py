@@ -77,8 +77,14 @@ def test_class_weights_go_by_known_labels():
 
 def test_an_action_unit_without_positives_is_refused_by_name():
     labels_NA = torch.tensor([[1, 0, -1], [0, 0, -1]])
-    with pytest.raises(ValueError, match=r"no training frame is positive for AU9, AU25 \(of 2 frames\)"):
+    unknown = (
+        "no training frame has a known label of AU25, and no training frame is positive for AU9, so the class weights"
+    )
+    with pytest.raises(ValueError, match=f"^{unknown} are undefined"):
         class_weights(labels_NA, aus=(1, 9, 25))
+    labels_NA[0, 2] = 0
+    with pytest.raises(ValueError, match=r"^no training frame is positive for column 1, column 2, so"):
+        class_weights(labels_NA)
 
 
 def test_equation_9_by_hand():

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from models.fan_trans import FanTransHead, HeadShape
 from models.variants import VARIANTS
 from pipeline.errors import DataError
-from pipeline.training.export import load_deployed, write_deployed
+from pipeline.runtime.atomic import write_safetensors
+from pipeline.training.export import load_deployed, load_trained, write_deployed
 from pipeline.training.heads import describe_shape
 
 SHAPE = {"fan_width": 4, "num_aus": 3, "map_size": 16, "dim": 8, "num_blocks": 2}
@@ -68,6 +69,42 @@ def test_no_tensor_of_the_dropped_parts_is_inside(tmp_path):
 def test_a_missing_model_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match="does not exist; train that fold first"):
         load_deployed(tmp_path)
+
+
+DAMAGES = {
+    "empty": lambda _: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "of another kind": lambda _: b"<html>",
+    "of another head": lambda data: data.replace(b"classifier", b"classifies").replace(b'"shape"', b'"shapf"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["head.safetensors", "head.json"])
+def test_a_damaged_model_is_one_sentence_with_what_to_do(tmp_path, name, damage):
+    head = trained_head()
+    deployed, trained = tmp_path / "fold-P1/deployed", tmp_path / "fold-P1/head.safetensors"
+    for folder in (deployed, tmp_path / "exported"):
+        write_deployed(
+            folder, head.deployed(), describe_shape(head.shape), aus=(1, 2, 4), features={}, averages_flip=False
+        )
+        file = folder / name
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    write_safetensors(trained, head.state_dict())
+    (tmp_path / "fold-P1/result.json").write_text("{}")
+    for path in (deployed / name, trained):
+        trained.write_bytes(DAMAGES[damage](trained.read_bytes()))
+        retrain = (
+            r"is damaged \(.*\); delete .*/fold-P1/result.json and repeat the run's `fantrans train` to train this"
+        )
+        with pytest.raises(DataError, match=rf"^{path} {retrain}") as caught:
+            load_deployed(deployed) if path.parent == deployed else load_trained(trained.parent)
+        assert "\n" not in str(caught.value)
+        write_deployed(
+            deployed, head.deployed(), describe_shape(head.shape), aus=(1, 2, 4), features={}, averages_flip=False
+        )
+    with pytest.raises(DataError, match=r"is damaged \(.*\); write it again with `fantrans export`, or pass another"):
+        load_deployed(tmp_path / "exported")
 
 
 def test_the_papers_model_is_small(tmp_path):

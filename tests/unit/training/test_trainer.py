@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import HeadConfig, TrainConfig
-from pipeline.errors import ConfigError, DataError, TrainingError, WeightsError
+from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.protocols import PARTS
 from pipeline.report.run import read_report, write_report
 from pipeline.training import loader
 from pipeline.training.export import load_deployed
@@ -21,7 +23,7 @@ from pipeline.training.predict import predict
 from pipeline.training.runs import write_record
 from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
-from tests.unit import small_runs
+from tests.unit import small_cache, small_runs
 from tests.unit.processes import PROCESSES
 from tests.unit.small_runs import HEAD, RULES, TRAIN, make_run, train_fold
 
@@ -107,8 +109,20 @@ def test_a_checkpoint_of_another_version_is_refused(folder):
     path = run.fold_folder("P1") / "checkpoint.pt"
     path.parent.mkdir(parents=True)
     torch.save({"head": {}, "optimiser": {}, "history": []}, path)
-    with pytest.raises(WeightsError, match=r"checkpoint.pt was written by another version; delete it to start"):
+    with pytest.raises(TrainingError, match=r"P1: .*checkpoint.pt was written by another version; delete it to"):
         train_fold(run, "P1")
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_a_fold_with_a_damaged_checkpoint_starts_over(folder):
+    run = make_run(folder)
+    path = run.fold_folder("P1") / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    fold = train_fold(run, "P1")
+    undisturbed = train_fold(make_run(folder, name="b"), "P1")
+    assert (fold / "head.safetensors").read_bytes() == (undisturbed / "head.safetensors").read_bytes()
+    assert not list(fold.glob("checkpoint*"))
 
 
 def get_weights(folds):
@@ -284,8 +298,14 @@ def test_a_head_starts_from_the_same_part_of_another_run(folder):
     started = load_file(train_fold(run, "P1") / "head.safetensors")
     trained = load_file(source.fold_folder("P1") / "head.safetensors")
     torch.testing.assert_close(started["conv.reduce.weight"], trained["conv.reduce.weight"], atol=1e-5, rtol=0)
-    with pytest.raises(DataError, match="fold-P2"):
+    with pytest.raises(
+        TrainingError, match=r"fold P2: .*fold-P2/head.safetensors does not exist; train that fold first"
+    ):
         train_fold(run, "P2")
+    damaged = make_run(folder, name="d")
+    (train_fold(damaged, "P1") / "head.safetensors").write_bytes(b"cut")
+    with pytest.raises(TrainingError, match=r"is damaged \(.*`fantrans train` .*, or pass another run to --init-from"):
+        train_fold(make_run(folder, name="e", init_from=damaged.folder), "P1")
     full = HeadConfig(dim=8, num_blocks=1, attention_drop="full")
     other = make_run(folder, name="c", head=full, init_from=source.folder)
     with pytest.raises(ConfigError, match=r"cannot start from a: its head is .* this run's is"):
@@ -321,6 +341,46 @@ def test_faults_are_one_sentence(folder):
     run = make_run(folder, head=HeadConfig(dim=8, top_k=3))
     with pytest.raises(ConfigError, match="experiment small: top_k must be 1 to 2"):
         build_head(run)
-    never = run.frames.assign(au_01=pd.array(np.zeros(len(run.frames)), "Int8"))
-    with pytest.raises(DataError, match="no training frame is positive for AU1"):
-        train_fold(make_run(folder, frames=never), "P1")
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_a_fold_without_a_positive_label_is_named_and_the_others_are_trained(folder, caplog, label):
+    frames = make_run(folder).frames
+    only_p2 = frames["au_01"].where(frames["part"] == "P2", label)
+    run = make_run(folder, frames=frames.assign(au_01=only_p2))
+    what = "is positive for" if label == 0 else "has a known label of"
+    sentence = (
+        rf"^small, fold P2: no training frame {what} AU1, .*; check the codes .*, or set `leave_out: \[1\]` in the "
+        r"catalog's entry of small \(2 of 3 folds are finished; `fantrans report a` prints their F1\)$"
+    )
+    with pytest.raises(TrainingError, match=sentence):
+        train_heads([(run, part) for part in PARTS])
+    assert "not trained: small, fold P2: no training frame" in caplog.text
+    assert [part for part in PARTS if run.is_fold_finished(part)] == ["P1", "P3"]
+    assert read_report(run.folder).parts == ("P1", "P3")
+    caplog.clear()
+    with pytest.raises(TrainingError, match=sentence):
+        train_heads([(run, part) for part in PARTS])
+    assert "not trained" not in caplog.text, "the error is enough where nothing is trained"
+
+
+def test_heads_of_one_fold_share_the_sentence_of_their_fault(folder):
+    frames = make_run(folder).frames
+    never = frames.assign(au_01=pd.array(np.zeros(len(frames)), "Int8"))
+    runs = [make_run(folder, name=name, frames=never) for name in "ab"]
+    with pytest.raises(TrainingError, match=r"^small, fold P1; small, fold P2: no training frame .*\(0 of 4 folds are"):
+        train_heads([(run, part) for run in runs for part in ("P1", "P2")])
+
+
+def test_an_action_unit_with_most_of_the_weight_is_named_once_per_fold(folder, caplog):
+    rare = small_cache.make_frames()
+    rare["au_01"] = rare["au_02"] = rare["au_04"] = pd.array(np.arange(len(rare)) % 2, "Int8")
+    rare["au_04"] = rare["au_04"].where(rare.index.isin([rare.index[rare["part"] == "P3"][1]]), 0)
+    rules = replace(RULES, aus=(1, 2, 4))
+    runs = [make_run(folder, name=name, frames=rare, rules=rules) for name in "ab"]
+    train_heads([(run, "P1") for run in runs])
+    lines = [record.message for record in caplog.records if "of the weight" in record.message]
+    assert lines == [
+        "small, fold P1: AU4 has 83 % of the weight of all 3 action units in the loss: 1 of 20 training frames are "
+        "positive; add frames with it, or set `leave_out: [4]` in the catalog's entry of small"
+    ]
