@@ -95,7 +95,7 @@ MUTANTS = [
     ),
     *_of(
         "pipeline/store/lock.py",
-        ("fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+        ("_lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)", "pass"),
         ("        os.ftruncate(descriptor, 0)\n        os.pwrite", "        os.pwrite"),
         tests="store/test_lock.py",
     ),

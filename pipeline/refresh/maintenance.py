@@ -321,10 +321,10 @@ def export_store(store: StoreReader, out: Path) -> list[Path]:
 def import_store(catalog: Catalog, dataset: str, paths: Sequence[Path]) -> StoreReader:
     """Write a data set's cache, or crops, from files of `export_store`; return its reader.
 
-    Raises `StoreError` for files of different stores or of another schema, and without files.
+    Raises `StoreError` for files that are not all parts of one revision of the data set's cache; see `import_hdf5`.
     """
     kinds = {"features": catalog.caches_folder(dataset), "crops": catalog.crops_folder(dataset)}
-    return import_hdf5(kinds, list(paths), _format_from)
+    return import_hdf5(kinds, list(paths), _format_from, dataset=dataset)
 
 
 def _format_from(document: Mapping[str, Any], basis: bytes | None, block_rows: int) -> StoreFormat:

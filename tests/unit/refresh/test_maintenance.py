@@ -1,4 +1,4 @@
-"""Verify, repair, prune, export, import and measure: maintenance of a cache between refreshes."""
+"""Verify, repair, prune, and measure: maintenance of a cache between refreshes."""
 
 import os
 import time
@@ -6,7 +6,6 @@ import time
 import cv2
 import dask
 import dask.array as da
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +17,6 @@ from pipeline.cache import statistics
 from pipeline.cache.codecs import make_codec
 from pipeline.cache.crops import stored_crops_format
 from pipeline.cache.format import features_format, stored_format
-from pipeline.cache.hdf5 import export_hdf5, import_hdf5
 from pipeline.cache.reader import open_cache
 from pipeline.config import ViewConfig
 from pipeline.errors import StoreError
@@ -266,7 +264,7 @@ def test_crops_are_pruned_too(world, tmp_path):
         assert after.read_rows("crops", [row])[0].tobytes() == before[name]
 
 
-# --- other readers, HDF5
+# --- other readers
 
 
 def test_xarray_and_dask_read_a_cache_without_this_package(world):
@@ -282,39 +280,6 @@ def test_xarray_and_dask_read_a_cache_without_this_package(world):
     index = pd.read_parquet(cache.folder / "index-000001.parquet")
     assert index.loc[index["row"] != NO_ROW, "frame_id"].tolist() == cache.index["frame_id"].tolist()
     assert zarr.open(place, mode="r").attrs["kind"] == "features"
-
-
-def make_format(document, basis, block_rows):
-    shapes = {name: tuple(shape) for name, shape in document["features"]["shapes"].items()}
-    codec = make_codec(document["features"]["profile"], shapes, basis=basis)
-    return features_format(document, codec, block_rows=block_rows)
-
-
-def test_an_import_of_an_export_has_the_same_bytes(world, tmp_path):
-    _, _, cache = world
-    paths = export_hdf5(cache, tmp_path / "out")
-    assert [path.name for path in paths] == ["P1.h5", "P2.h5", "P3.h5"]
-    with h5py.File(paths[1]) as file:
-        rows = cache.rows(["P2"])
-        assert file["frame_id"].asstr()[()].tolist() == cache.index.set_index("row").loc[rows, "frame_id"].tolist()
-        assert file["view_02/h2"].chunks == (1, *small_cache.SHAPES["h2"])
-        np.testing.assert_array_equal(file["view_02/h2"][()], cache.read(rows, view=2)["h2"])
-        assert file.attrs["part"] == "P2"
-    imported = import_hdf5({"features": tmp_path / "in"}, paths, make_format)
-    assert imported.folder.name == cache.folder.name
-    assert stored_bytes(imported.folder) == stored_bytes(cache.folder)
-    with pytest.raises(StoreError, match=r"no \.h5 file to import"):
-        import_hdf5({"features": tmp_path / "in"}, [], make_format)
-
-
-def test_frames_without_a_face_stay_listed_in_exported_crops(tmp_path):
-    frames, boxes = small_cache.make_world(tmp_path)
-    boxes.loc[[2, 7], "status"] = "no_face"
-    crops = make_crops(tmp_path, frames, boxes)
-    (path,) = export_hdf5(crops, tmp_path / "out")
-    assert path.name == "all.h5"
-    imported = import_hdf5({"crops": tmp_path / "in"}, [path], lambda *_: small_cache.CROPS_FORMAT)
-    assert stored_bytes(imported.folder) == stored_bytes(crops.folder)
 
 
 # --- statistics
