@@ -14,7 +14,7 @@ import torch
 
 from pipeline.catalog import WeightsEntry
 from pipeline.config import DetectorConfig
-from pipeline.datasets.images import read_frames
+from pipeline.datasets.images import read_frames, unread_statuses
 from pipeline.errors import WeightsError
 from pipeline.faces.weights import load_weights
 from pipeline.runtime.device import map_batches
@@ -59,8 +59,9 @@ def detect_frames(
 ) -> pd.DataFrame:
     """Return `BOX_COLUMNS`, one row per frame in the order of `frames`: box, score and points of the best-scoring face.
 
-    Coordinates are in full-frame px. `status` is ok, no_face or unreadable; `fill_gaps` fills gaps once all chunks of a
-    sequence are detected. `done`: rows of an earlier call, which are reused. `on_progress` is called as frames finish.
+    Coordinates are in full-frame px. `status` is ok, no_face, unreadable or no_source; `fill_gaps` fills gaps once all
+    chunks of a sequence are detected. `done`: rows of an earlier call, which are reused. `on_progress` is called as
+    frames finish.
     """
     if done is not None:
         left = frames[~frames["frame_id"].isin(done["frame_id"])]
@@ -71,7 +72,7 @@ def detect_frames(
 
     values = np.full((len(frames), len(VALUE_COLUMNS)), np.nan, np.float32)
     num_faces = np.zeros(len(frames), np.int32)
-    statuses = np.full(len(frames), Status.UNREADABLE.value, object)
+    statuses = unread_statuses(root, frames)
 
     def detect(batch: _Batch) -> tuple[list[int], list[_FacesOfFrame]]:
         return batch[0], faces_in(batch[1], detector, settings=settings, device=device)

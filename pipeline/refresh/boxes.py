@@ -42,7 +42,7 @@ class KnownBoxes(NamedTuple):
 
 
 def find_known_boxes(job: RefreshJob, frames: pd.DataFrame) -> KnownBoxes:
-    """Read the boxes of finished and killed refreshes, but not of changed images, nor of unreadable ones."""
+    """Read the boxes of finished and killed refreshes, but not of changed, new and unreadable images."""
     path, parts = job.boxes_path, job.boxes_path.with_suffix(".parts")
     read = (read_table_if_intact(file) for file in (path, *sorted(parts.glob("*.parquet"))))
     known = [boxes for boxes in read if boxes is not None]
@@ -52,8 +52,9 @@ def find_known_boxes(job: RefreshJob, frames: pd.DataFrame) -> KnownBoxes:
     hashes = source_hashes(job.entry.root, frames["source_file"], known=found)
     sources = frames[["frame_id", "source_file"]].join(hashes, on="source_file")
     is_unchanged = found["frame_id"].map(sources.set_index("frame_id")["source_sha256"]) == found["source_sha256"]
-    has_source = set(frames.loc[frames["source_file"] != "", "frame_id"])
-    is_retried = (found["status"] == Status.UNREADABLE) & found["frame_id"].isin(has_source)
+    is_absent = (found["status"] == Status.UNREADABLE) & (found["source_sha256"] == "")
+    found["status"] = found["status"].mask(is_absent, Status.NO_SOURCE.value)  # as earlier versions did not say
+    is_retried = found["status"] == Status.UNREADABLE
     return KnownBoxes(found[is_unchanged & ~is_retried][list(BOX_COLUMNS)], sources)
 
 

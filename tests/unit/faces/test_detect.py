@@ -142,7 +142,7 @@ def test_best_face_in_full_frame_px(tmp_path):
     boxes = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, on_progress=seen.append)
     assert list(boxes.columns) == list(BOX_COLUMNS)
     assert boxes["frame_id"].tolist() == frames["frame_id"].tolist()
-    assert boxes["status"].tolist() == ["ok", "no_face", "ok", "unreadable"]
+    assert boxes["status"].tolist() == ["ok", "no_face", "ok", "no_source"]
     assert boxes["num_faces"].tolist() == [2, 0, 2, 0]
     assert sum(seen) == 4
     assert sorted(network.batch_shapes) == [(1, 3, 48, 64), (2, 3, 48, 64)]
