@@ -143,7 +143,6 @@ MUTANTS = [
     ),
     *_of(
         "pipeline/datasets/videos.py",
-        ("for num_threads in (0, 1):", "for num_threads in (0,):"),
         ("if frame is None or frame.is_corrupt:", "if frame is None:"),
         ("yield number, frame, position in suspects", "yield number, frame, frame.is_corrupt"),
         ("if packet.size:  #", "if True:  #"),
