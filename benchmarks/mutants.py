@@ -153,6 +153,29 @@ MUTANTS = [
         tests="cache/test_crops.py",
     ),
     *_of(
+        "pipeline/datasets/video_numbers.py",
+        ("if packets.counts_frames or np.isnan(pts).any():", "if np.isnan(pts).any():"),
+        ("if grid is None or not has_times:", "if True:"),
+        ("or (packets.starts_at_zero and not packets.is_key[0])", ""),
+        ("period, start = np.polyfit(numbers, times, 1)", "pass"),
+        tests="datasets/test_videos.py",
+    ),
+    *_of(
+        "pipeline/datasets/videos.py",
+        ("if frame is None or frame.is_corrupt:", "if frame is None:"),
+        ("yield number, frame, position in suspects", "yield number, frame, frame.is_corrupt"),
+        ("if packet.size:  #", "if True:  #"),
+        tests="datasets/test_videos.py",
+    ),
+    *_of(
+        "pipeline/datasets/images.py",
+        ("if height * width > MAX_PIXELS:", "if False:"),
+        ("if not _is_harmless(str(error)):", "if False:"),
+        ("int(padding[1]) <= _MAX_PADDING_BYTES", "True"),
+        ("flip_columns = -1 if orientation in (2, 3, 6, 7) else 1", "flip_columns = 1"),
+        tests="datasets/test_images.py",
+    ),
+    *_of(
         "pipeline/datasets/sources.py",
         (
             "before.get((name, size, time)) or",

@@ -21,7 +21,7 @@ from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
 from pipeline.store.hashing import hash_document
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increased when the same settings give other values or another layout."""
 
 
@@ -104,7 +104,7 @@ def versions() -> dict[str, str]:
     """
     import cv2  # noqa: PLC0415 - training and reports read fingerprints and load no images
 
-    names = ("fantrans", "numpy", "pandas", "torch", "zarr")
+    names = ("fantrans", "av", "numpy", "pandas", "simplejpeg", "torch", "zarr")
     own = {"python": platform.python_version(), "opencv": cv2.__version__}
     return own | {name: metadata.version(name) for name in names}
 

@@ -48,6 +48,9 @@ class Status(StrEnum):
     OK = "ok"
     NO_FACE = "no_face"
     UNREADABLE = "unreadable"
+    """There is a file, and it or its frame cannot be decoded."""
+    NO_SOURCE = "no_source"
+    """The frame has no image file or video. Tables of earlier versions call such frames unreadable."""
     INTERPOLATED = "interpolated"
     IMPLAUSIBLE = "implausible"
 

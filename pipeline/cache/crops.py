@@ -170,7 +170,8 @@ def _wanted(frames: pd.DataFrame, boxes: pd.DataFrame, images_root: Path, folder
     was_unreadable = _was_unreadable(wanted, known)
     is_missing = (wanted["source_sha256"] == "").to_numpy()
     has_face = boxes["status"].isin(HAS_FACE).to_numpy()
-    wanted.loc[has_face & (was_unreadable | is_missing), "status"] = Status.UNREADABLE.value
+    wanted.loc[has_face & was_unreadable, "status"] = Status.UNREADABLE.value
+    wanted.loc[has_face & is_missing, "status"] = Status.NO_SOURCE.value
     has_key = has_face & ~was_unreadable & ~is_missing
     boxes_xyxy = boxes[_BOX].to_numpy(np.float32)
     values = zip(wanted["source_sha256"], frames["source_frame"], boxes_xyxy, has_key, strict=True)

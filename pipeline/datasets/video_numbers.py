@@ -121,7 +121,7 @@ def _num_lost_at_start(packets: PacketTimes, first_time: float, period: float) -
 def _mean_fps(times: np.ndarray, packets: PacketTimes) -> float:
     duration_s = (times[-1] - times[0]) * float(packets.tick_s)
     has_duration = duration_s > 0 and not np.isnan(packets.pts[packets.is_shown]).any()
-    return _nominal_or((len(times) - 1) / duration_s, packets) if has_duration else packets.nominal_fps or 1.0
+    return (len(times) - 1) / duration_s if has_duration else packets.nominal_fps or 1.0
 
 
 def _nominal_or(fps: float, packets: PacketTimes) -> float:

@@ -7,14 +7,16 @@ mirrored as the file's display matrix says, like players do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
+from av.buffer import Buffer
 from av.stream import Disposition
 
 from pipeline.datasets.video_numbers import FrameNumbers, PacketTimes, number_frames
@@ -65,7 +67,7 @@ def describe_video(path: Path) -> VideoInfo:
     Raises `DataNotFoundError` if there is no such file, `DataError` if it is not a video that can be decoded.
     """
     stream = _stream(path)
-    frame = next((frame for _, frame in _decode(path, stream.index, num_threads=1) if frame is not None), None)
+    frame = next((frame for _, frame in _decode(path, stream.position, num_threads=1) if frame is not None), None)
     if frame is None:
         raise DataError(f"{path} has no frame that can be decoded; copy the video again from its source")
     (x_right, x_down), (y_right, y_down) = _display_axes(frame)
@@ -106,7 +108,8 @@ def read_video_frames(path: Path, wanted: set[int]) -> Iterator[VideoFrame]:
 class _Stream(NamedTuple):
     """The stream of a file that is its video."""
 
-    index: int
+    position: int
+    """In the file."""
     packets: PacketTimes
     numbers: FrameNumbers
 
@@ -116,10 +119,9 @@ class _Stream(NamedTuple):
 
 
 def _stream(path: Path) -> _Stream:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise DataNotFoundError(f"{path} does not exist; check the path of the video") from None
+    if not path.is_file():
+        raise DataNotFoundError(f"{path} is not a file; check the path of the video")
+    status = path.stat()
     return _read_stream(path, status.st_size, status.st_mtime_ns)
 
 
@@ -150,7 +152,7 @@ def _read_stream(path: Path, size: int, time_ns: int) -> _Stream:  # noqa: ARG00
             is_key=is_key,
             is_shown=is_shown,
             has_data=has_data & is_shown,
-            tick_s=stream.time_base,
+            tick_s=stream.time_base or Fraction(1),
             nominal_fps=float(rate) if rate else None,
             counts_frames=video.format.name == "avi",
             starts_at_zero=not video.format.flags & _CLOCK_OF_ITS_OWN,
@@ -176,8 +178,8 @@ def _message(error: Exception) -> str:
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 
-def _demux(video: av.container.InputContainer, streams: list[av.VideoStream]) -> Iterator[av.Packet]:
-    """Yield the packets of streams, without those that flush a decoder; goes on after damage to the container."""
+def _demux(video: av.container.InputContainer, streams: list[av.VideoStream]) -> Iterator[av.Packet[av.stream.Stream]]:
+    """Yield the packets of streams, without those that flush a decoder; continues after damage to the container."""
     for _ in range(_MAX_DEMUX_ERRORS):
         try:
             for packet in video.demux(streams):
@@ -188,18 +190,18 @@ def _demux(video: av.container.InputContainer, streams: list[av.VideoStream]) ->
         return
 
 
-def _decode(path: Path, index: int, *, num_threads: int) -> Iterator[tuple[int, av.VideoFrame | None]]:
+def _decode(path: Path, position: int, *, num_threads: int) -> Iterator[tuple[int, av.VideoFrame | None]]:
     """Yield the decoder's frames, each with its packet's position in the stream; -1 and None for each of its errors.
 
     num_threads: 0 for the decoder's choice.
     """
     with _open(path) as video:
-        stream = video.streams[index]
+        stream = video.streams[position]
         assert isinstance(stream, av.VideoStream)
         decoder = stream.codec_context
         decoder.thread_type, decoder.thread_count = "AUTO", num_threads
 
-        def decoded(packet: av.Packet | None) -> Iterator[tuple[int, av.VideoFrame | None]]:
+        def decoded(packet: av.Packet[av.stream.Stream] | None) -> Iterator[tuple[int, av.VideoFrame | None]]:
             try:
                 frames = decoder.decode(packet)
             except av.FFmpegError:
@@ -208,8 +210,8 @@ def _decode(path: Path, index: int, *, num_threads: int) -> Iterator[tuple[int, 
             for frame in frames:
                 yield frame.pts if frame.pts is not None else -1, frame
 
-        for position, packet in enumerate(_demux(video, [stream])):
-            packet.pts = position  # decoders hand it on to the packet's frame, in whatever order frames come
+        for number, packet in enumerate(_demux(video, [stream])):
+            packet.pts = number  # decoders hand it on to the packet's frame, in whatever order frames come
             if packet.size:  # an empty one would end the decoding
                 yield from decoded(packet)
         yield from decoded(None)
@@ -246,7 +248,7 @@ def _numbered(path: Path, stream: _Stream, *, num_threads: int) -> Iterator[tupl
     undecoded = dict.fromkeys(np.flatnonzero(stream.packets.has_data).tolist())  # in order
     suspects = range(0)
     number = -1
-    for position, frame in _decode(path, stream.index, num_threads=num_threads):
+    for position, frame in _decode(path, stream.position, num_threads=num_threads):
         is_known = 0 <= position < len(by_packet)
         if frame is None or frame.is_corrupt:
             first = position if is_known else next(iter(undecoded), 0)
@@ -272,10 +274,10 @@ def _numbered(path: Path, stream: _Stream, *, num_threads: int) -> Iterator[tupl
 
 def _display_axes(frame: av.VideoFrame) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return where the stored right and down point in the display, each as (right, down) of -1, 0, 1."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data = cast(Mapping[str, Buffer], frame.side_data).get("DISPLAYMATRIX")
     if data is None:
         return (1, 0), (0, 1)
-    a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].astype(np.float64)
+    a, b, _, c, d = np.frombuffer(memoryview(data), "<i4")[:5].astype(np.float64)
     if abs(a) + abs(d) >= abs(b) + abs(c):  # the nearest quarter turn
         return (1 if a >= 0 else -1, 0), (0, 1 if d >= 0 else -1)
     return (0, 1 if b >= 0 else -1), (1 if c >= 0 else -1, 0)

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.catalog import WeightsEntry
 from pipeline.config import DetectorConfig
-from pipeline.datasets.images import read_frames
+from pipeline.datasets.images import read_frames, unread_statuses
 from pipeline.errors import WeightsError
 from pipeline.faces.tracks import scene_thumbnail
 from pipeline.faces.weights import load_weights
@@ -63,7 +63,7 @@ def detect_frames(
     sequence are detected.
     """
     found: list[_FacesOfFrame] = [_NO_FACES] * len(frames)
-    statuses = np.full(len(frames), Status.UNREADABLE.value, object)
+    statuses = unread_statuses(root, frames)
     sizes, turns = np.zeros((len(frames), 2), np.int32), np.zeros(len(frames), np.int32)
     thumbnails = np.full(len(frames), b"", object)
 

@@ -58,8 +58,7 @@ def find_known_faces(job: RefreshJob, frames: pd.DataFrame) -> KnownFaces:
     hashes = source_hashes(job.entry.root, frames["source_file"], known=found)
     sources = frames[["frame_id", "source_file"]].join(hashes, on="source_file")
     is_unchanged = found["frame_id"].map(sources.set_index("frame_id")["source_sha256"]) == found["source_sha256"]
-    has_source = set(frames.loc[frames["source_file"] != "", "frame_id"])
-    is_retried = (found["status"] == Status.UNREADABLE) & found["frame_id"].isin(has_source)
+    is_retried = found["status"] == Status.UNREADABLE
     return KnownFaces(found[is_unchanged & ~is_retried][list(FACE_COLUMNS)], sources)
 
 

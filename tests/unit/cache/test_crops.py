@@ -57,7 +57,8 @@ def test_crops_are_stored_with_their_affines_and_faceless_frames_are_listed(tmp_
     (tmp_path / "raw" / frames["source_file"][9]).unlink()
     crops = small_cache.make_crops(tmp_path, frames, boxes)
     listed = crops.listed.set_index("frame_id").loc[frames["frame_id"]]
-    assert listed["status"].value_counts().to_dict() == {"ok": 27, "unreadable": 2, "no_face": 1}
+    assert listed["status"].value_counts().to_dict() == {"ok": 27, "no_face": 1, "unreadable": 1, "no_source": 1}
+    assert listed["status"].iloc[[7, 9]].tolist() == ["unreadable", "no_source"]
     assert listed["row"].to_numpy()[[3, 7, 9]].tolist() == [-1, -1, -1]
     assert len(crops.index) == 27
     i = 12

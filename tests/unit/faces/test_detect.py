@@ -134,7 +134,7 @@ def test_all_faces_in_full_frame_px(tmp_path):
     faces = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, on_progress=seen.append)
     assert list(faces.columns) == list(FACE_COLUMNS)
     assert faces["frame_id"].str[-1].tolist() == ["1", "1", "2", "3", "3", "4"]
-    assert faces["status"].tolist() == ["ok", "ok", "no_face", "ok", "ok", "unreadable"]
+    assert faces["status"].tolist() == ["ok", "ok", "no_face", "ok", "ok", "no_source"]
     assert faces["face"].tolist() == [0, 1, -1, 0, 1, -1]
     assert faces["width_px"].tolist() == [64, 64, 64, 128, 128, 0]
     assert faces["height_px"].tolist() == [48, 48, 48, 96, 96, 0]
@@ -148,7 +148,7 @@ def test_all_faces_in_full_frame_px(tmp_path):
     assert faces.loc[1, "thumbnail"] == scene_thumbnail(read_image(tmp_path / "1.jpg")).tobytes()
     assert [len(thumbnail) for thumbnail in faces["thumbnail"]] == [256] * 5 + [0]
     nothing = detect_frames(frames.iloc[[1, 3]], tmp_path, network, settings=SETTINGS, device=CPU)
-    assert nothing["status"].tolist() == ["no_face", "unreadable"]
+    assert nothing["status"].tolist() == ["no_face", "no_source"]
     assert nothing.dtypes.equals(faces.dtypes)
 
 

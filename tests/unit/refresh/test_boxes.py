@@ -100,17 +100,26 @@ def test_only_changed_images_are_detected_again_and_the_boxes_are_those_from_scr
     assert table_bytes(job) == changed
 
 
-def test_a_lost_image_is_unreadable_and_comes_back(world):
+def test_a_lost_image_has_no_source_and_comes_back(world):
     job = job_with()
     detect(job)
     image = sorted((world / "raw").rglob("*.jpg"))[0]
     data = image.read_bytes()
     image.unlink()
     assert detect(job).num_computed == 1
-    assert pd.read_parquet(job.boxes_path)["status"].tolist() == ["unreadable"] + ["ok"] * 5
+    assert pd.read_parquet(job.boxes_path)["status"].tolist() == ["no_source"] + ["ok"] * 5
+    assert detect(job).num_computed == 0
     image.write_bytes(data)
     assert detect(job).num_computed == 1
     assert pd.read_parquet(job.boxes_path)["status"].tolist() == ["ok"] * 6
+
+
+def test_a_damaged_image_is_tried_at_each_refresh(world):
+    job = job_with()
+    sorted((world / "raw").rglob("*.jpg"))[0].write_bytes(b"no image")
+    assert detect(job).num_computed == 6
+    assert pd.read_parquet(job.boxes_path)["status"].tolist() == ["unreadable"] + ["ok"] * 5
+    assert detect(job).num_computed == 1
 
 
 def test_tables_do_not_depend_on_chunks_and_finished_chunks_are_reused(world, monkeypatch):
