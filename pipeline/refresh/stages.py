@@ -166,8 +166,13 @@ def _refuse_lost(job: RefreshJob, before: pd.DataFrame, frames: pd.DataFrame, *,
     lost = index.find_lost(before, frames, is_same_selection=is_same_selection)
     num_known = int((before["source_file"] != "").sum())
     if len(lost) > entry.max_lost_frac * num_known:
-        unlabelled = "" if lost["frame_id"].isin(frames["frame_id"]).all() else " or their labels"
-        hint = index.describe_no_source(lost, entry.raw_layout, entry.raw_layout.open(entry.root, entry))
+        is_labelled = lost["frame_id"].isin(frames["frame_id"])
+        unlabelled = "" if is_labelled.all() else " or their labels"
+        if is_labelled.any():
+            raw = entry.raw_layout.open(entry.root, entry)
+            hint = index.describe_no_source(lost[is_labelled], entry.raw_layout, raw)
+        else:
+            hint = f"the first is {lost['frame_id'].iloc[0]}"
         raise DataError(
             f"{len(lost):,} of the {num_known:,} frames of {job.dataset} that had an image or video have lost it"
             f"{unlabelled}; {hint}; nothing was dropped: bring the files back (is a disk away?), or, if they are gone "
