@@ -24,7 +24,7 @@ cache: {views: {num_views: 3}, features: {weights: tiny}}
 """
 CATALOG = """roots: {{work: "${{FANTRANS_WORK}}", cache: "${{FANTRANS_CACHE}}", runs: "${{FANTRANS_RUNS}}"}}
 datasets:
-  faces: {{root: "${{FACES}}", layout: bp4d, protocol: rendered_bp4d}}
+  faces: {{root: "${{FACES}}", layout: bp4d, protocol: rendered_bp4d, max_lost_frac: 1}}
 weights:
 {weights}
 """
