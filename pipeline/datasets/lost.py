@@ -35,5 +35,6 @@ def refuse_lost(
     lost_labels = "" if is_labelled.all() else " or their labels"
     raise DataError(
         f"{len(lost):,} of the {num_known:,} frames of {dataset} that had an image or video have lost it"
-        f"{lost_labels}; {hint}; nothing was dropped: bring the files back (is a disk away?), or, if they are gone for good, run `fantrans refresh {dataset} --allow-lost`"
+        f"{lost_labels}; {hint}; nothing was dropped: bring the files back (is a disk away?), or, "
+        f"if they are gone for good, run `fantrans refresh {dataset} --allow-lost`"
     )
