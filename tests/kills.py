@@ -27,7 +27,7 @@ CATALOG = """roots:
   cache: ${{oc.env:FANTRANS_CACHE}}
   runs: ${{oc.env:FANTRANS_RUNS}}
 datasets:
-  faces: {{root: "${{oc.env:FACES}}", layout: bp4d, protocol: rendered_bp4d}}
+  faces: {{root: "${{oc.env:FACES}}", layout: bp4d, protocol: rendered_bp4d, max_lost_frac: 1}}
 weights:
 {weights}
 """

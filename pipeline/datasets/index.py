@@ -76,16 +76,6 @@ def describe_no_source(missing: pd.DataFrame, layout: Layout, raw: RawData) -> s
     return f"the first is {first['frame_id']}: {layout.source_hint(raw, first)}"
 
 
-def find_lost(before: pd.DataFrame, now: pd.DataFrame, *, is_same_selection: bool) -> pd.DataFrame:
-    """Return the rows of an earlier index whose image or video is gone.
-
-    is_same_selection: whether both indexes list the frames of the same settings; if so, a frame that the new one does
-    not list is lost as well.
-    """
-    source = before["frame_id"].map(now.set_index("frame_id")["source_file"])
-    return before[(before["source_file"] != "") & ((source == "") | (source.isna() & is_same_selection))]
-
-
 def write_index(folder: Path, frames: pd.DataFrame) -> Path:
     """Write `frames.parquet` into `folder`; return its path."""
     write_table(folder / INDEX_NAME, frames)

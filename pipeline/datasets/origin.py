@@ -33,15 +33,16 @@ def describe_origin(
 
     Raises `DataNotFoundError` if the folder of labels does not exist.
     """
-    labels, lists = (
-        layout.label_files(layout.open(root, settings)),
-        (os.path.relpath(each, root) for each in settings.frames),
-    )
+    labels = layout.label_files(layout.open(root, settings))
+    lists = [os.path.relpath(each, root) for each in settings.frames]
     files = pd.Series([*map(str, labels), *lists], dtype=object)
     hashes = source_hashes(root, files, known=None if known is None else pd.DataFrame(known["files"]))
     table = hashes.rename_axis(SOURCE_COLUMNS[0]).reset_index()
+    chosen = {"layout": layout.name, "protocol": protocol, **settings.index_document()}
+    if lists:
+        chosen["frames"] = [hashes.loc[name, "source_sha256"] for name in lists]
     return {
-        "settings": {"layout": layout.name, "protocol": protocol, **settings.index_document()},
+        "settings": chosen,
         "files": {name: table[name].tolist() for name in SOURCE_COLUMNS},
     }
 
@@ -62,7 +63,7 @@ def write_origin(folder: Path, origin: Origin) -> None:
 
 
 def changed_keys(before: Origin, now: Origin) -> list[str]:
-    """Return the keys of the catalog in which two indexes differ."""
+    """Return the keys of the catalog in which two indexes differ; `frames` as well if a list has other names."""
     old, new = before["settings"], now["settings"]
     return sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
 
@@ -82,12 +83,12 @@ def check_origin(
     except DataNotFoundError:
         return
     remedy = f"run `fantrans refresh {dataset}`, which updates the index"
-    changed = changed_keys(before, now)
-    if changed:
-        raise DataError(f"`{changed[0]}` of {dataset} in the catalog has changed since the index was made; {remedy}")
     files, known = (
         dict(zip(each["files"]["source_file"], each["files"]["source_sha256"], strict=True)) for each in (now, before)
     )
+    changed, is_edited = changed_keys(before, now), any(known.get(name, sha) != sha for name, sha in files.items())
+    if changed and not is_edited:
+        raise DataError(f"`{changed[0]}` of {dataset} in the catalog has changed since the index was made; {remedy}")
     different = sorted(name for name in files.keys() | known.keys() if files.get(name) != known.get(name))
     if different:
         kind = "is new" if different[0] not in known else "is gone" if different[0] not in files else "has changed"

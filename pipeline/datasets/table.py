@@ -165,7 +165,8 @@ def _names(raw: RawData) -> TableSettings:
 
 def _source_hint(raw: RawData, row: pd.Series) -> str:
     names = _names(raw)
-    return f"column {names.source_file} of {raw.root / names.file} names no file, or no frame of a video, that exists"
+    path, frame = raw.root / names.file, row["frame"]
+    return f"{path}, column {names.source_file}: no file, or no frame of a video, for frame {frame} exists"
 
 
 def _label_files(raw: RawData) -> list[Path]:

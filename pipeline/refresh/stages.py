@@ -16,9 +16,10 @@ import pandas as pd
 from pipeline.cache import crops
 from pipeline.cache.build import CacheBuild
 from pipeline.datasets import index
+from pipeline.datasets.lost import refuse_lost
 from pipeline.datasets.origin import Origin, changed_keys, describe_origin, read_origin, write_origin
 from pipeline.datasets.video_counts import VideoCounts
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.faces.views import check_context
 from pipeline.refresh.boxes import KnownFaces, describe_boxes, detect_missing, expected_boxes, find_known_faces
 from pipeline.refresh.job import (
@@ -128,7 +129,10 @@ class IndexStage:
             )
         if before is not None and not job.allow_lost:
             is_same = job.limit is None and known is not None and not changed_keys(known, origin)
-            _refuse_lost(job, before, frames, is_same_selection=is_same)
+            raw = entry.raw_layout.open(entry.root, entry)
+            refuse_lost(
+                before, frames, layout=entry.raw_layout, raw=raw, dataset=job.dataset, is_same_selection=is_same
+            )
         is_current = before is not None and before.equals(frames)
         return IndexPlan(
             stage=self.name,
@@ -157,21 +161,6 @@ class IndexStage:
             num_computed=plan.num_computed,
             num_dropped=plan.num_dropped,
             note="" if found.is_complete else str(found),
-        )
-
-
-def _refuse_lost(job: RefreshJob, before: pd.DataFrame, frames: pd.DataFrame, *, is_same_selection: bool) -> None:
-    """Raise `DataError` if more frames than the data set's `max_lost_frac` lost their image, video or labels."""
-    entry = job.entry
-    lost = index.find_lost(before, frames, is_same_selection=is_same_selection)
-    num_known = int((before["source_file"] != "").sum())
-    if len(lost) > entry.max_lost_frac * num_known:
-        unlabelled = "" if lost["frame_id"].isin(frames["frame_id"]).all() else " or their labels"
-        hint = index.describe_no_source(lost, entry.raw_layout, entry.raw_layout.open(entry.root, entry))
-        raise DataError(
-            f"{len(lost):,} of the {num_known:,} frames of {job.dataset} that had an image or video have lost it"
-            f"{unlabelled}; {hint}; nothing was dropped: bring the files back (is a disk away?), or, if they are gone "
-            f"for good, run `fantrans refresh {job.dataset} --allow-lost`"
         )
 
 

@@ -168,6 +168,7 @@ def test_unused_caches_are_listed_and_what_is_freed_is_counted(world):
     shutil.rmtree(world.folder / "raw/BP4D-training/F001")
     catalog = yaml.safe_load((world.folder / "data_catalog.yaml").read_text())
     del catalog["datasets"]["bp4d"]["rendered"]  # or the subject would be rendered again
+    catalog["datasets"]["bp4d"]["max_lost_frac"] = 1
     fewer = world.folder / "fewer.yaml"
     fewer.write_text(yaml.safe_dump(catalog))
     world.run("Refresh only if there is something to do", FANTRANS_CATALOG=str(fewer))

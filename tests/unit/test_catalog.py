@@ -93,6 +93,48 @@ def test_faults_are_one_sentence(tmp_path, old, new, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ("camera: right", "`camera` has no effect with layout bp4d; it belongs to layout disfa"),
+        ("images_start: 1", "`images_start` has no effect with layout bp4d; it belongs to layout disfa"),
+        ("folders: {videos: x}", "`folders.videos` is unknown to layout bp4d, which has images, intensities, labels"),
+        ("frames_start: 0", "`frames_start` has no effect without `frames`"),
+        ("leave_out: [5]", "`leave_out` names AU 5, which is not one of 1, 2, 4"),
+        ("bad_frames: no", "bad_frames"),
+        ("max_lost_frac: 2", "max_lost_frac"),
+        ("table: {file: a.csv, aus: {1: a}}", "`table` has no effect with layout bp4d; it belongs to layout table"),
+        ("frames: ''", "the path is empty"),
+    ],
+)
+def test_keys_of_a_data_set_that_do_not_fit_are_refused(tmp_path, keys, sentence):
+    with pytest.raises(CatalogError) as caught:
+        load_catalog(write(tmp_path, TEXT.replace("protocol: bp4d}", f"protocol: bp4d, {keys}}}")))
+    assert sentence in str(caught.value)
+
+
+def test_layout_table_needs_its_table_and_by_number_fits_no_other(tmp_path):
+    for layout, sentence in (("table", "layout table needs `table`"), ("bp4d", "protocol by_number has no action")):
+        text = TEXT.replace("layout: bp4d, protocol: bp4d", f"layout: {layout}, protocol: by_number")
+        with pytest.raises(CatalogError, match=sentence):
+            load_catalog(write(tmp_path, text))
+
+
+def test_keys_change_the_rules_and_lists_stand_beside_the_catalog(tmp_path):
+    keys = "frames: lists/a.txt, leave_out: [24], bad_frames: keep"
+    entry = load_catalog(write(tmp_path, TEXT.replace("protocol: bp4d}", f"protocol: bp4d, {keys}}}"))).get_dataset(
+        "faces"
+    )
+    assert entry.frames == (tmp_path / "lists/a.txt",)
+    assert entry.rules.aus == (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23)
+    text = TEXT.replace("layout: bp4d, protocol: bp4d", "layout: disfa, protocol: disfa, leave_out: [5]")
+    rules = load_catalog(write(tmp_path, text)).get_dataset("faces").rules
+    assert rules.aus == (1, 2, 4, 6, 9, 12, 25, 26), "AU 5 is coded, and not one of the protocol's"
+    assert rules.is_bad_frame("SN002", 800)
+    kept = load_catalog(write(tmp_path, text.replace("leave_out: [5]", "bad_frames: keep"))).get_dataset("faces").rules
+    assert not kept.is_bad_frame("SN002", 800)
+
+
 def test_an_empty_variable_does_not_name_the_project_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("WORK", "")
     with pytest.raises(

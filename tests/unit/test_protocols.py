@@ -44,6 +44,20 @@ def test_unknown_subject_is_refused_and_rendered_ones_go_by_number():
         PROTOCOLS["rendered_bp4d"].get_part("Anna")
 
 
+def test_bp4d_plus_has_its_subjects_and_coded_tasks():
+    rules = PROTOCOLS["bp4d_plus"]
+    assert len(rules.subject_parts) == 140
+    assert rules.tasks == ("T1", "T6", "T7", "T8")
+    assert [rules.get_part(name) for name in ("F081", "F082", "M058")] == ["P1", "P2", "P2"]
+    with pytest.raises(DataError, match="'M059' is in no part"):
+        rules.get_part("M059")
+
+
+def test_names_are_those_of_the_protocol_in_any_case():
+    rules = PROTOCOLS["bp4d"]
+    assert (rules.find_subject("f001"), rules.find_subject("x"), rules.find_task("t3")) == ("F001", "x", "T3")
+
+
 def test_codes_become_labels_and_the_rest_is_unknown():
     assert presence_from_occurrence(np.array([0, 1, 9, 5])).tolist() == [0, 1, -1, -1]
     labels = presence_from_intensity(np.array([0, 1, 2, 5, 9, -1]), min_positive=2)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from pipeline.datasets import LAYOUTS
-from pipeline.datasets.index import index_frames, read_index, summarise, write_index
+from pipeline.datasets.index import coverage, index_frames, read_index, summarise, write_index
 from pipeline.errors import DataError
 from pipeline.protocols import PROTOCOLS
 
@@ -131,6 +131,18 @@ def test_summary_counts_known_labels_only(tmp_path):
     assert summary.loc["all", "AU1"] == 50
     assert summary.loc["P2", "frames"] == 0
     assert "<NA>" in summary.to_string(float_format="{:.0f}".format), "an empty part is shown, too"
+
+
+def test_coverage_tells_subjects_and_tasks_found_of_those_expected(tmp_path):
+    frames = index_frames(*write_bp4d(tmp_path, rows=["5" + ZEROS], images=["5.jpg"]))
+    found = coverage(frames, PROTOCOLS["bp4d"])
+    assert str(found) == "1 of 41 subjects, 1 of 328 tasks"
+    assert len(found.missing_subjects) == 40
+    assert "F001" not in found.missing_subjects
+    assert not found.is_complete
+    own = coverage(frames, PROTOCOLS["rendered_bp4d"])
+    assert str(own) == "1 subjects, 1 tasks"
+    assert own.is_complete
 
 
 def test_faults_in_raw_data_are_one_sentence(tmp_path):

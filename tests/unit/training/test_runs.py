@@ -9,6 +9,7 @@ from pipeline.cache.format import features_format
 from pipeline.catalog import Catalog, DatasetEntry, Roots, WeightsEntry
 from pipeline.config import ExperimentConfig
 from pipeline.datasets.index import INDEX_NAME
+from pipeline.datasets.origin import describe_origin, write_origin
 from pipeline.errors import ConfigError, DataError, StoreError, UsageError
 from pipeline.fingerprint import cache_document, map_shapes
 from pipeline.protocols import PROTOCOLS
@@ -96,6 +97,19 @@ def catalog(refreshed, tmp_path):
 
 def resolve(catalog, experiment=EXPERIMENT, **more):
     return Runs(catalog, "small", **more).resolve(experiment)
+
+
+def test_labels_that_changed_since_the_refresh_are_refused(catalog, tmp_path):
+    codes = tmp_path / "raw/AUCoding/AU_OCC/F001_T1.csv"
+    codes.parent.mkdir(parents=True)
+    codes.write_text("0,1\n")
+    entry = catalog.get_dataset("small")
+    origin = describe_origin(entry.root, entry.raw_layout, entry, protocol=entry.protocol, known=None)
+    write_origin(catalog.work_folder("small"), origin)
+    resolve(catalog)
+    codes.write_text("0,1\n1,1\n")
+    with pytest.raises(DataError, match=r"F001_T1.csv has changed since the labels of small were indexed; run `fantra"):
+        resolve(catalog)
 
 
 # --- every setting that decides the result names another run, and nothing else does
