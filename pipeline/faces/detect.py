@@ -27,10 +27,9 @@ from pipeline.weights.networks import BACKBONES
 if TYPE_CHECKING:
     from models.retinaface import Faces, RetinaFace
 
-_SURE_SCORE = 0.9
-"""A frame whose best face scores less is looked at from its other three sides, too..."""
-_TURNED_GAIN = 2.0
-"""...and is turned if a face of a sure score appears there, whose score x area is so many times as large."""
+_SURE_SCORE, _TURNED_GAIN, _TURNED_AREA_FRAC = 0.9, 0.05, 0.5
+"""An image is turned if its face scores at least the first from another side, at least the second more than upright,
+and has at least this fraction of the area: a detector may see an upright face in a turned one, but scores it less."""
 _MAX_WAITING_BATCHES = 4
 
 
@@ -116,23 +115,29 @@ def _as_rows(faces: _FacesOfFrame) -> np.ndarray:
 def _turned_deg(
     image: np.ndarray, faces: _FacesOfFrame, faces_in_images: Callable[[list[np.ndarray]], list[_FacesOfFrame]]
 ) -> int:
-    """Return by how much an image (H, W, 3) is turned clockwise: 0, 90, 180, 270.
+    """Return by how much an image (H, W, 3) seems to be turned clockwise: 0, 90, 180, 270.
 
-    Looks from the other sides unless a face has a sure score, one image at a time, so that batches do not matter.
+    Looks from the other sides unless the face is beyond doubt, one image at a time, so that batches do not matter.
     """
-    if (faces[1] >= _SURE_SCORE).any():
+    score, area = _main_face(faces)
+    if score > 1 - _TURNED_GAIN:
         return 0
     others = [faces_in_images([np.ascontiguousarray(np.rot90(image, quarters))])[0] for quarters in (1, 2, 3)]
-    evidence = [_evidence(other, min_score=_SURE_SCORE) for other in others]
-    best = int(np.argmax(evidence))
-    return 90 * (best + 1) if evidence[best] > _TURNED_GAIN * _evidence(faces, min_score=0.0) else 0
+    sides = [_main_face(other) for other in others]
+    best = int(np.argmax([other_score * other_area for other_score, other_area in sides]))
+    other_score, other_area = sides[best]
+    is_turned = other_score >= max(_SURE_SCORE, score + _TURNED_GAIN) and other_area >= _TURNED_AREA_FRAC * area
+    return 90 * (best + 1) if is_turned else 0
 
 
-def _evidence(faces: _FacesOfFrame, *, min_score: float) -> float:
-    """Return the largest score x area."""
+def _main_face(faces: _FacesOfFrame) -> tuple[float, float]:
+    """Return score and area of the face with the largest score x area; zeros without a face."""
     boxes, scores, _ = faces
+    if not len(scores):
+        return 0.0, 0.0
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return float((scores * areas)[scores >= min_score].max(initial=0.0))
+    best = int(np.argmax(scores * areas))
+    return float(scores[best]), float(areas[best])
 
 
 def _batches(root: Path, frames: pd.DataFrame, batch_size: int, on_progress: ProgressCallback) -> Iterator[_Batch]:

@@ -14,6 +14,8 @@ BOX = ["x1", "y1", "x2", "y2"]
 _SEQUENCE = ["subject", "task"]
 _POINTS_SLACK_FRAC = 0.1
 """How far outside of the box a point may be, in sides of the box."""
+_TURNED_FRAMES_FRAC = 0.25
+"""A sequence is turned if this fraction of its images seems to be turned by the same angle."""
 
 
 def subject_boxes(frames: pd.DataFrame, faces: pd.DataFrame, settings: DetectorConfig) -> pd.DataFrame:
@@ -116,8 +118,8 @@ def _flaws(frames: pd.DataFrame, boxes: pd.DataFrame, settings: DetectorConfig) 
     x1, y1, x2, y2 = (boxes[name].to_numpy(np.float64) for name in BOX)
     width, height = x2 - x1, y2 - y1
     area = np.maximum(width * height, 1e-6)
-    side = pd.Series(np.sqrt(area), frames.index)
-    typical = side.groupby([frames[name] for name in _SEQUENCE]).transform("median").to_numpy()
+    side = np.sqrt(area)
+    typical = pd.Series(side).groupby([frames[name].to_numpy() for name in _SEQUENCE]).transform("median").to_numpy()
     inside_x = np.minimum(x2, boxes["width_px"] - 0.5) - np.maximum(x1, -0.5)  # pixel centres are whole numbers
     inside_y = np.minimum(y2, boxes["height_px"] - 0.5) - np.maximum(y1, -0.5)
     inside_frac = np.maximum(inside_x, 0) * np.maximum(inside_y, 0) / area
@@ -127,12 +129,24 @@ def _flaws(frames: pd.DataFrame, boxes: pd.DataFrame, settings: DetectorConfig) 
     eyes = points[:, 1] - points[:, 0]
     roll_deg = np.abs(np.degrees(np.arctan2(eyes[:, 1], eyes[:, 0])))
     found = [  # comparisons with NaN are False: no box has no flaw
-        ((boxes["turned_deg"] != 0) | (roll_deg > settings.max_roll_deg), Flaw.TURNED),
+        (_is_in_turned_sequence(frames, boxes) | (roll_deg > settings.max_roll_deg), Flaw.TURNED),
         (inside_frac < settings.min_inside_frac, Flaw.OUTSIDE),
         ((side < settings.min_side_px) | (side < settings.min_side_frac * typical), Flaw.SMALL),
         (is_outside_box.any((1, 2)), Flaw.POINTS),
     ]
     return np.select([np.asarray(mask) for mask, _ in found], [flaw.value for _, flaw in found], "").astype(object)
+
+
+def _is_in_turned_sequence(frames: pd.DataFrame, boxes: pd.DataFrame) -> np.ndarray:
+    """Return which frames, bool (n,), are of a turned sequence: one turned image alone may be a covered face."""
+    is_turned = np.zeros(len(frames), bool)
+    sequence = [frames[name].to_numpy() for name in _SEQUENCE]
+    is_image = boxes["width_px"] > 0
+    num_images = is_image.groupby(sequence).transform("sum")
+    for turned_deg in (90, 180, 270):
+        num_turned = (boxes["turned_deg"] == turned_deg).groupby(sequence).transform("sum")
+        is_turned |= (is_image & (num_turned >= _TURNED_FRAMES_FRAC * num_images)).to_numpy()
+    return is_turned
 
 
 # ---------------------------------------------------------------------------------------------------------------- gaps

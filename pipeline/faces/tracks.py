@@ -181,12 +181,13 @@ def is_cut(before: np.ndarray, after: np.ndarray, min_difference: float) -> bool
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(_even_light(a) - _even_light(b)).mean())
+    return float(np.abs(_even_light(a) - _even_light(b)).sum()) / a.size
 
 
 def _even_light(thumbnail: np.ndarray) -> np.ndarray:
-    grey = thumbnail - thumbnail.mean(dtype=np.float64)
-    even: np.ndarray = grey / max(math.sqrt((grey * grey).mean()), _MIN_CONTRAST)
+    grey = thumbnail.astype(np.float64)
+    grey -= grey.sum() / grey.size
+    even: np.ndarray = grey / max(math.sqrt(np.vdot(grey, grey) / grey.size), _MIN_CONTRAST)
     return even
 
 

@@ -40,7 +40,7 @@ class BrightestBlob(torch.nn.Module):
         if not len(x):
             return Faces(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 5, 2))
         box = torch.stack([x.min(), y.min(), x.max(), y.max()]).float()
-        return Faces(torch.stack([box, box + 100]), torch.tensor([0.9, 0.6]), box.view(2, 2).mean(0).repeat(2, 5, 1))
+        return Faces(torch.stack([box, box + 100]), torch.tensor([0.98, 0.6]), box.view(2, 2).mean(0).repeat(2, 5, 1))
 
 
 def draw_image(*, height=48, width=64, blob=(10, 20, 30, 40)) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_all_faces_in_full_frame_px(tmp_path):
     assert faces["height_px"].tolist() == [48, 48, 48, 96, 96, 0]
     assert sum(seen) == 4
     first, second, third = faces.iloc[0], faces.iloc[1], faces.iloc[3]
-    assert first[["x1", "y1", "x2", "y2", "score"]].tolist() == pytest.approx([10, 20, 30, 40, 0.9])
+    assert first[["x1", "y1", "x2", "y2", "score"]].tolist() == pytest.approx([10, 20, 30, 40, 0.98])
     assert first[["p0x", "p0y", "p4x", "p4y"]].tolist() == pytest.approx([20, 30, 20, 30])
     assert second[["x1", "y2", "score"]].tolist() == pytest.approx([110, 140, 0.6])
     assert third[["x1", "y1", "x2", "y2"]].tolist() == pytest.approx([20.5, 40.5, 60.5, 80.5])  # centres of 2 x 2 px
@@ -153,13 +153,16 @@ def test_all_faces_in_full_frame_px(tmp_path):
 
 
 class UprightBlob(BrightestBlob):
-    """Stub network that is sure of blobs in the upper half of an image, and sees others as small faces at best."""
+    """Stub network that is sure of blobs in the upper half of an image, and less sure of others."""
+
+    def __init__(self, *, elsewhere=0.9):
+        super().__init__()
+        self.elsewhere = elsewhere
 
     def _faces(self, grey):
         faces = super()._faces(grey)
-        if not len(faces.boxes) or faces.boxes[0, 3] < len(grey) / 2:
-            return faces
-        return Faces(faces.boxes[1:] - 100 + torch.tensor([0, 0, -10, -10]), faces.scores[1:], faces.points[1:])
+        is_upright = bool(faces.boxes[0, 3] < len(grey) / 2)
+        return Faces(faces.boxes[:1], torch.tensor([0.98 if is_upright else self.elsewhere]), faces.points[:1])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +173,15 @@ def test_a_frame_is_turned_if_a_sure_face_appears_from_another_side(tmp_path, bl
     write_jpeg(tmp_path / "1.jpg", draw_image(height=64, blob=blob))
     faces = detect_frames(frame_rows([("1.jpg", -1)]), tmp_path, UprightBlob(), settings=SETTINGS, device=CPU)
     assert set(faces["turned_deg"]) == {turned_deg}
+
+
+def test_a_face_that_is_nearly_as_sure_upright_is_not_turned(tmp_path):
+    write_jpeg(tmp_path / "1.jpg", draw_image(height=64, blob=(20, 42, 40, 62)))
+    frames = frame_rows([("1.jpg", -1)])
+    for elsewhere, turned_deg in ((0.92, 180), (0.94, 0), (0.97, 0)):
+        network = UprightBlob(elsewhere=elsewhere)
+        faces = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU)
+        assert faces["turned_deg"].tolist() == [turned_deg]
 
 
 def test_batches_hold_frames_of_one_size_and_are_bounded(tmp_path):

@@ -44,7 +44,8 @@ def face_rows(frames, boxes_by_frame, *, scores=None, thumbnails=None, size=(100
             points = centre + side * np.array([[-0.2, -0.2], [0.2, -0.2], [0, 0], [-0.15, 0.2], [0.15, 0.2]]) @ turn
             score = np.nan if not boxes else 0.9 if scores is None else scores[i][number]
             values = [*xyxy, score, *points.ravel()]
-            rows.append((frame_id, number if boxes else -1, status, *size, seen, turned_deg, *values))
+            width, height = (0, 0) if boxes is None else size
+            rows.append((frame_id, number if boxes else -1, status, width, height, seen, turned_deg, *values))
     return pd.DataFrame(rows, columns=list(FACE_COLUMNS)).astype(dict.fromkeys(VALUE_COLUMNS, np.float32))
 
 
@@ -177,13 +178,17 @@ def test_a_turned_face_has_a_flaw():
     assert choose([[box(300)]], of_faces={"roll_deg": 50.0}, max_roll_deg=60)["status"].tolist() == ["ok"]
 
 
-def test_a_turned_frame_has_a_flaw_and_is_not_filled():
-    frames = frame_rows([1, 2, 3, 4])
-    faces = face_rows(frames, [[box(300)], [box(300)], [], [box(300)]])
-    faces["turned_deg"] = [0, 90, 90, 0]
+def test_a_sequence_is_turned_if_a_quarter_of_its_images_is_turned_by_one_angle():
+    frames = frame_rows(range(1, 10))
+    faces = face_rows(frames, [[box(300)]] * 4 + [[], None] + [[box(300)]] * 3)
+    faces["turned_deg"] = [0, 90, 90, 0, 0, 0, 0, 0, 0]  # of 8 images
     boxes = subject_boxes(frames, faces, DetectorConfig())
-    assert boxes["status"].tolist() == ["ok", "implausible", "no_face", "ok"]
-    assert boxes["flaw"].tolist() == ["", "turned", "turned", ""]
+    assert boxes["status"].tolist() == ["implausible"] * 4 + ["no_face", "unreadable"] + ["implausible"] * 3
+    assert boxes["flaw"].tolist() == ["turned"] * 5 + [""] + ["turned"] * 3
+    for few in ([0, 90, 0, 0, 0, 0, 0, 0, 0], [0, 90, 180, 0, 0, 0, 0, 0, 0]):
+        faces["turned_deg"] = few
+        boxes = subject_boxes(frames, faces, DetectorConfig())
+        assert boxes["status"].tolist() == ["ok"] * 4 + ["interpolated", "unreadable"] + ["ok"] * 3
 
 
 def test_points_outside_of_the_box_are_a_flaw():
@@ -306,8 +311,10 @@ def test_half_a_face_is_implausible(tmp_path, faces_of_two, detector):
     assert "ok" not in set(boxes["status"][3:])
 
 
-def test_frames_that_lie_on_their_side_are_turned(tmp_path, faces_of_two, detector):
-    lying = [np.ascontiguousarray(np.rot90(face, quarters)) for face in faces_of_two for quarters in (1, 3)]
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_frames_that_lie_on_a_side_or_upside_down_are_turned(tmp_path, faces_of_two, detector, quarters):
+    lying = [np.ascontiguousarray(np.rot90(face, quarters)) for face in faces_of_two]
     boxes = find_boxes(tmp_path, lying, detector)
-    assert boxes["flaw"].tolist() == ["turned"] * 4
+    assert boxes["flaw"].tolist() == ["turned"] * 2
     assert "ok" not in set(boxes["status"])
+    assert find_boxes(tmp_path, faces_of_two, detector)["flaw"].tolist() == [""] * 2

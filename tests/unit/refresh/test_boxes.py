@@ -84,6 +84,11 @@ def test_a_boxes_table_without_tracks_is_written_again(world):
     write_table(job.boxes_path, pd.read_parquet(job.boxes_path).drop(columns=["track", "flaw"]))
     assert detect(job).num_computed == 0
     assert table_bytes(job) == before
+    stale = pd.read_parquet(job.boxes_path).assign(x1=np.float32(1), source_sha256="of another image")
+    write_table(job.boxes_path, stale)
+    assert DetectStage().plan(job).expected.boxes["x1"].gt(1).all()
+    assert detect(job).num_computed == 0
+    assert table_bytes(job) == before, "a kill between the two tables leaves no stale boxes"
 
 
 def test_only_changed_images_are_detected_again_and_the_boxes_are_those_from_scratch(world):
