@@ -346,9 +346,9 @@ def added_weights(folder: Path) -> dict[str, WeightsEntry]:
         try:
             found[name] = _anchored_weights(WeightsEntry.model_validate(entry), folder)
         except ValidationError as error:
-            where = entry_path(folder, name)
+            fault = first_fault(error, WeightsEntry).removeprefix("``: ")
             raise CatalogError(
-                f"entry {where} is damaged ({first_fault(error, WeightsEntry)}); delete it, then add the weights again"
+                f"entry {entry_path(folder, name)} is damaged ({fault}); delete it, then add the weights again"
             ) from None
     return found
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UsageError, WeightsError
 from pipeline.runtime.atomic import file_sha256, write_json, write_safetensors
@@ -55,7 +56,8 @@ def add_weights(
     load_state(network, found.state, what=f"weights {path}", expected=found.architecture, fix="name another file")
 
     before = read_entries(folder).get(name)
-    if before is not None and (before["source"]["sha256"], before.get("pooling")) != (sha256, pooling):
+    source = {"file": path.name, "sha256": sha256, "url": published.url if published else None}
+    if before is not None and not (_has_source(before, sha256) and before.get("pooling") == pooling):
         raise UsageError(
             f"{folder} already has other weights {name!r}; choose another name with --name, or remove them with "
             f"`fantrans weights rm {name}`"
@@ -69,12 +71,17 @@ def add_weights(
         "path": target.name,
         "sha256": file_sha256(target),
         **{key: value for key, value in shape.items() if value is not None},
-        "source": {"file": path.name, "sha256": sha256, "url": published.url if published else None},
+        "source": source,
     }
     if before is not None and "codec" in before:  # the same weights, whose file was damaged
         entry["codec"] = before["codec"]
     write_json(entry_path(folder, name), entry)
     return name, True
+
+
+def _has_source(entry: Mapping[str, Any], sha256: str) -> bool:
+    """Whether an entry was written for the file with this sha256; one that was written by hand has no source."""
+    return bool((entry.get("source") or {}).get("sha256") == sha256)
 
 
 def _check_published(path: Path, sha256: str, name: str, published: PublishedWeights, found: Architecture) -> None:

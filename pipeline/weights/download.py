@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline.errors import WeightsError
+from pipeline.errors import WeightsError, WriteError
 from pipeline.runtime.atomic import discard, file_sha256, fsync_file, put_in_place, write_bytes_atomically
 from pipeline.runtime.progress import track
 
@@ -50,7 +50,10 @@ def download(url: str, path: Path, *, sha256: tuple[str, ...] = (), otherwise: s
 
 
 def _receive(url: str, part: Path, validator: Path, otherwise: str) -> None:
-    """Append what is missing to `part`; start it again if the server's file is another one."""
+    """Append what is missing to `part`; start it again if the server's file is another one.
+
+    Raises `httpx.TransportError` for an answer that breaks off (httpx counts the bytes of Content-Length).
+    """
     kept = part.stat().st_size if part.is_file() and validator.is_file() else 0
     headers = {"Accept-Encoding": "identity"}
     if kept:
@@ -68,18 +71,22 @@ def _receive(url: str, part: Path, validator: Path, otherwise: str) -> None:
         if not is_resumed:
             kept = 0
             discard(validator)
-        length = answer.headers.get("Content-Length")
-        expected = None if length is None else kept + int(length)
+        total_bytes = kept + int(answer.headers.get("Content-Length", 0))
         tag = answer.headers.get("ETag", "W/")
         if tag.startswith("W/"):  # a weak one does not guarantee equal bytes
             tag = answer.headers.get("Last-Modified", "")
-        with part.open("ab" if is_resumed else "wb") as file:
-            if tag:
-                write_bytes_atomically(validator, tag.encode())
-            name = part.name.removesuffix(".part")
-            with track(f"download {name}", total=expected or 0, unit="bytes", num_before=kept) as on_progress:
-                for chunk in answer.iter_raw():
-                    file.write(chunk)
-                    on_progress(len(chunk))
-    if expected is not None and part.stat().st_size != expected:
-        raise httpx.ReadError(f"{part.stat().st_size:,} of {expected:,} bytes arrived")
+        try:
+            with part.open("ab" if is_resumed else "wb") as file:
+                if tag:
+                    write_bytes_atomically(validator, tag.encode())
+                name = part.name.removesuffix(".part")
+                with track(f"download {name}", total=total_bytes, unit="bytes", num_before=kept) as on_progress:
+                    for chunk in answer.iter_raw():
+                        file.write(chunk)
+                        on_progress(len(chunk))
+        except OSError as error:  # httpx's own errors are none
+            raise WriteError(
+                f"{part} cannot be written: {error.strerror or error}; free space or fix permissions, then run the "
+                "command again: what arrived is kept",
+                error.errno,
+            ) from None

@@ -25,7 +25,7 @@ from pipeline.fingerprint import cache_document, cache_fingerprint, find_weights
 from pipeline.runtime.atomic import file_sha256
 from pipeline.weights import add, published
 from pipeline.weights.add import add_weights
-from pipeline.weights.folder import add_codec, remove_weights
+from pipeline.weights.folder import add_codec, is_added, remove_weights
 from pipeline.weights.published import PUBLISHED, PublishedWeights, find_published
 from tests.unit.weights.test_files import as_jit, parallel, write
 
@@ -144,6 +144,11 @@ def test_an_entry_records_its_source_and_is_added_once(tmp_path, folder):
         with pytest.raises(UsageError, match="is not a name of weights"):
             add_weights(path, folder, name=name or "-", pooling="max")
     assert sorted(path.name for path in folder.iterdir()) == ["fan.json", "fan.safetensors"]
+    del entry["source"]
+    (folder / "fan.json").write_text(json.dumps(entry | {"sha256": entry["sha256"][:8].upper()}))
+    assert is_added(folder, "fan")
+    with pytest.raises(UsageError, match="already has other weights 'fan'"):
+        add_weights(path, folder, pooling="max")
 
 
 def test_a_damaged_file_is_written_again_with_its_codec_and_rm_removes_all(tmp_path, folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ import torch
 
 from models.fan import FAN
 from pipeline.catalog import added_weights
-from pipeline.errors import StoreError, UsageError, WeightsError
+from pipeline.errors import StoreError, UsageError, WeightsError, WriteError
 from pipeline.runtime.atomic import file_sha256
 from pipeline.store.lock import writer_lock
 from pipeline.weights import published
@@ -108,6 +109,24 @@ def test_a_later_call_resumes_and_a_changed_file_starts_again(site, tmp_path):
     site.data, site.tag = b"b" * 5000, '"2"'
     assert get(site, tmp_path / "file.pth").read_bytes() == site.data
     assert site.ranges[-1] == "bytes=3000-"
+
+
+def test_a_full_disk_is_one_sentence_and_what_arrived_is_kept(site, tmp_path, monkeypatch):
+    site.data = b"a" * 9000
+    file = type("Full", (), {"__enter__": lambda self: self, "__exit__": lambda *_: None})()
+
+    def write(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file.write = write
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: file if path.suffix == ".part" else opened(path, *a, **k))
+    with pytest.raises(WriteError, match=r"file.pth.part cannot be written: No space left on device; free") as caught:
+        get(site, tmp_path / "file.pth")
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert get(site, tmp_path / "file.pth").read_bytes() == site.data
 
 
 def test_without_a_validator_every_try_starts_from_the_beginning(site, tmp_path):
