@@ -10,15 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-import httpx
 import yaml
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -77,24 +74,6 @@ def bootstrap(*, num_gpus: int | None = None, num_cpu_runs: int | None = None) -
         if not os.environ.get(WEBHOOK):
             _delete_webhook_block(client)
     return done + [(name, "deployed") for name in _deploy_all()]
-
-
-def wait_for_server(address: str, *, seconds: float, while_waiting: Callable[[], None] = lambda: None) -> None:
-    """Return once the server answers, or raise `ServerError` after `seconds`; each try calls `while_waiting` first."""
-    deadline = time.monotonic() + seconds
-    while True:
-        while_waiting()
-        try:
-            if httpx.get(f"{address}/health", timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        if time.monotonic() > deadline:
-            raise ServerError(
-                f"no Prefect server answered at {address} within {seconds:.0f} s; start one as in "
-                "docs/operations.md, or read its log"
-            )
-        time.sleep(0.5)
 
 
 def _job_template() -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _rows_table(table: pd.DataFrame, names: Sequence[str], *, is_narrow: bool) -
 
     names: of all runs, among which the beginning must be unique.
     """
-    from pipeline.report.listing import age_in_words
+    from pipeline.runtime.text import age_in_words
 
     columns = ["run", "data set", "experiment", "seed", "folds", "F1", "95 %", "age"]
     columns = [name for name in columns if name != "95 %" or not is_narrow]
