@@ -1,11 +1,13 @@
 """What `fantrans ops status` finds wrong, and how a deployment's schedule is shown."""
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
+from flows import tasks
 from flows.ops import Deployment, Worker, _reason, _schedule, find_problems
 
 NOW = datetime(2026, 11, 28, 3, tzinfo=UTC)
@@ -45,6 +47,19 @@ def test_the_sentence_of_an_error_stands_alone():
     assert _reason("Flow run encountered an exception: DataError: x is\n damaged") == "x is damaged"
     assert _reason("no heartbeat: its process and worker are gone") == "no heartbeat: its process and worker are gone"
     assert _reason(None) == "no message"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"dataset": "bp4d", "experiment": "configs/mine.yaml"}, "bp4d, mine"),
+        ({"dataset": "bp4d", "experiment": None}, "bp4d"),
+        ({"dataset": None, "deep": True}, "all data sets"),
+    ],
+)
+def test_a_flow_run_is_named_by_what_it_works_on(monkeypatch, parameters, name):
+    monkeypatch.setattr(tasks, "flow_run", SimpleNamespace(parameters=parameters))
+    assert tasks.run_name() == name
 
 
 def test_a_schedule_has_its_time_zone():
