@@ -10,15 +10,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple, cast
 from uuid import UUID
+from zoneinfo import available_timezones
 
-import httpx
 import yaml
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -31,8 +29,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from flows.tasks import WEBHOOK
-from pipeline.errors import ServerError
+from pipeline.errors import ServerError, UsageError
 from pipeline.project import project_file, project_folder
+from pipeline.runtime.text import nearest_name
 
 HEARTBEAT_S = 30
 """Seconds between the heartbeats of a flow run, which the automation waits for."""
@@ -43,6 +42,8 @@ RUN_ENVIRONMENT = {
 }
 """Environment of every flow run in the pools; it sends the log lines of the stages to the server."""
 CRASH_AUTOMATION = "fantrans: a run without a heartbeat has crashed"
+TIMEZONE = "FANTRANS_TIMEZONE"
+"""Environment variable with the time zone of the schedules in prefect.yaml, read when they are deployed."""
 _WEBHOOK_BLOCK = "fantrans"
 _NO_HEARTBEAT = "no heartbeat: its process and worker are gone"
 
@@ -68,33 +69,16 @@ def bootstrap(*, num_gpus: int | None = None, num_cpu_runs: int | None = None) -
     """Create or update pools, queues, limits, automation and deployments; returns the name of each, and what was done.
 
     Without a number of runs at a time, a pool keeps the one that it has. The server is that of PREFECT_API_URL when
-    this process started. Raises `ServerError` if Prefect refuses a deployment.
+    this process started. Raises `ServerError` if Prefect refuses a deployment, `UsageError` for an unknown time zone.
     """
+    timezone = _timezone()
     limits = {"gpu": num_gpus, "cpu": num_cpu_runs}
     with get_client(sync_client=True) as client:
         done = [each for pool, queues in QUEUES.items() for each in _ensure_pool(client, pool, limits[pool], queues)]
         done.append(_ensure_crash_automation(client))
         if not os.environ.get(WEBHOOK):
             _delete_webhook_block(client)
-    return done + [(name, "deployed") for name in _deploy_all()]
-
-
-def wait_for_server(address: str, *, seconds: float, while_waiting: Callable[[], None] = lambda: None) -> None:
-    """Return once the server answers, or raise `ServerError` after `seconds`; each try calls `while_waiting` first."""
-    deadline = time.monotonic() + seconds
-    while True:
-        while_waiting()
-        try:
-            if httpx.get(f"{address}/health", timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        if time.monotonic() > deadline:
-            raise ServerError(
-                f"no Prefect server answered at {address} within {seconds:.0f} s; start one as in "
-                "docs/operations.md, or read its log"
-            )
-        time.sleep(0.5)
+    return done + [(name, "deployed") for name in _deploy_all(timezone)]
 
 
 def _job_template() -> dict[str, Any]:
@@ -185,8 +169,21 @@ def _delete_webhook_block(client: SyncPrefectClient) -> None:
         client.delete_block_document(block.id)
 
 
-def _deploy_all() -> list[str]:
+def _timezone() -> str:
+    """Return the time zone of the schedules that name none of their own; `UsageError` if it does not exist."""
+    name = os.environ.get(TIMEZONE) or "UTC"
+    known = available_timezones()
+    if name not in known:
+        near = nearest_name(name, known)
+        meant = f"; did you mean {near}?" if near else "; expected one such as Europe/Berlin"
+        raise UsageError(f"the time zone {name!r} of {TIMEZONE} does not exist{meant}")
+    return name
+
+
+def _deploy_all(timezone: str) -> list[str]:
     """Deploy the project's prefect.yaml, else the shipped one; returns the deployments' names.
+
+    timezone: of the schedules whose `timezone` is the placeholder of FANTRANS_TIMEZONE.
 
     Each schedule stays as it is on the server, on or off.
     """
@@ -200,6 +197,9 @@ def _deploy_all() -> list[str]:
         current = are_on.get(deployment_key(deployment["entrypoint"], deployment["name"]), [])
         for schedule, is_on in zip(deployment.get("schedules", []), current, strict=False):
             schedule["active"] = is_on
+        for schedule in deployment.get("schedules", []):
+            if schedule.get("timezone") == f"{{{{ ${TIMEZONE} }}}}":
+                schedule["timezone"] = timezone
     project = project_folder()
     with NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file, sort_keys=False)

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
 from flows.commands import cache, data, ops, project, runs, train, weights
 from flows.commands.base import INTERRUPTED, Group, Quiet, Verbose, add_command
-from flows.commands.output import print_json
+from flows.commands.output import make_console, print_json
 from pipeline.errors import FantransError
 
 logger = logging.getLogger("fantrans")
@@ -139,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 @contextmanager
 def _logging() -> Iterator[None]:
     """Log to stderr; --verbose and --quiet change the level of the project's logger."""
-    errors = Console(stderr=True)
+    errors = make_console(stderr=True)
     if errors.is_terminal:
         handler: logging.Handler = RichHandler(console=errors, show_path=False, show_level=False)
     else:
@@ -169,7 +168,7 @@ def _exit_with(error: Exception, sentence: str, status: int, arguments: Sequence
     _print_error(error, sentence, status, arguments)
     if logger.isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False)
+    make_console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False)
     sys.exit(status)
 
 

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterState
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import DeploymentSchedule, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.bootstrap import QUEUES, bootstrap, wait_for_server
+from flows.bootstrap import QUEUES, bootstrap
+from flows.connection import check_server, wait_for_server
 from pipeline.catalog import load_catalog
 from pipeline.errors import FantransError, ServerError
 from pipeline.refresh.maintenance import CacheSummary, list_caches
+from pipeline.runtime.text import age_in_words
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
 _EARLY_END_S = 10.0
 _MAX_EARLY_ENDS = 5
+_LATE_AFTER = timedelta(seconds=60)
+_SHARED_VARIABLES = ("FANTRANS_CATALOG", "FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS")
 
 
 def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line: Callable[[str], None]) -> None:
@@ -59,6 +64,11 @@ def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line:
         workers.start("cpu", *_worker_command("cpu", "cpu"))
         print_line(f"up: http://127.0.0.1:{port} (logs in {home}); Ctrl-C stops it. In another terminal:")
         print_line(f"    export PREFECT_API_URL={address}")
+        if os.environ.get("PREFECT_API_AUTH_STRING"):
+            print_line("    export PREFECT_API_AUTH_STRING=...    # as here: the server asks for it")
+        for name in _SHARED_VARIABLES:
+            if name in os.environ:
+                print_line(f"    export {name}={shlex.quote(str(Path(os.environ[name]).absolute()))}")
         print_line("    prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch")
         try:
             while True:
@@ -118,6 +128,8 @@ class _Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second one would leave processes behind
+            signal.signal(number, signal.SIG_IGN)
         for process, _started in self._running.values():
             process.terminate()
         deadline = time.monotonic() + _STOP_TIMEOUT_S
@@ -127,18 +139,6 @@ class _Supervisor:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-def check_server() -> None:
-    """Raise `ServerError` if no server answers at PREFECT_API_URL."""
-    address = os.environ.get("PREFECT_API_URL", "")
-    try:
-        httpx.get(f"{address}/health", timeout=5).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL):
-        raise ServerError(
-            f"no Prefect server answers at {address or 'PREFECT_API_URL, which is not set'}; "
-            "start one with `fantrans ops up`, or set PREFECT_API_URL to yours"
-        ) from None
 
 
 class Worker(NamedTuple):
@@ -151,24 +151,37 @@ class Worker(NamedTuple):
 
 
 class Deployment(NamedTuple):
-    """A deployment, FLOW/NAME, with its last and next runs; None where there is none."""
+    """A deployment, FLOW/NAME, with its last and next runs; None where there is none.
+
+    last_message: why the last run failed or crashed; None for other ends. schedule: cron and time zone, and "off" for
+    an inactive one. A run whose start is over is late since `next_run_at`.
+    """
 
     name: str
     last_run_at: datetime | None
     last_state: str | None
     next_run_at: datetime | None
+    last_message: str | None = None
+    schedule: str | None = None
+    pool: str | None = None
+
+    def is_late(self, now: datetime) -> bool:
+        """Return whether a run waits since more than a minute."""
+        return self.next_run_at is not None and now - self.next_run_at > _LATE_AFTER
 
 
 class Status(NamedTuple):
-    """What a server and the folders of the catalog know. faults: data sets whose caches could not be listed, and why.
+    """What a server and the folders of the catalog know.
 
-    caches: of all data sets.
+    caches: of all data sets, in the folders of this process. faults: data sets whose caches could not be listed, and
+    why. problems: see `find_problems`.
     """
 
     workers: list[Worker]
     deployments: list[Deployment]
     caches: list[CacheSummary]
     faults: list[str]
+    problems: Sequence[str] = ()
 
 
 def read_status() -> Status:
@@ -182,7 +195,31 @@ def read_status() -> Status:
             caches += list_caches(catalog, dataset)
         except FantransError as error:
             faults.append(f"{dataset}: {error}")
-    return Status(workers, deployments, caches, faults)
+    return Status(workers, deployments, caches, faults, find_problems(workers, deployments, now=datetime.now(UTC)))
+
+
+def find_problems(workers: list[Worker], deployments: list[Deployment], *, now: datetime) -> list[str]:
+    """Return a sentence for each deployment whose run is late, or whose last run failed or crashed."""
+    online = {worker.pool for worker in workers if worker.state == "online"}
+    found = []
+    for each in deployments:
+        if each.is_late(now) and each.next_run_at is not None:
+            why = f"pool {each.pool} has no worker online; start one with `{_worker_hint(each.pool)}`"
+            if each.pool in online:
+                why = f"all workers of pool {each.pool} are busy, or its queue is paused; see the page of the server"
+            found.append(f"{each.name} is late for {_age(each.next_run_at, now)}: {why}")
+        if each.last_message is not None and each.last_state is not None:
+            when = "" if each.last_run_at is None else f" {_age(each.last_run_at, now)} ago"
+            found.append(f"{each.name} {each.last_state.lower()}{when}: {each.last_message}")
+    return found
+
+
+def _worker_hint(pool: str | None) -> str:
+    return f"prefect worker start --type process --pool {pool}{' --limit 1' if pool == 'gpu' else ''}"
+
+
+def _age(then: datetime, now: datetime) -> str:
+    return age_in_words((now - then).total_seconds())
 
 
 def _workers(client: SyncPrefectClient) -> list[Worker]:
@@ -214,12 +251,32 @@ def _deployments(client: SyncPrefectClient) -> list[Deployment]:
             limit=1,
             sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
         )
+        state = last[0].state if last else None
+        has_failed = state is not None and state.type in (StateType.FAILED, StateType.CRASHED)
         found.append(
             Deployment(
                 f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
                 last[0].start_time if last else None,
                 last[0].state_name if last else None,
                 following[0].next_scheduled_start_time if following else None,
+                _reason(state.message) if state is not None and has_failed else None,
+                ", ".join(map(_schedule, deployment.schedules)) or None,
+                deployment.work_pool_name,
             )
         )
     return sorted(found, key=lambda deployment: deployment.name)
+
+
+def _reason(message: str | None) -> str:
+    """Return the sentence of an error from the message of a failed state, on one line."""
+    words = " ".join((message or "no message").split())
+    return re.sub(r"^(Flow|Task) run encountered an exception: \w+: ", "", words)[:600]
+
+
+def _schedule(schedule: DeploymentSchedule) -> str:
+    """Return the rule of a schedule, with its time zone, and whether it is off."""
+    rule = schedule.schedule
+    words = str(
+        getattr(rule, "cron", None) or getattr(rule, "rrule", None) or f"every {getattr(rule, 'interval', '?')}"
+    )
+    return f"{words} {getattr(rule, 'timezone', None) or 'UTC'}{'' if schedule.active else ', off'}"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from prefect import Flow, Task, flow, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from pipeline.errors import is_io_failure
@@ -108,5 +110,12 @@ _TASK_SETTINGS: dict[str, Any] = {
 
 
 def fantrans_flow(name: str) -> Callable[[Callable[_P, _Out]], Flow[_P, _Out]]:
-    """Decorator: a flow that reports to the webhook when it fails or crashes."""
-    return flow(name=name, on_failure=[notify_webhook], on_crashed=[notify_webhook])
+    """Decorator: a flow whose runs are named by what they work on, and that reports failures to the webhook."""
+    return flow(name=name, flow_run_name=run_name, on_failure=[notify_webhook], on_crashed=[notify_webhook])
+
+
+def run_name() -> str:
+    """Return the name of the current flow run: its data set, and its experiment if one is given."""
+    given = flow_run.parameters
+    dataset, experiment = given.get("dataset") or "all data sets", given.get("experiment")
+    return f"{dataset}, {Path(experiment).stem}" if experiment else str(dataset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -30,6 +30,8 @@ def start_server(
 
     Prints how to use them, restarts what ends, and stops all of them on Ctrl-C.
     """
+    if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:  # the workers know the password of the server that is started
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", os.environ["PREFECT_SERVER_API_AUTH_STRING"])
     set_up_prefect(
         PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_HOME=str(prefect_home()), PREFECT_LOGGING_LEVEL="INFO"
     )
@@ -58,7 +60,8 @@ def deploy(
     if not address:
         raise ServerError("PREFECT_API_URL is not set; start a server with `fantrans ops up`, or set it to yours")
     set_up_prefect()
-    from flows.bootstrap import bootstrap, wait_for_server
+    from flows.bootstrap import bootstrap
+    from flows.connection import wait_for_server
 
     wait_for_server(address, seconds=wait_s)
     done = bootstrap(num_gpus=gpus, num_cpu_runs=cpu_runs)
@@ -71,14 +74,16 @@ def deploy(
 
 @add_command(ops_app, "status", "fantrans ops status", "fantrans ops status --json")
 def show_status(as_json: Json = False) -> None:
-    """Show workers, deployments and caches, as the server of PREFECT_API_URL knows them.
+    """Show workers and deployments of the server of PREFECT_API_URL, and the caches of this shell's catalog.
 
     Prints one table of each: heartbeats of the workers, last and next runs of the deployments, revisions of the caches.
+    Below the deployments stands what is late or has failed, and why.
     """
     set_up_prefect()
     from flows.ops import read_status
+    from pipeline.catalog import load_catalog
 
-    status = read_status()
+    status, now = read_status(), datetime.now(UTC)
     if as_json:
         print_json(
             "ops-status",
@@ -86,6 +91,7 @@ def show_status(as_json: Json = False) -> None:
             deployments=[deployment._asdict() for deployment in status.deployments],
             caches=[cache_record(cache) for cache in status.caches],
             faults=status.faults,
+            problems=status.problems,
         )
         return
     _print(
@@ -95,17 +101,21 @@ def show_status(as_json: Json = False) -> None:
     )
     _print(
         "deployments",
-        ("deployment", "last run", "ended as", "next run"),
+        ("deployment", "schedule", "last run", "ended as", "next run"),
         [
             (
                 each.name,
+                each.schedule or "",
                 _local(each.last_run_at) if each.last_state else "never",
                 each.last_state or "",
-                _local(each.next_run_at) or "not scheduled",
+                ("late: " if each.is_late(now) else "") + (_local(each.next_run_at) or "not scheduled"),
             )
             for each in status.deployments
         ],
     )
+    print_line(f"times of runs are local: {now.astimezone():%Z}")
+    for problem in status.problems:
+        print_line(problem)
     _print(
         "caches",
         ("data set", "cache", "revision", "frames", "made with", "age", "state"),
@@ -122,6 +132,7 @@ def show_status(as_json: Json = False) -> None:
             for each in status.caches
         ],
     )
+    print_line(f"caches are those of this shell, below {load_catalog().roots.cache}")
     for fault in status.faults:
         print_line(fault)
 

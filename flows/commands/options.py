@@ -61,6 +61,10 @@ def _checked_weights(weights: str) -> str:
 
 
 def _checked_device(device: str) -> str:
+    if device.startswith("mps"):
+        raise ConfigError(
+            f"device {device!r} is not supported, because Apple's GPU has no 64-bit floats; pass --device cpu"
+        )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):  # whether it exists is checked later, which loads torch
         raise ConfigError(f"device {device!r} is not known; expected auto, cpu, cuda or cuda:N")
     return device

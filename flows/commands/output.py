@@ -13,10 +13,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 _UNLIMITED = 10_000
 """Width in characters where there is no terminal: tables are not cut."""
+
+_MIN_FOLDED = 10
+"""Least width in characters of a column whose cells may be folded."""
 
 
 def print_line(line: str) -> None:
@@ -25,11 +29,27 @@ def print_line(line: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table in the width of the terminal, or of COLUMNS; else every cell in full."""
+    """Print a table in the width of the terminal, or of COLUMNS; else every cell in full.
+
+    A terminal that is too narrow gets longer lines: names are folded, but no number is cut.
+    """
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = make_console(width=None if has_width else _UNLIMITED)
+    unlimited = console.options.update(width=_UNLIMITED)
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut cannot be used
-    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(width=None if has_width else _UNLIMITED).print(table)
+        cells = (column.header, *column.cells)
+        width = max(Measurement.get(console, unlimited, cell).maximum for cell in cells)
+        column.min_width = width if column.no_wrap else min(width, _MIN_FOLDED)
+    _, right, _, left = table.padding
+    needed = 1 + sum((column.min_width or 0) + left + right + 1 for column in table.columns)
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
+def make_console(**settings: Any) -> Console:
+    """Return a console; with NO_COLOR it prints no codes at all, where Rich still prints bold and italic."""
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", **settings)
 
 
 def print_json(name: str, **content: Any) -> None:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flows.commands.base import Group, add_command
 from flows.commands.names import complete_run
 from flows.commands.options import Json, Run
-from flows.commands.output import print_json, print_line, print_table
+from flows.commands.output import make_console, print_json, print_line, print_table
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _rows_table(table: pd.DataFrame, names: Sequence[str], *, is_narrow: bool) -
 
     names: of all runs, among which the beginning must be unique.
     """
-    from pipeline.report.listing import age_in_words
+    from pipeline.runtime.text import age_in_words
 
     columns = ["run", "data set", "experiment", "seed", "folds", "F1", "95 %", "age"]
     columns = [name for name in columns if name != "95 %" or not is_narrow]
@@ -178,7 +177,7 @@ def _print_losses(overview: Overview) -> None:
     from pipeline.report.curves import loss_chart
 
     losses = {fold.part: fold.losses for fold in overview.folds if fold.losses}
-    console = Console()
+    console = make_console()
     is_coloured = console.is_terminal and console.color_system is not None
     chart = loss_chart(losses, width=min(console.width, 80), is_coloured=is_coloured)
     if chart:

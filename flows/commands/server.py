@@ -14,7 +14,7 @@ def is_server_named() -> bool:
     if "PREFECT_API_URL" not in os.environ:
         return False
     set_up_prefect()
-    from flows.ops import check_server
+    from flows.connection import check_server
 
     check_server()
     return True
@@ -31,8 +31,10 @@ def set_up_prefect(**overrides: str) -> None:
     """Set Prefect's environment variables that the user has not set: patient start-up, no telemetry, few log lines.
 
     Call it before Prefect is first imported, because Prefect reads them then. `overrides` replace the user's values.
+    This process and those that it starts reach a server on this machine past a proxy.
     """
     os.environ |= overrides
+    _pass_proxy_on_this_machine()
     home = prefect_home()
     home.mkdir(parents=True, exist_ok=True)  # Prefect creates only the last folder of the path, and its server needs it
     for name, value in {
@@ -43,3 +45,12 @@ def set_up_prefect(**overrides: str) -> None:
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _pass_proxy_on_this_machine() -> None:
+    """Add the addresses of this machine to NO_PROXY, and to no_proxy, which some programs prefer."""
+    value = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in value.split(",") if host.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in ("localhost", "127.0.0.1", "::1") if host not in hosts]
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(hosts)

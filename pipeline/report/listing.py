@@ -196,14 +196,6 @@ def parse_age(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def age_in_words(age_s: float) -> str:
-    """Return an age in its largest unit that fits twice: "45 min", "30 h", "12 d"."""
-    for unit, size_s in (("d", 86400), ("h", 3600), ("min", 60)):
-        if age_s >= 2 * size_s:
-            return f"{age_s / size_s:.0f} {unit}"
-    return f"{age_s:.0f} s"
-
-
 def as_records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as JSON values: None for missing ones, times in ISO 8601."""
     records: list[dict[str, Any]] = json.loads(table.to_json(orient="records", date_format="iso", date_unit="s"))

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
 from typing import Generic, TypeVar
 
 import torch
@@ -19,12 +20,15 @@ _MAX_BUFFERED = 3
 def broadcast(items: Iterable[_T], consumers: Sequence[Callable[[_T], None]], *, num_threads: int) -> float:
     """Call every consumer with every item; return the share of the threads' time that was spent waiting for items.
 
-    Consumers run on `num_threads` threads with one torch thread each, so their results do not depend on `num_threads`.
+    Consumers run on `num_threads` threads with one torch thread each, so their results do not depend on `num_threads`,
+    and in the caller's context (`contextvars`), by which a flow run collects their log lines.
     The consumer that is furthest behind runs next. This thread iterates over `items`, a few ahead. The first error,
     from `items` or a consumer, stops everything and is raised.
     """
     state = _Broadcast(consumers)
-    threads = [threading.Thread(target=state.work) for _ in range(min(num_threads, len(consumers)))]
+    threads = [
+        threading.Thread(target=copy_context().run, args=(state.work,)) for _ in range(min(num_threads, len(consumers)))
+    ]
     started, num_before = time.monotonic(), torch.get_num_threads()
     for thread in threads:
         thread.start()

@@ -31,3 +31,11 @@ def nearest_name(name: str, known: Collection[str]) -> str | None:
     by_case = {each.casefold(): each for each in known}
     found = get_close_matches(name.casefold(), by_case, n=1)
     return by_case[found[0]] if found else None
+
+
+def age_in_words(age_s: float) -> str:
+    """Return an age in its largest unit that fits twice: "45 min", "30 h", "12 d"."""
+    for unit, size_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= 2 * size_s:
+            return f"{age_s / size_s:.0f} {unit}"
+    return f"{age_s:.0f} s"

@@ -91,10 +91,10 @@ def _is_over(head: TrainedHead) -> bool:
 
 def _epoch_line(head: TrainedHead) -> str:
     last = head.history[-1]
-    return (
-        f"epoch {len(head.history)} of {head.num_epochs}: loss {last['loss']:.3f} (classification "
-        f"{last['loss_cls']:.3f}, distillation {last['loss_kd']:.3f}), lr {last['lr']:.1e}"
-    )
+    terms = f" (classification {last['loss_cls']:.3f}, distillation {last['loss_kd']:.3f})"
+    if not any(epoch["loss_kd"] for epoch in head.history):  # a head of one branch has no distillation
+        terms = ""
+    return f"epoch {len(head.history)} of {head.num_epochs}: loss {last['loss']:.3f}{terms}, lr {last['lr']:.1e}"
 
 
 def _curve(head: TrainedHead) -> str:

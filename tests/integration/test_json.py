@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from datetime import UTC, datetime
 
 import pytest
 from typer.main import get_command
@@ -179,17 +180,28 @@ def test_a_server_is_described(world, monkeypatch):
     caches = list_caches(load_catalog(), "small")
     status = Status(
         [Worker("gpu", None, "no pool; run `fantrans ops deploy`", None)],
-        [Deployment("train-folds/bp4d", None, None, None)],
+        [
+            Deployment("train-folds/bp4d", None, None, None),
+            Deployment(
+                "report/bp4d", None, None, datetime(2026, 1, 5, 7, tzinfo=UTC), None, "0 7 * * 1 UTC, off", "cpu"
+            ),
+        ],
         caches,
         ["x: is damaged"],
+        ["report/bp4d failed: because"],
     )
     monkeypatch.setattr("flows.ops.read_status", lambda: status)
     assert document("ops", "status", "--json")["deployments"][0]["last_run_at"] is None
     shown = fantrans("ops", "status").out
     assert "not scheduled" in shown
     assert "never" in shown
+    assert "0 7 * * 1 UTC, off" in shown
+    assert "late: 2026-01-05" in shown
+    assert "\nreport/bp4d failed: because\n" in shown
+    assert f"caches are those of this shell, below {load_catalog().roots.cache}\n" in shown
+    assert document("ops", "status", "--json")["problems"] == ["report/bp4d failed: because"]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setattr("flows.bootstrap.wait_for_server", lambda address, seconds: None)
+    monkeypatch.setattr("flows.connection.wait_for_server", lambda address, seconds: None)
     monkeypatch.setattr("flows.bootstrap.bootstrap", lambda **limits: [("pool gpu", "unchanged")])
     assert document("ops", "deploy", "--json")["items"] == [{"name": "pool gpu", "result": "unchanged"}]
 

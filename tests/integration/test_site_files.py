@@ -10,8 +10,9 @@ import pytest
 import yaml
 from prefect import Flow
 
-from flows.bootstrap import deployment_key
+from flows.bootstrap import TIMEZONE, _timezone, deployment_key
 from pipeline.catalog import CATALOG_FILE
+from pipeline.errors import UsageError
 
 ROOT = CATALOG_FILE.parent
 SITE = ROOT / "ops"
@@ -57,7 +58,7 @@ def test_every_command_of_the_operations_page_is_run_by_a_test_or_marked():
 
 def test_paths_in_the_settings_are_those_that_the_catalog_reads():
     known = set(re.findall(r"\$\{oc\.env:(\w+)", CATALOG_FILE.read_text()))
-    known |= {"FANTRANS_WEBHOOK", "FANTRANS_GPUS", "NUMBA_CACHE_DIR"}
+    known |= {"FANTRANS_WEBHOOK", "FANTRANS_GPUS", "NUMBA_CACHE_DIR", "NO_PROXY", TIMEZONE}
     ours = {name for name in settings() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
     assert ours <= known
     assert {"FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS", "BP4D_ROOT", "DISFA_ROOT"} <= ours
@@ -94,3 +95,20 @@ def test_the_compose_file_pins_every_image_and_has_workers_for_both_pools():
     assert pools == {("--pool", "gpu"), ("--pool", "cpu")}
     text = "".join(Path(path).read_text() for path in (SITE / "systemd").iterdir())
     assert {"--pool gpu", "--pool cpu"} <= set(re.findall(r"--pool \w+", text))
+
+
+def test_every_schedule_has_a_time_zone():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    zones = [schedule.get("timezone") for each in deployments for schedule in each.get("schedules", [])]
+    assert zones == [f"{{{{ ${TIMEZONE} }}}}"] * len(zones)
+    assert len(zones) > 5
+
+
+def test_the_time_zone_is_the_users_or_utc(monkeypatch):
+    monkeypatch.delenv(TIMEZONE, raising=False)
+    assert _timezone() == "UTC"
+    monkeypatch.setenv(TIMEZONE, "Europe/Berlin")
+    assert _timezone() == "Europe/Berlin"
+    monkeypatch.setenv(TIMEZONE, "Europe/Berln")
+    with pytest.raises(UsageError, match=rf"'Europe/Berln' of {TIMEZONE} does not exist; did you mean Europe/Berlin\?"):
+        _timezone()

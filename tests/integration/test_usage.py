@@ -108,6 +108,7 @@ def places(tmp_path, monkeypatch):
         ("compare bp4d-baseline-seed0 [/b]", "run '[/b]' does not exist below"),
         ("train bp4d --init-from bp5d", "run or data set 'bp5d' does not exist; did you mean 'bp4d'?"),
         # values
+        ("train bp4d --device mps", "device 'mps' is not supported, because Apple's GPU has no 64-bit floats; pass"),
         ("refresh bp4d --device gpu", "device 'gpu' is not known; expected auto, cpu, cuda or cuda:N"),
         ("refresh bp4d --device cuda:99", "device 'cuda:99' does not exist"),
         ("refresh bp4d --limit many", "invalid value for '--limit'"),

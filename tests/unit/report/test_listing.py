@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.report.listing import COLUMNS, age_in_words, as_records, list_runs, parse_age, select_runs
+from pipeline.report.listing import COLUMNS, as_records, list_runs, parse_age, select_runs
 from pipeline.report.run import read_report, write_report
+from pipeline.runtime.text import age_in_words
 from pipeline.training.run_lock import training_locks
 from pipeline.training.runs import write_record
 from tests.unit import small_runs

@@ -1,5 +1,6 @@
 import threading
 import time
+from contextvars import ContextVar
 from functools import partial
 
 import pytest
@@ -96,3 +97,14 @@ def test_the_consumer_that_is_furthest_behind_goes_next():
     broadcast(range(6), [partial(consume, number) for number in range(3)], num_threads=1)
     assert num_done == [6, 6, 6]
     assert max(leads) == 1
+
+
+def test_consumers_run_in_the_context_of_the_caller():
+    name: ContextVar[str] = ContextVar("name", default="none")
+    seen = []
+    token = name.set("caller")
+    try:
+        broadcast([1, 2], [lambda _: seen.append(name.get())] * 2, num_threads=2)
+    finally:
+        name.reset(token)
+    assert seen == ["caller"] * 4

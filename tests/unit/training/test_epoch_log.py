@@ -46,6 +46,15 @@ def test_each_of_few_heads_logs_its_epochs(lines):
     assert log.lines() == "fold P1: epoch 3 of 12  loss 0.412 █▂▁"
 
 
+def test_a_head_of_one_branch_logs_no_distillation(lines):
+    head = make_head(12)
+    log = EpochLog({"fold P1": head})
+    end_epoch(head, 0.5)
+    head.history[-1]["loss_kd"] = 0.0
+    log.on_epoch("fold P1")
+    assert lines() == ["fold P1, epoch 1 of 12: loss 0.500, lr 1.0e-03"]
+
+
 def test_many_heads_share_a_line_per_epoch(lines):
     heads = {f"head {i}": make_head() for i in range(10)}
     heads["head 9"] = make_head(num_epochs=1)
