@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.config import OneOf, PositiveInt, Settings, first_fault
 from pipeline.datasets import LAYOUTS
@@ -33,6 +33,17 @@ def _not_empty(path: object) -> object:
         raise ValueError("the path is empty; set the variable that it takes, or unset it for the default")
     return path
 
+
+def _folder_name(name: str) -> str:
+    if name.strip() != name or not name.strip(".") or name.startswith((".", "-")) or not name.isprintable():
+        raise ValueError("the name becomes a folder; expected visible characters that begin with neither . nor -")
+    if "/" in name or "\\" in name:
+        raise ValueError("the name becomes a folder below the roots; expected one without / and \\")
+    return name
+
+
+DatasetName = Annotated[str, AfterValidator(_folder_name)]
+"""The name of a data set, and of its folders below the roots."""
 
 NamedPath = Annotated[Path, BeforeValidator(_not_empty)]
 """A path that is not empty: an empty variable would name the project folder itself."""
@@ -165,7 +176,7 @@ class Catalog(Settings):
     roots: Roots
     tracking: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
     """Where trainings log losses and scores beside their own files; see docs/runs.md."""
-    datasets: dict[str, DatasetEntry]
+    datasets: dict[DatasetName, DatasetEntry]
     weights: dict[str, WeightsEntry] = Field(default_factory=dict)
     """With those that the package ships: a catalog adds entries, or replaces one by its name."""
 

@@ -29,7 +29,8 @@ def print_table(table: Table) -> None:
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut cannot be used
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(width=None if has_width else _UNLIMITED).print(table)
+    console = Console(width=None if has_width else _UNLIMITED, markup=False, emoji=False)  # names may have brackets
+    console.print(table)
 
 
 def print_json(name: str, **content: Any) -> None:

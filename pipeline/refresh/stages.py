@@ -112,10 +112,11 @@ class IndexStage:
                 "set FANTRANS_WORK and FANTRANS_CACHE"
             )
         is_current = before is not None and before.equals(frames)
+        num_kept = len(frames) if is_current else _count_equal_rows(before, frames)
         return StagePlan(
             stage=self.name,
-            num_kept=len(frames) if is_current else 0,
-            num_computed=0 if is_current else len(frames),
+            num_kept=num_kept,
+            num_computed=len(frames) - num_kept,
             num_dropped=0 if before is None else len(set(before["frame_id"]) - set(frames["frame_id"])),
             is_current=is_current,
             expected=Tables(frames=frames),
@@ -132,6 +133,13 @@ class IndexStage:
         return StageSummary(
             stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed, num_dropped=plan.num_dropped
         )
+
+
+def _count_equal_rows(before: pd.DataFrame | None, frames: pd.DataFrame) -> int:
+    """Return the number of frames that an earlier index lists with the same values."""
+    if before is None or list(before.columns) != list(frames.columns) or (before.dtypes != frames.dtypes).any():
+        return 0
+    return len(frames.merge(before))
 
 
 # -------------------------------------------------------------------------------------------------------------- detect

@@ -125,3 +125,15 @@ def test_check_is_silent_when_all_is_there(tmp_path):
     for name in ("raw/BP4D-training", "raw/AUCoding/AU_OCC"):
         (tmp_path / name).mkdir(parents=True)
     assert load_catalog(write(tmp_path)).find_faults() == []
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", r"a\\b", r"a\nb", "", ".", "..", ".hidden", "-x", " x", "x "])
+def test_a_name_that_would_leave_the_roots_or_cannot_be_typed_is_refused(tmp_path, name):
+    with pytest.raises(CatalogError, match=r"`datasets` has the name '.*': the name becomes a folder"):
+        load_catalog(write(tmp_path, TEXT.replace("  faces:", f'  "{name}":')))
+
+
+@pytest.mark.parametrize("name", ["BP4D+ (2013)", "gesichter-\u00e4", "a.b_c", "[old] set"])
+def test_other_names_are_folders_below_the_roots(tmp_path, name):
+    catalog = load_catalog(write(tmp_path, TEXT.replace("  faces:", f'  "{name}":')))
+    assert catalog.caches_folder(name) == tmp_path / "c" / name
