@@ -23,7 +23,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.bootstrap import QUEUES, bootstrap, wait_for_server
 from pipeline.catalog import load_catalog
 from pipeline.errors import FantransError, ServerError
-from pipeline.refresh.maintenance import CacheSummary, list_caches
+from pipeline.refresh.caches import CacheSummary, list_caches
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0

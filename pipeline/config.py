@@ -246,7 +246,8 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
     )  # a typo also causes a missing key
     steps = [step for step in fault["loc"] if step not in _TAGS]
     if steps and steps[-1] == "[key]":
-        return f"`{'.'.join(map(str, steps[:-2]))}` has the name {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+        reason = fault["msg"].removeprefix("Value error, ")
+        return f"`{'.'.join(map(str, steps[:-2]))}` has the name {fault['input']!r}: {reason}"
     where = ".".join(map(str, steps))
     if fault["type"] == "extra_forbidden":
         name = str(steps[-1])

@@ -171,7 +171,7 @@ def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_cata
 
 @pytest.mark.usefixtures("refreshed")
 def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command_that_creates_it(environment):
-    from pipeline.refresh.maintenance import list_caches
+    from pipeline.refresh.caches import list_caches
     from pipeline.refresh.stages import refresh_cache
     from pipeline.report.sets import compare_runs
     from pipeline.training.trainer import train_folds

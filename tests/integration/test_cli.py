@@ -184,7 +184,8 @@ def test_the_help_of_a_command_ends_with_examples_that_it_accepts(words, command
 def test_paths_with_brackets_and_accents_are_printed_on_every_terminal(tmp_path):
     folder = "/[old] s\u00e9t/:smile:/data"
     (tmp_path / "catalog.yaml").write_text(
-        f"roots: {{work: w, cache: c, runs: r}}\ndatasets:\n  '[d]': {{root: '{folder}', layout: bp4d, protocol: bp4d}}\n"
+        "roots: {work: w, cache: c, runs: r}\n"
+        f"datasets:\n  '[d]': {{root: '{folder}', layout: bp4d, protocol: bp4d}}\n"
     )
     catalog = str(tmp_path / "catalog.yaml")
     for encoding, shown in (("utf-8", folder), ("ascii", folder.replace("\u00e9", r"\xe9"))):
