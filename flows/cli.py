@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
@@ -113,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     if sys.stdout is None:  # closed, as by `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 prints what it can
     with _logging():
         try:
             sys.exit(app(arguments, prog_name="fantrans", standalone_mode=False) or 0)
@@ -168,7 +171,7 @@ def _exit_with(error: Exception, sentence: str, status: int, arguments: Sequence
     _print_error(error, sentence, status, arguments)
     if logger.isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
-    make_console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False)
+    make_console(stderr=True, soft_wrap=True, emoji=False).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False)
     sys.exit(status)
 
 

@@ -25,7 +25,7 @@ from flows.bootstrap import QUEUES, bootstrap
 from flows.connection import check_server, wait_for_server
 from pipeline.catalog import load_catalog
 from pipeline.errors import FantransError, ServerError
-from pipeline.refresh.maintenance import CacheSummary, list_caches
+from pipeline.refresh.caches import CacheSummary, list_caches
 from pipeline.runtime.text import age_in_words
 
 _START_TIMEOUT_S = 180.0

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.config import OneOf, PositiveInt, Settings, first_fault
 from pipeline.datasets import LAYOUTS
@@ -34,6 +34,18 @@ from pipeline.yaml_settings import read_yaml, resolve_settings
 CATALOG_FILE = shipped_file(CATALOG_NAME)
 RUN_RECORD_NAME = "run.json"
 """File that makes a folder below the runs root a run."""
+
+
+def _folder_name(name: str) -> str:
+    if name.strip() != name or not name.strip(".") or name.startswith((".", "-")) or not name.isprintable():
+        raise ValueError("the name becomes a folder; expected visible characters that begin with neither . nor -")
+    if "/" in name or "\\" in name:
+        raise ValueError("the name becomes a folder below the roots; expected one without / and \\")
+    return name
+
+
+DatasetName = Annotated[str, AfterValidator(_folder_name)]
+"""The name of a data set, and of its folders below the roots."""
 
 
 class RenderedEntry(Settings):
@@ -253,7 +265,7 @@ class Catalog(Settings):
     roots: Roots
     tracking: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
     """Where trainings log losses and scores beside their own files; see docs/runs.md."""
-    datasets: dict[str, DatasetEntry]
+    datasets: dict[DatasetName, DatasetEntry]
     weights: dict[str, WeightsEntry] = Field(default_factory=dict)
     """Shipped ones, then those of the weights folder, then the catalog's own; a later one replaces one by its name."""
 

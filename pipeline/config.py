@@ -274,6 +274,9 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
         error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"
     )  # a typo also causes a missing key
     steps = [step for step in fault["loc"] if step not in _TAGS]
+    if steps and steps[-1] == "[key]":
+        reason = fault["msg"].removeprefix("Value error, ")
+        return f"`{'.'.join(map(str, steps[:-2]))}` has the name {fault['input']!r}: {reason}"
     where = ".".join(map(str, steps))
     if fault["type"] == "extra_forbidden":
         name = str(steps[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,9 +22,10 @@ from flows.commands.options import (
     refuse_ignored,
 )
 from flows.commands.output import print_json, print_line, print_table
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.refresh.maintenance import CacheSummary
+    from pipeline.refresh.caches import CacheSummary
     from pipeline.store.reader import StoreReader
 
 
@@ -35,15 +37,17 @@ def list_caches(dataset: OptionalDataset = None, as_json: Json = False) -> None:
     """List feature caches.
 
     Prints per cache its fingerprint, revision, number of frames and views, size, age, weights, profile, users and
-    state: intact or damaged, as far as known without `cache verify`, or unfinished.
+    state: intact or damaged, as far as known without `cache verify`, unfinished, or how many frames it is behind the
+    data set's index. Then the command that brings each up to date, and the free disk space.
     """
     from pipeline.catalog import load_catalog
-    from pipeline.refresh.maintenance import list_caches
+    from pipeline.refresh.caches import free_bytes, list_caches
 
     catalog = load_catalog()
     found = {name: list_caches(catalog, name) for name in catalog.dataset_names(dataset)}
     if as_json:
-        print_json("cache-ls", caches=[cache_record(cache) for caches in found.values() for cache in caches])
+        listed = [cache_record(cache) for caches in found.values() for cache in caches]
+        print_json("cache-ls", caches=listed, free_bytes=free_bytes(catalog.roots.cache))
         return
     if not any(found.values()):
         print_line(f"no cache below {catalog.roots.cache}")
@@ -75,6 +79,9 @@ def list_caches(dataset: OptionalDataset = None, as_json: Json = False) -> None:
             )
         if caches:
             print_table(table)
+        for cache in caches:
+            print_line(f"  {cache.fingerprint}: {cache.refresh_command}")
+    print_line(f"free below {catalog.roots.cache}: {free_bytes(catalog.roots.cache) / 1e6:,.0f} MB")
 
 
 def cache_record(cache: CacheSummary) -> dict[str, Any]:
@@ -100,6 +107,7 @@ def verify_caches(
         refuse_ignored(context, ["device"], when="without --deep, which recomputes frames")
     chosen = choose_device(device) if deep else "cpu"
     from pipeline.catalog import load_catalog
+    from pipeline.refresh.caches import refresh_command
     from pipeline.refresh.maintenance import verify_caches
     from pipeline.runtime.text import join_first
 
@@ -108,21 +116,61 @@ def verify_caches(
     for name in catalog.dataset_names(dataset):
         for folder, damages in verify_caches(catalog, name, is_deep=deep, device=chosen).items():
             listed = [{"message": damage.message, "frame_ids": damage.frame_ids} for damage in damages]
-            stores.append({"dataset": name, "folder": folder, "num_damaged": len(damages), "damages": listed})
+            is_cache = folder.parent == catalog.caches_folder(name)
+            repair = refresh_command(catalog, name, folder.name) if is_cache else f"fantrans refresh {name}"
+            store = {"dataset": name, "folder": folder, "num_damaged": len(damages), "damages": listed}
+            stores.append({**store, "refresh_command": repair if damages else None})
             if as_json:
                 continue
             print_line(f"{folder}: {f'{len(damages)} damaged' if damages else 'intact'}")
             if damages:
                 print_line("  " + join_first((str(damage) for damage in damages), separator="\n  "))
+                print_line(f"  to repair it: {repair}")
     is_intact = not any(store["num_damaged"] for store in stores)
     if as_json:
         print_json("cache-verify", is_deep=deep, is_intact=is_intact, stores=stores)
     elif not stores:
         print_line(f"nothing to verify: no crops below {catalog.roots.work}, no cache below {catalog.roots.cache}")
-    elif not is_intact:
-        print_line("run `fantrans refresh` with the settings of the damaged cache (`fantrans cache ls`) to repair it")
+    elif not deep:
+        print_line("checked: tables, and that each file exists in its size; --deep reads every byte")
     if not is_intact:
         raise typer.Exit(1)
+
+
+@add_command(cache_app, "rm", "fantrans cache rm bp4d a376a39ed29f98e4")
+def remove_cache(
+    dataset: Dataset,
+    fingerprint: Annotated[str, typer.Argument(help="Fingerprint of the cache, or its beginning.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove a cache that is read or that runs use.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a feature cache with all its files, finished or not.
+
+    Asks first. A cache that runs were trained on, or that a reader pins, is kept unless --force is given; one that is
+    being written is always kept.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.refresh.caches import find_cache, remove_cache, runs_by_cache
+
+    catalog = load_catalog()
+    folder = find_cache(catalog, dataset, fingerprint)
+    if not yes and (as_json or not sys.stdin.isatty()):
+        raise ConfigError("the removal of a cache is not confirmed, and cannot be asked for here; pass --yes")
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    runs = runs_by_cache(catalog, dataset).get(folder.name, [])
+    if not yes:
+        print_line(f"to remove: {folder} ({len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB, used by {len(runs)} runs)")
+        if not typer.confirm("remove this cache?"):
+            print_line("nothing is removed")
+            raise typer.Exit(1)
+    remove_cache(catalog, dataset, folder, is_forced=force)
+    if as_json:
+        print_json(
+            "cache-rm", dataset=dataset, folder=folder, num_files=len(sizes), freed_bytes=sum(sizes), used_by_runs=runs
+        )
+    else:
+        print_line(f"removed: {folder}")
 
 
 @add_command(cache_app, "prune", "fantrans cache prune", "fantrans cache prune bp4d --grace-hours 0")
@@ -164,7 +212,8 @@ def measure_cache(
     Prints one table of each.
     """
     from pipeline.catalog import load_catalog
-    from pipeline.refresh.maintenance import cache_statistics, find_cache
+    from pipeline.refresh.caches import find_cache
+    from pipeline.refresh.maintenance import cache_statistics
 
     catalog = load_catalog()
     folder = find_cache(catalog, dataset, fingerprint)
@@ -204,7 +253,8 @@ def export_cache(
     from pipeline.cache.crops import CropReader
     from pipeline.cache.reader import open_cache
     from pipeline.catalog import load_catalog
-    from pipeline.refresh.maintenance import export_store, find_cache
+    from pipeline.refresh.caches import find_cache
+    from pipeline.refresh.maintenance import export_store
 
     catalog = load_catalog()
     cache = open_cache(find_cache(catalog, dataset, fingerprint))

@@ -1,16 +1,13 @@
-"""Maintain the stores of a data set, its crops and feature caches: list, verify, prune, measure, export, import."""
+"""Maintain the stores of a data set, its crops and feature caches: verify, prune, measure, export, import."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,32 +20,21 @@ from pipeline.cache.format import features_format, stored_format, view_number
 from pipeline.cache.hdf5 import export_hdf5, import_hdf5
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.cache.units import Extractor, UnitSpec, UnitTask, UnitWorker
-from pipeline.catalog import RUN_RECORD_NAME, Catalog, WeightsEntry
+from pipeline.catalog import Catalog, WeightsEntry
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.datasets.index import read_index
-from pipeline.errors import DataError, StoreError, StoreNotFoundError, UsageError
 from pipeline.faces.features import Precision, extract_features, load_network
 from pipeline.fingerprint import find_weights
+from pipeline.refresh.caches import cache_folders, crop_folders
 from pipeline.runtime.progress import track
-from pipeline.runtime.text import unknown_name
 from pipeline.store.format import StoreFormat
-from pipeline.store.hashing import hash_document
-from pipeline.store.lock import is_held
-from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.plan import Unit
 from pipeline.store.prune import DEFAULT_GRACE_S, PruneResult, prune_store
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import (
-    FINGERPRINT_NAME,
-    POINTER_NAME,
-    has_intact_tables,
     load_revision,
-    manifest_name,
-    read_damage,
-    read_fingerprint,
 )
 from pipeline.store.verify import Damage, mark_damaged, verify_store
-from pipeline.tables import read_record
 
 logger = logging.getLogger("fantrans")
 
@@ -59,136 +45,6 @@ _TOLERANCE = 0.1
 
 A GPU and a CPU differ by less (`tests/integration/test_cuda.py`), two frames of one task by more (0.3 if rendered).
 """
-
-
-class CacheSummary(NamedTuple):
-    """One row of `fantrans cache ls`.
-
-    revision, num_frames, num_views, size_bytes, published_at: of the newest revision; None and 0 if no refresh has
-    finished. weights, profile: what the features were computed with. num_runs: runs of the data set that were trained
-    on the cache. has_reader: whether a reader pins the revision. num_damaged: units that are known to be damaged.
-    """
-
-    dataset: str
-    folder: Path
-    revision: int | None
-    num_frames: int
-    num_views: int
-    size_bytes: int
-    published_at: datetime | None
-    weights: str
-    profile: str
-    num_runs: int
-    has_reader: bool
-    num_damaged: int
-    has_damaged_tables: bool
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the cache: the name of its folder."""
-        return self.folder.name
-
-    @property
-    def age_s(self) -> float | None:
-        """Seconds since the newest revision was published."""
-        return None if self.published_at is None else time.time() - self.published_at.timestamp()
-
-    @property
-    def age(self) -> str:
-        """Time since the newest revision was published, in its largest whole unit, such as 3 h."""
-        return "-" if self.age_s is None else _age(self.age_s)
-
-    @property
-    def used_by(self) -> str:
-        """Runs and readers; "-" if there are none."""
-        users = [f"{self.num_runs} run{'s' * (self.num_runs > 1)}"] * (self.num_runs > 0)
-        return ", ".join(users + ["a reader"] * self.has_reader) or "-"
-
-    @property
-    def state(self) -> str:
-        """What is known without reading the cache: intact, damaged, or unfinished."""
-        if self.revision is None:
-            return "unfinished"
-        if self.num_damaged:
-            return f"damaged {self.num_damaged}"
-        return "damaged tables" if self.has_damaged_tables else "intact"
-
-
-def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
-    """Return a data set's feature caches, with the runs and readers that use each.
-
-    Caches whose tables are damaged in both copies are logged and left out.
-    """
-    num_runs_by_cache = _count_runs(catalog, dataset)
-    summaries = []
-    for folder in cache_folders(catalog, dataset):
-        try:
-            revision, document = load_revision(folder), read_fingerprint(folder)
-        except StoreError as error:
-            logger.warning("%s", error)
-            continue
-        features = document["features"]
-        pointer = folder / POINTER_NAME
-        summaries.append(
-            CacheSummary(
-                dataset=dataset,
-                folder=folder,
-                revision=None if revision is None else revision.number,
-                num_frames=0 if revision is None else revision.manifest["num_rows"],
-                num_views=0 if revision is None else len(revision.groups),
-                size_bytes=0 if revision is None else revision.manifest["num_bytes"],
-                published_at=datetime.fromtimestamp(pointer.stat().st_mtime, UTC) if pointer.is_file() else None,
-                weights=_network_name(features),
-                profile=features["profile"],
-                num_runs=num_runs_by_cache[hash_document(document)],
-                has_reader=revision is not None and is_held(folder / manifest_name(revision.number)),
-                num_damaged=len(read_damage(folder)),
-                has_damaged_tables=revision is not None and not has_intact_tables(folder),
-            )
-        )
-    return summaries
-
-
-def _network_name(features: Mapping[str, Any]) -> str:
-    """Return the network of a fingerprint document's features, such as FAN 128."""
-    return f"FAN {features['width']}" if features["family"] == "fan" else features["family"]
-
-
-def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
-    """Return the folders of a data set's feature caches, sorted; a fingerprint in either copy counts."""
-    root = catalog.caches_folder(dataset)
-    folders = {
-        path.parent if path.parent.name != MIRROR_NAME else path.parent.parent
-        for pattern in (f"*/{FINGERPRINT_NAME}", f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")
-        for path in root.glob(pattern)
-    }
-    return sorted(folders)
-
-
-def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
-    """Return the folders of a data set's stores of crops, sorted."""
-    return sorted(path.parent for path in catalog.crops_folder(dataset).glob(f"*/{FINGERPRINT_NAME}"))
-
-
-def _count_runs(catalog: Catalog, dataset: str) -> Counter[str]:
-    """Return the number of a data set's runs by the fingerprint of their cache; damaged runs are logged."""
-    runs: Counter[str] = Counter()
-    for name in catalog.run_names():
-        path = catalog.roots.runs / name / RUN_RECORD_NAME
-        try:
-            record = read_record(path, keys=("cache", "dataset"), made_by="fantrans train")
-            runs[record["cache"]] += record["dataset"] == dataset
-        except DataError as error:
-            logger.warning("this run is not counted as a user of its cache: %s", error)
-    return runs
-
-
-def _age(seconds: float) -> str:
-    """Return a duration in its largest whole unit, such as 3 h; a negative one is "in the future"."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return "now" if seconds >= 0 else "in the future"
 
 
 def verify_caches(catalog: Catalog, dataset: str, *, is_deep: bool, device: str = "cpu") -> dict[Path, list[Damage]]:
@@ -291,25 +147,6 @@ def prune_stores(catalog: Catalog, dataset: str, *, grace_s: float = DEFAULT_GRA
             if load_revision(folder) is not None:
                 results[folder] = prune_store(folder, read_format(folder), grace_s=grace_s)
     return results
-
-
-def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
-    """Return the folder of the cache whose fingerprint begins with `name` (default: the data set's only cache).
-
-    Raises `UsageError` with all fingerprints if none fits, or several do; `StoreNotFoundError` without a cache.
-    """
-    known = cache_folders(catalog, dataset)
-    if not known:
-        raise StoreNotFoundError(f"{dataset} has no cache; run `fantrans refresh {dataset}` to create one")
-    folders = [folder for folder in known if folder.name.startswith(name or "")]
-    names = [folder.name for folder in known]
-    if name and not folders:
-        raise UsageError(unknown_name("cache", name, names, where=f" for {dataset}"))
-    if len(folders) > 1:
-        raise UsageError(
-            f"{dataset} has {len(folders)} caches to choose from: {', '.join(names)}; name one with --fingerprint"
-        )
-    return folders[0]
 
 
 def export_store(store: StoreReader, out: Path) -> list[Path]:

@@ -134,10 +134,11 @@ class IndexStage:
                 before, frames, layout=entry.raw_layout, raw=raw, dataset=job.dataset, is_same_selection=is_same
             )
         is_current = before is not None and before.equals(frames)
+        num_kept = len(frames) if is_current else _count_equal_rows(before, frames)
         return IndexPlan(
             stage=self.name,
-            num_kept=len(frames) if is_current else 0,
-            num_computed=0 if is_current else len(frames),
+            num_kept=num_kept,
+            num_computed=len(frames) - num_kept,
             num_dropped=0 if before is None else len(set(before["frame_id"]) - set(frames["frame_id"])),
             is_current=is_current,
             expected=Tables(frames=frames),
@@ -162,6 +163,13 @@ class IndexStage:
             num_dropped=plan.num_dropped,
             note="" if found.is_complete else str(found),
         )
+
+
+def _count_equal_rows(before: pd.DataFrame | None, frames: pd.DataFrame) -> int:
+    """Return the number of frames that an earlier index lists with the same values."""
+    if before is None or list(before.columns) != list(frames.columns) or (before.dtypes != frames.dtypes).any():
+        return 0
+    return len(frames.merge(before))
 
 
 # -------------------------------------------------------------------------------------------------------------- detect

@@ -90,8 +90,18 @@ class StoreReader:
         for block in np.unique(blocks).tolist():
             at = np.flatnonzero(blocks == block)
             path = shard_path(self.folder, Unit(block, group), spec)
-            read_shard(path, slots[at], spec=spec, block_rows=block_rows, out=out, at=at)
+            try:
+                read_shard(path, slots[at], spec=spec, block_rows=block_rows, out=out, at=at)
+            except StoreError as error:
+                raise type(error)(f"{self._frames_in(rows[at])}: {error}") from None
         return out
+
+    def _frames_in(self, rows: np.ndarray) -> str:
+        """Return one row's frame, or the first and the number of several rows' frames, for an error."""
+        names = self.index.loc[self.index["row"].isin(rows), "frame_id"].tolist()
+        if not names:
+            return f"{len(rows)} dead rows"
+        return f"frame {names[0]}" if len(names) == 1 else f"one of {len(names)} frames from {names[0]}"
 
 
 def readable_rows(

@@ -138,7 +138,7 @@ def read_shard(
                 raise StoreError(f"shard {path} does not hold row {slot}; {_REPAIR}")
             read = _read_row if spec.compressor is None else _read_compressed_row
             if not read(descriptor, offset, length, out[position : position + 1].reshape(-1).view(np.uint8)):
-                raise StoreError(f"row {slot} of shard {path} fails its checksum; remove the shard and {_REPAIR}")
+                raise StoreError(f"row {slot} of shard {path} fails its checksum; {_REPAIR}")
     finally:
         os.close(descriptor)
 
@@ -179,7 +179,7 @@ def group_metadata(attributes: Mapping[str, Any]) -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
 
 
-_REPAIR = "run `fantrans refresh` to recompute it"
+_REPAIR = "run `fantrans cache verify --deep`, then the refresh that it prints to recompute it"
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
@@ -196,7 +196,7 @@ def _read_index(descriptor: int, path: Path, block_rows: int) -> np.ndarray:
     start = os.fstat(descriptor).st_size - size
     data = os.pread(descriptor, size, start) if start >= 0 else b""
     if len(data) < size or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:
-        raise StoreError(f"shard {path} is cut short or its index is damaged; remove it and {_REPAIR}")
+        raise StoreError(f"shard {path} is cut short or its index is damaged; {_REPAIR}")
     return np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(block_rows, 2)
 
 

@@ -153,7 +153,7 @@ def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_cata
     pd.concat([table, row]).to_csv(codes, index=False)
 
     index, detect, crop, extract = refresh_cache("small", experiment=environment)
-    assert index.num_computed == NUM_FRAMES + 1
+    assert (index.num_kept, index.num_computed) == (NUM_FRAMES, 1)
     assert (detect.num_kept, detect.num_computed) == (NUM_FRAMES, 1)
     assert crop.num_computed == 1
     assert extract.num_computed == 1
@@ -171,7 +171,7 @@ def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_cata
 
 @pytest.mark.usefixtures("refreshed")
 def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command_that_creates_it(environment):
-    from pipeline.refresh.maintenance import list_caches
+    from pipeline.refresh.caches import list_caches
     from pipeline.refresh.stages import refresh_cache
     from pipeline.report.sets import compare_runs
     from pipeline.training.trainer import train_folds

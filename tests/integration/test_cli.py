@@ -181,3 +181,21 @@ def test_the_help_of_a_command_ends_with_examples_that_it_accepts(words, command
         for option, value in itertools.pairwise(typed):
             if option in ("-e", "--experiment"):
                 resolve_experiment("bp4d", value)
+
+
+def test_paths_with_brackets_and_accents_are_printed_on_every_terminal(tmp_path):
+    folder = "/[old] s\u00e9t/:smile:/data"
+    (tmp_path / "catalog.yaml").write_text(
+        "roots: {work: w, cache: c, runs: r}\n"
+        f"datasets:\n  '[d]': {{root: '{folder}', layout: bp4d, protocol: bp4d}}\n"
+    )
+    catalog = str(tmp_path / "catalog.yaml")
+    for encoding, shown in (("utf-8", folder), ("ascii", folder.replace("\u00e9", r"\xe9"))):
+        ended = run(
+            "catalog", "ls", cwd=tmp_path, FANTRANS_CATALOG=catalog, PYTHONIOENCODING=encoding, LC_ALL="C.UTF-8"
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert shown in ended.stdout
+        assert "[d]" in ended.stdout
+        checked = run("catalog", "check", cwd=tmp_path, FANTRANS_CATALOG=catalog, PYTHONIOENCODING=encoding)
+        assert (checked.returncode, checked.stderr) == (1, "")

@@ -11,7 +11,8 @@ from typer.main import get_command
 from flows.cli import app
 from flows.ops import Deployment, Status, Worker
 from pipeline.catalog import CATALOG_FILE, load_catalog
-from pipeline.refresh.maintenance import list_caches
+from pipeline.refresh.caches import list_caches
+from pipeline.store.lock import writer_lock
 from tests.command_line import commands, fantrans
 from tests.small_catalog import write_small_catalog
 
@@ -89,6 +90,7 @@ def test_what_lists_and_checks(world):
     assert all(each["is_intact"] for each in weights)
     (cache,) = document("cache", "ls", "--json")["caches"]
     assert (cache["dataset"], cache["state"], cache["num_runs"]) == ("small", "intact", 2)
+    assert cache["refresh_command"] == "fantrans refresh small"
     assert document("refresh", "small", "--dry-run", "--json")["has_all_stages"]
     stats = document("cache", "stats", "small", "--frames", 8, "--json")
     assert len(stats["tables"]) == 3
@@ -105,6 +107,8 @@ def test_damage_is_listed_with_status_1_and_then_known_to_cache_ls(world):
     verified = document("cache", "verify", "small", "--json", status=1)
     assert [store["num_damaged"] for store in verified["stores"]] == [0, 1]
     assert verified["stores"][1]["damages"][0]["frame_ids"]
+    assert [store["refresh_command"] for store in verified["stores"]] == [None, "fantrans refresh small"]
+    assert "to repair it: fantrans refresh small\n" in fantrans("cache", "verify", "small").out
     assert "damaged 1" in fantrans("cache", "ls").out
     (cache,) = document("cache", "ls", "--json")["caches"]
     assert (cache["state"], cache["num_damaged"]) == ("damaged", 1)
@@ -125,8 +129,17 @@ def test_a_cache_counts_the_runs_of_its_own_data_set_and_an_unfinished_one_is_li
     assert (caches["small"]["num_runs"], caches["undisturbed"]["num_runs"]) == (2, 1)
     assert (caches["undisturbed"]["state"], caches["undisturbed"]["revision"]) == ("unfinished", None)
     assert "unfinished" in fantrans("cache", "ls", "undisturbed").out
+    name = known.fingerprint[:6]
+    assert "pass --yes" in document("cache", "rm", "undisturbed", name, "--json", status=2)["error"]["message"]
+    refused = document("cache", "rm", "undisturbed", name, "--yes", "--json", status=1)["error"]["message"]
+    assert "is the cache of undisturbed-a" in refused
     shutil.rmtree(other)
-    shutil.rmtree(begun)
+    with writer_lock(begun):
+        refused = document("cache", "rm", "undisturbed", name, "--yes", "--json", status=1)["error"]["message"]
+        assert "is being written by process" in refused
+    removed = document("cache", "rm", "undisturbed", name, "--yes", "--json")
+    assert (removed["num_files"], removed["used_by_runs"]) == (2, [])
+    assert list(begun.parent.iterdir()) == []
 
 
 def test_faults_of_the_catalog_are_listed_with_status_1(world, monkeypatch, tmp_path):

@@ -238,3 +238,13 @@ def test_the_catalogs_own_weights_replace_those_of_the_folder_which_replace_ship
     (folder / "fan.json").write_text("{")
     with pytest.raises(CatalogError, match=r"entry .*fan.json is damaged; delete it"):
         load_catalog(write(tmp_path))
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", r"a\\b", r"a\nb", "", ".", "..", ".hidden", "-x", " x", "x "])
+def test_a_name_that_would_leave_the_roots_or_cannot_be_typed_is_refused(tmp_path, name):
+    with pytest.raises(CatalogError, match=r"`datasets` has the name '.*': the name becomes a folder"):
+        load_catalog(write(tmp_path, TEXT.replace("  faces:", f'  "{name}":')))
+
+
+@pytest.mark.parametrize("name", ["BP4D+ (2013)", "gesichter-\u00e4", "a.b_c", "[old] set"])
+def test_other_names_are_folders_below_the_roots(tmp_path, name):
+    catalog = load_catalog(write(tmp_path, TEXT.replace("  faces:", f'  "{name}":')))
+    assert catalog.caches_folder(name) == tmp_path / "c" / name

@@ -445,7 +445,7 @@ def test_the_error_names_a_missing_shard_and_the_next_refresh_repairs_it(world, 
     shard.unlink()
     with pytest.raises(StoreError) as caught:
         own_cache.read(own_cache.rows(), view=1)
-    assert str(caught.value) == f"shard {shard} does not exist; run `fantrans refresh` to recompute it"
+    assert f": shard {shard} does not exist; run `fantrans cache verify --deep`, then the refresh" in str(caught.value)
     own_cache.read(own_cache.rows(), view=0)
     plan = cache_build(tmp_path).plan(frames, crops.listed)
     assert [(unit.block, unit.group) for unit in plan.units] == [(2, "view_01")]
@@ -460,7 +460,7 @@ def test_damaged_rows_and_truncated_shards_are_never_returned(own_cache):
     row_bytes = 4 * 64 * 2 + 4
     shard.write_bytes(intact[: row_bytes + 7] + bytes([intact[row_bytes + 7] ^ 4]) + intact[row_bytes + 8 :])
     cache.read(np.array([0, 2]), view=0)
-    with pytest.raises(StoreError, match=rf"row 1 of shard {shard} fails its checksum; remove the shard"):
+    with pytest.raises(StoreError, match=rf"row 1 of shard {shard} fails its checksum; run `fantrans cache verify"):
         cache.read(np.array([0, 1, 2]), view=0)
     for damaged in (intact[:-30], intact[:-20] + b"\xff" + intact[-19:], b""):
         shard.write_bytes(damaged)

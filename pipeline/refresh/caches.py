@@ -1,0 +1,254 @@
+"""A data set's caches: where they are, what is known of each without reading it, and how one is removed."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.catalog import RUN_RECORD_NAME, Catalog
+from pipeline.config import PROFILES
+from pipeline.errors import DataError, FantransError, StoreError, StoreNotFoundError, UsageError
+from pipeline.experiments import resolve
+from pipeline.fingerprint import cache_fingerprint
+from pipeline.project import experiment_folders
+from pipeline.runtime.atomic import TEMP_PREFIX, fsync_folder
+from pipeline.runtime.text import join_first, unknown_name
+from pipeline.store.hashing import hash_document
+from pipeline.store.lock import is_held, writer_lock
+from pipeline.store.mirror import MIRROR_NAME
+from pipeline.store.revisions import (
+    FINGERPRINT_NAME,
+    POINTER_NAME,
+    has_intact_tables,
+    load_revision,
+    manifest_name,
+    read_damage,
+    read_fingerprint,
+    revision_numbers,
+)
+from pipeline.tables import read_record, read_table_if_intact
+
+logger = logging.getLogger("fantrans")
+
+
+class CacheSummary(NamedTuple):
+    """One row of `fantrans cache ls`.
+
+    revision, num_frames, num_views, size_bytes, published_at: of the newest revision; None and 0 if no refresh has
+    finished. weights, profile: what the features were computed with. num_runs: runs of the data set that were trained
+    on the cache. has_reader: whether a reader pins the revision. num_damaged: units that are known to be damaged.
+    num_behind: frames that only one of the data set's index and the cache lists. refresh_command: brings it up to date.
+    """
+
+    dataset: str
+    folder: Path
+    revision: int | None
+    num_frames: int
+    num_views: int
+    size_bytes: int
+    published_at: datetime | None
+    weights: str
+    profile: str
+    num_runs: int
+    has_reader: bool
+    num_damaged: int
+    has_damaged_tables: bool
+    num_behind: int
+    refresh_command: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the cache: the name of its folder."""
+        return self.folder.name
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the newest revision was published."""
+        return None if self.published_at is None else time.time() - self.published_at.timestamp()
+
+    @property
+    def age(self) -> str:
+        """Time since the newest revision was published, in its largest whole unit, such as 3 h."""
+        return "-" if self.age_s is None else _age(self.age_s)
+
+    @property
+    def used_by(self) -> str:
+        """Runs and readers; "-" if there are none."""
+        users = [f"{self.num_runs} run{'s' * (self.num_runs > 1)}"] * (self.num_runs > 0)
+        return ", ".join(users + ["a reader"] * self.has_reader) or "-"
+
+    @property
+    def state(self) -> str:
+        """What is known without reading the cache: intact, damaged, unfinished, or how many frames it is behind."""
+        if self.revision is None:
+            return "unfinished"
+        if self.num_damaged:
+            return f"damaged {self.num_damaged}"
+        if self.has_damaged_tables:
+            return "damaged tables"
+        return f"behind {self.num_behind:,} frames" if self.num_behind else "intact"
+
+
+def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
+    """Return a data set's feature caches, with the runs and readers that use each.
+
+    Caches whose tables are damaged in both copies are logged and left out.
+    """
+    runs = runs_by_cache(catalog, dataset)
+    index = read_table_if_intact(catalog.index_path(dataset))
+    summaries = []
+    for folder in cache_folders(catalog, dataset):
+        try:
+            revision, document = load_revision(folder), read_fingerprint(folder)
+        except StoreError as error:
+            logger.warning("%s", error)
+            continue
+        features = document["features"]
+        pointer = folder / POINTER_NAME
+        summaries.append(
+            CacheSummary(
+                dataset=dataset,
+                folder=folder,
+                revision=None if revision is None else revision.number,
+                num_frames=0 if revision is None else revision.manifest["num_rows"],
+                num_views=0 if revision is None else len(revision.groups),
+                size_bytes=_size(folder) if revision is None else revision.manifest["num_bytes"],
+                published_at=datetime.fromtimestamp(pointer.stat().st_mtime, UTC) if pointer.is_file() else None,
+                weights=_network_name(features),
+                profile=features["profile"],
+                num_runs=len(runs.get(hash_document(document), ())),
+                has_reader=revision is not None and is_held(folder / manifest_name(revision.number)),
+                num_damaged=len(read_damage(folder)),
+                has_damaged_tables=revision is not None and not has_intact_tables(folder),
+                num_behind=0
+                if revision is None or index is None
+                else len(set(index["frame_id"]) ^ set(revision.index["frame_id"])),
+                refresh_command=refresh_command(catalog, dataset, folder.name),
+            )
+        )
+    return summaries
+
+
+def _network_name(features: Mapping[str, Any]) -> str:
+    """Return the network of a fingerprint document's features, such as FAN 128."""
+    return f"FAN {features['width']}" if features["family"] == "fan" else features["family"]
+
+
+def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
+    """Return the folders of a data set's feature caches, sorted; a fingerprint in either copy counts."""
+    root = catalog.caches_folder(dataset)
+    folders = {
+        path.parent if path.parent.name != MIRROR_NAME else path.parent.parent
+        for pattern in (f"*/{FINGERPRINT_NAME}", f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")
+        for path in root.glob(pattern)
+    }
+    return sorted(folder for folder in folders if not folder.name.startswith(TEMP_PREFIX))
+
+
+def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
+    """Return the folders of a data set's stores of crops, sorted."""
+    return sorted(path.parent for path in catalog.crops_folder(dataset).glob(f"*/{FINGERPRINT_NAME}"))
+
+
+def runs_by_cache(catalog: Catalog, dataset: str) -> dict[str, list[str]]:
+    """Return the names of a data set's runs by the fingerprint of their cache; damaged runs are logged."""
+    runs: dict[str, list[str]] = {}
+    for name in catalog.run_names():
+        path = catalog.roots.runs / name / RUN_RECORD_NAME
+        try:
+            record = read_record(path, keys=("cache", "dataset"), made_by="fantrans train")
+            if record["dataset"] == dataset:
+                runs.setdefault(record["cache"], []).append(name)
+        except DataError as error:
+            logger.warning("this run is not counted as a user of its cache: %s", error)
+    return runs
+
+
+def refresh_command(catalog: Catalog, dataset: str, fingerprint: str) -> str:
+    """Return the `fantrans refresh` that writes the cache of this fingerprint.
+
+    Looks among the data set's own experiment and those that are known by name, in every profile.
+    """
+    own = catalog.get_dataset(dataset).experiment
+    names = sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
+    for name in dict.fromkeys((own, *names)):
+        for profile in (None, *PROFILES):
+            words = [*(["--experiment", name] if name != own else []), *(["--profile", profile] if profile else [])]
+            if _fingerprint(catalog, dataset, name, profile) == fingerprint:
+                return shlex.join(["fantrans", "refresh", dataset, *words])
+    return f"fantrans refresh {shlex.quote(dataset)} --experiment EXPERIMENT"
+
+
+def _fingerprint(catalog: Catalog, dataset: str, experiment: str, profile: str | None) -> str | None:
+    """Return the fingerprint of an experiment's cache; None if it has none here, as a set or without its weights."""
+    try:
+        settings = resolve(catalog, dataset, experiment).cache
+        features = settings.features if profile is None else settings.features.model_copy(update={"profile": profile})
+        return cache_fingerprint(settings.model_copy(update={"features": features}), catalog)
+    except (FantransError, OSError):
+        return None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def remove_cache(catalog: Catalog, dataset: str, folder: Path, *, is_forced: bool = False) -> None:
+    """Remove a feature cache; a kill leaves it either whole or no longer listed.
+
+    Raises `StoreError` if a process writes it, and, unless `is_forced`, if a reader pins it or runs were trained on it.
+    """
+    with writer_lock(folder):
+        if not is_forced:
+            users = runs_by_cache(catalog, dataset).get(folder.name, [])
+            if users:
+                raise StoreError(
+                    f"{folder} is the cache of {join_first(users, 5)}, which can then neither resume nor be reported "
+                    "on again; remove these runs first, or pass --force"
+                )
+            if any(is_held(folder / manifest_name(number)) for number in revision_numbers(folder)):
+                raise StoreError(f"{folder} is being read; wait until the reader ends, or pass --force")
+        gone = folder.with_name(f"{TEMP_PREFIX}{secrets.token_hex(4)}-{folder.name}")
+        folder.rename(gone)
+        fsync_folder(folder.parent)
+    for left in folder.parent.glob(f"{TEMP_PREFIX}*"):  # and what a killed removal left
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the disk that holds a folder, which need not exist yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
+def _age(seconds: float) -> str:
+    """Return a duration in its largest whole unit, such as 3 h; a negative one is "in the future"."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return "now" if seconds >= 0 else "in the future"
+
+
+def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
+    """Return the folder of the cache whose fingerprint begins with `name` (default: the data set's only cache).
+
+    Raises `UsageError` with all fingerprints if none fits, or several do; `StoreNotFoundError` without a cache.
+    """
+    known = cache_folders(catalog, dataset)
+    if not known:
+        raise StoreNotFoundError(f"{dataset} has no cache; run `fantrans refresh {dataset}` to create one")
+    folders = [folder for folder in known if folder.name.startswith(name or "")]
+    names = [folder.name for folder in known]
+    if name and not folders:
+        raise UsageError(unknown_name("cache", name, names, where=f" for {dataset}"))
+    if len(folders) > 1:
+        raise UsageError(
+            f"{dataset} has {len(folders)} caches to choose from: {', '.join(names)}; name one with --fingerprint"
+        )
+    return folders[0]
