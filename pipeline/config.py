@@ -67,6 +67,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class TrackConfig(Settings):
+    """When two faces of a sequence are one person's: settings of tracks and cuts."""
+
+    min_iou: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Overlap (intersection over union) from which a face continues a track."""
+    max_move_sides: Annotated[float, Field(ge=0)] = 0.75
+    """Largest distance of a face that overlaps less from where the track is expected, in sides of its box."""
+    max_size_ratio: Annotated[float, Field(ge=1)] = 1.5
+    """Largest ratio of the two sides over that distance."""
+    max_missed_frames: Annotated[int, Field(ge=0)] = 50
+    """Longest run of frames without its face that a track survives: two seconds at 25 frames per second."""
+    min_cut_difference: PositiveFloat = 0.6
+    """Change of the image, in standard deviations, from which a new scene begins."""
+
+
 class DetectorConfig(Settings):
     """Settings of face detection."""
 
