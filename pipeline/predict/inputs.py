@@ -18,14 +18,14 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True)
 class Source:
-    """An image file or a video. name: its path as the user gave it, or below the folder that the user gave."""
+    """An image file or a video."""
 
     path: Path
     is_video: bool
 
     @property
     def name(self) -> str:
-        """The content of the column `input`."""
+        """The path as the user gave it: the content of the column `input`."""
         return str(self.path)
 
 
