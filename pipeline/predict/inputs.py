@@ -9,11 +9,12 @@ from pathlib import Path
 
 import cv2
 
-from pipeline.errors import UsageError
-from pipeline.predict.video import VIDEO_SUFFIXES, can_open
+from pipeline.datasets.videos import describe_video
+from pipeline.errors import DataError, UsageError
 from pipeline.runtime.text import join_first, nearest_name
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _sources(word: str, *, recursive: bool) -> list[Source]:
     if path.is_file():
         return [_source(path)]
     if glob.has_magic(word):
-        matched = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        matched = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
         files = [each for each in matched if each.is_file()]
         if not files:
             raise UsageError(f"no file matches {word!r}; check the pattern with `ls {word}`")
@@ -91,9 +92,11 @@ def _source(path: Path) -> Source:
         return Source(path, is_video=suffix in VIDEO_SUFFIXES)
     if cv2.haveImageReader(str(path)):
         return Source(path, is_video=False)
-    if can_open(path):
-        return Source(path, is_video=True)
-    raise UsageError(f"{path} is neither an image nor a video that can be read; convert it to PNG or MP4")
+    try:
+        describe_video(path)
+    except DataError:
+        raise UsageError(f"{path} is neither an image nor a video that can be read; convert it to PNG or MP4") from None
+    return Source(path, is_video=True)
 
 
 def overlay_names(sources: Iterable[Source]) -> dict[Source, str]:

@@ -13,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import UsageError
+from pipeline.datasets.videos import describe_video
+from pipeline.errors import DataError, UsageError
 from pipeline.predict.chunks import ChunkFolder, open_chunks, read_chunk
 from pipeline.predict.inputs import Source
 from pipeline.predict.model import FaceReader, Model
@@ -27,7 +28,6 @@ from pipeline.predict.stream import (
     read_chunks,
     video_frames,
 )
-from pipeline.predict.video import VideoInfo, probe_video
 from pipeline.runtime.atomic import write_atomically
 from pipeline.runtime.executors import LocalWorkers, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
@@ -105,10 +105,12 @@ def count_frames(sources: Iterable[Source], options: Options) -> int:
     """Return the expected number of frames, for the progress; logs a warning per video that does not open."""
     total = 0
     for source in sources:
-        info = probe_video(source.path) if source.is_video else None
-        if isinstance(info, str):
-            logger.warning("%s cannot be read as a video: %s", source.path, info)
-        total += -(-info.num_frames // options.every) if isinstance(info, VideoInfo) else 1
+        try:
+            num_frames = describe_video(source.path).num_frames if source.is_video else 1
+        except DataError as error:
+            logger.warning("%s", error)
+            num_frames = 1
+        total += -(-num_frames // options.every)
     return total
 
 
@@ -166,6 +168,9 @@ def predict_table(
     worker: JobWorker, sources: Sequence[Source], images: Sequence[tuple[str, np.ndarray]] = ()
 ) -> pd.DataFrame:
     """Return the rows of all sources, then of images in memory, with the columns of the format fantrans."""
+    for source in sources:
+        if source.is_video:
+            count_frames([source], worker.options)  # logs why one cannot be read
     rows = chain(chain.from_iterable(map(worker.predict, split_jobs(sources))), worker.predict_images(images))
     tables = [to_fantrans(table) for table in rows]
     if not tables:
@@ -255,7 +260,7 @@ def _finish_job(chunks: ChunkFolder, worker: JobWorker, job: Job) -> int:
     """Finish a job in a worker of a pool; return its number of frames."""
     num_frames = 0
 
-    def count_up(num_done: int, piece: str = "") -> None:
+    def count_up(num_done: int, piece: str = "") -> None:  # noqa: ARG001
         nonlocal num_frames
         num_frames += num_done
 

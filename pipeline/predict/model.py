@@ -106,7 +106,7 @@ def open_model(folder: Path, catalog: Catalog) -> Model:
     detector_document = description.get("detector")
     if detector_document is None:
         logger.warning(
-            "%s was written by an earlier version and does not record detector and crop settings; the defaults are used",
+            "%s is of an earlier version, without the settings of detector and crop; the defaults are used",
             folder / DESCRIPTION_NAME,
         )
         detector, detector_weights = DetectorConfig(), catalog.get_weights(DetectorConfig().weights)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -15,9 +16,10 @@ import pandas as pd
 
 from models.fan import NUM_LANDMARKS
 from pipeline.datasets.images import read_image
+from pipeline.datasets.videos import describe_video, iterate_video
+from pipeline.errors import DataError
 from pipeline.predict.inputs import Source
 from pipeline.predict.rows import split_frames
-from pipeline.predict.video import VideoInfo, iterate_video, probe_video
 from pipeline.runtime.atomic import write_atomically
 from pipeline.tables import Status, au_column
 from pipeline.training.predict import probability_column
@@ -26,13 +28,12 @@ _PRESENT, _ABSENT, _BOX, _POINT, _TEXT = (70, 200, 90), (150, 150, 150), (255, 1
 """Colours, RGB."""
 _BAR_ROW_PX, _BAR_PX = 13, 60
 _TIME_BASE = Fraction(1, 90_000)
-_DEFAULT_RATE = 25.0
 
 
 def draw_rows(image: np.ndarray, rows: pd.DataFrame, aus: Sequence[int]) -> np.ndarray:
     """Return a copy of an image, RGB uint8 (H, W, 3), with the rows of its faces drawn on it.
 
-    Sizes grow with the image. The bars of a face stand beside its box, where the image has more room.
+    Sizes grow with the image. The bars of a face stand at the right of its box, or at the left where they do not fit.
     """
     drawn = image.copy()
     for _, row in rows[rows["status"] == Status.OK].iterrows():
@@ -57,7 +58,7 @@ def _draw_bars(image: np.ndarray, row: pd.Series, aus: Sequence[int], box: tuple
     row_px, bar_px, text_px = (round(each * scale) for each in (_BAR_ROW_PX, _BAR_PX, 38))
     gap, width = round(6 * scale), bar_px + text_px
     height, image_width = image.shape[:2]
-    left = x2 + gap if image_width - x2 >= x1 else x1 - gap - width
+    left = x2 + gap if x2 + gap + width <= image_width else x1 - gap - width
     left = min(max(0, left), max(0, image_width - width))
     top = min(max(0, top), max(0, height - row_px * len(aus)))
     panel = image[top : top + row_px * len(aus), left : left + width]
@@ -78,9 +79,11 @@ def _write(image: np.ndarray, text: str, corner: tuple[int, int], scale: float) 
 
 
 def write_overlay(source: Source, rows: Iterator[pd.DataFrame], aus: Sequence[int], path: Path) -> None:
-    """Write an image or video with its rows drawn on it, atomically; nothing for an image that cannot be read."""
+    """Write an image or video with its rows drawn on it, atomically; nothing for an input that cannot be read."""
     if source.is_video:
-        write_atomically(path, lambda temp: _write_video(source, rows, aus, temp))
+        with suppress(DataError):  # not a video that can be read, which its row tells
+            describe_video(source.path)
+            write_atomically(path, lambda temp: _write_video(source, rows, aus, temp))
         return
     image = read_image(source.path)
     if image is not None:
@@ -90,8 +93,7 @@ def write_overlay(source: Source, rows: Iterator[pd.DataFrame], aus: Sequence[in
 
 def _write_video(source: Source, rows: Iterator[pd.DataFrame], aus: Sequence[int], path: Path) -> None:
     """Write every frame at its own time, in H.264 without sound; frames that were not predicted show the last rows."""
-    info = probe_video(source.path)
-    rate = info.rate if isinstance(info, VideoInfo) and info.rate > 0 else _DEFAULT_RATE
+    rate = Fraction(describe_video(source.path).fps).limit_denominator(1001)
     by_frame = chain.from_iterable(map(split_frames, rows))
     following = next(by_frame, None)
     shown = pd.DataFrame({"status": []})
@@ -105,12 +107,11 @@ def _write_video(source: Source, rows: Iterator[pd.DataFrame], aus: Sequence[int
                 continue
             height, width = (side - side % 2 for side in frame.image.shape[:2])  # H.264 halves the colours
             if stream is None:
-                stream = video.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001), options={"crf": "20"})
+                stream = video.add_stream("libx264", rate=rate, options={"crf": "20"})
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 stream.codec_context.time_base = _TIME_BASE
             drawn = av.VideoFrame.from_ndarray(draw_rows(frame.image, shown, aus)[:height, :width], format="rgb24")
-            time_s = frame.time_s if frame.time_s is not None else frame.number / rate
-            last_pts = max(last_pts + 1, round(time_s / _TIME_BASE))
+            last_pts = max(last_pts + 1, round(frame.time_s / _TIME_BASE))
             drawn.pts, drawn.time_base = last_pts, _TIME_BASE
             video.mux(stream.encode(drawn))
         if stream is not None:

@@ -51,7 +51,7 @@ def to_rows(frames: Iterable[FrameFaces], aus: Sequence[int], threshold_A: np.nd
             thumbnail = None
     dtypes = {"input": "str", "frame": "int64", "timestamp_s": "float64", "face_id": "Int64", "status": "str"}
     dtypes |= dict.fromkeys([*_BOX, "score"], "float32")
-    table = pd.DataFrame(heads, columns=[*FACE_COLUMNS, _THUMBNAIL]).astype(dtypes)  # type: ignore[arg-type]
+    table = pd.DataFrame(heads, columns=[*FACE_COLUMNS, _THUMBNAIL]).astype(dtypes)
     found = np.array(probabilities, np.float32).reshape(len(table), len(aus))
     is_present = pd.DataFrame(found >= threshold_A, columns=[au_column(au) for au in aus]).astype("Int8")
     is_present[np.isnan(found).any(1)] = pd.NA

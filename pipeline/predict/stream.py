@@ -17,13 +17,14 @@ import numpy as np
 
 from pipeline.config import TrackConfig
 from pipeline.datasets.images import read_image
+from pipeline.datasets.videos import iterate_video
+from pipeline.errors import DataError
 from pipeline.faces.detect import faces_in
 from pipeline.faces.geometry import cut_crop, frame_from_crop, transform_points
 from pipeline.faces.tracks import Tracker, scene_thumbnail
 from pipeline.faces.views import ViewParams, crop_side_px, render_view
 from pipeline.predict.inputs import Source
 from pipeline.predict.model import FaceReader
-from pipeline.predict.video import iterate_video
 from pipeline.runtime.device import map_batches
 from pipeline.runtime.prefetch import prefetch_map, read_ahead
 from pipeline.tables import Status
@@ -86,14 +87,13 @@ def image_frames(sources: Iterable[Source]) -> Iterator[Frame]:
 def video_frames(source: Source, *, every: int, start: int = 0) -> Iterator[Frame]:
     """Yield each `every`-th frame of a video from the number `start` on; damaged frames have no image.
 
-    A video that has no frame at all yields one without an image.
+    A file that is not a video yields one frame without an image.
     """
-    is_empty = start == 0
-    for frame in iterate_video(source.path, start=start):
-        is_empty = False
-        if frame.number % every == 0:
-            yield Frame(source.name, frame.number, frame.time_s, frame.image, is_video=True)
-    if is_empty:
+    try:
+        for frame in iterate_video(source.path, start=start):
+            if frame.number % every == 0:
+                yield Frame(source.name, frame.number, frame.time_s, frame.image, is_video=True)
+    except DataError:  # `job.count_frames` has logged it
         yield Frame(source.name, 0, math.nan, None, is_video=True)
 
 
