@@ -169,9 +169,10 @@ def predict(
     """Return the action units of images and videos, one row per face and frame; docs/predict.md lists the columns.
 
     inputs: paths of images, videos and folders, patterns, and images in memory, RGB uint8 (H, W, 3), which are named
-    `image 0`, `image 1`... and follow the files. model: a run, a folder of `fantrans export` or a shipped model; default:
-    the shipped default. part: the fold of a run. every: predict each N-th frame of a video. An input that cannot be read
-    has a row with the status unreadable. Raises `UsageError` for an input that does not exist and for an unknown model.
+    `image 0`, `image 1`... and follow the files. model: a run, a folder of `fantrans export` or a shipped model;
+    default: the shipped default. part: the fold of a run. every: predict each N-th frame of a video. An input that
+    cannot be read has a row with the status unreadable. Raises `UsageError` for an input that does not exist and for an
+    unknown model.
     """
     from pipeline.predict.inputs import find_sources  # noqa: PLC0415 - training and reports need no detector
     from pipeline.predict.job import JobWorker, predict_table, with_batch_size  # noqa: PLC0415

@@ -20,7 +20,6 @@ from pipeline.predict.inputs import Source
 from pipeline.predict.model import FaceReader, Model
 from pipeline.predict.rows import Format, formatter, replay_tracks, to_fantrans, to_rows, write_csv, write_output
 from pipeline.predict.stream import (
-    CHUNK_FRAMES,
     Frame,
     FrameFaces,
     Options,
@@ -143,7 +142,7 @@ class JobWorker:
     def finish(self, chunks: ChunkFolder, job: Job, on_progress: ProgressCallback = no_progress) -> None:
         """Write the chunks of a job that are not finished yet."""
         files = chunks.files(job.number) if job.is_video or chunks.is_finished(job.number) else []
-        on_progress(len(files) * CHUNK_FRAMES if job.is_video else len(files) * len(job.sources))
+        on_progress(len(files) * self.options.chunk_frames if job.is_video else len(files) * len(job.sources))
         if chunks.is_finished(job.number):
             return
         tracker = replay_tracks(map(read_chunk, files))

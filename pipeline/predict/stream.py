@@ -31,8 +31,6 @@ from pipeline.tables import Status
 
 Faces = Literal["all", "largest"]
 
-CHUNK_FRAMES = 256
-"""Frames that are finished together; no batch of the detector spans two chunks, so a resumed run computes the same."""
 _MAX_BATCH_PX = 2**25
 """Pixels of the frames of a batch: four frames in 4K."""
 _BATCHES_AHEAD = 2
@@ -41,11 +39,16 @@ _DECODING_THREADS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What is predicted. every: each N-th frame of a video. batch_size: frames that the detector gets at once."""
+    """What is predicted.
+
+    every: each N-th frame of a video. batch_size: frames that the detector gets at once. chunk_frames: frames that are
+    finished together; no batch spans two chunks, so a resumed run computes the same.
+    """
 
     faces: Faces = "all"
     every: int = 1
     batch_size: int = 8
+    chunk_frames: int = 256
 
 
 @dataclass(frozen=True)
@@ -100,35 +103,36 @@ def video_frames(source: Source, *, every: int, start: int = 0) -> Iterator[Fram
 def read_chunks(
     frames: Iterable[Frame], reader: FaceReader, options: Options, *, tracker: Tracker | None = None
 ) -> Iterator[list[FrameFaces]]:
-    """Yield the faces of the frames, in order, in chunks of `CHUNK_FRAMES`; the last one may be shorter.
+    """Yield the faces of the frames, in order, in chunks of `options.chunk_frames`; the last one may be shorter.
 
     tracker: of the video's earlier frames; default: none were before. Frames of images get no tracks: their faces are
     numbered from the best one on.
     """
     device = reader.device
     tracker = Tracker(TrackConfig()) if tracker is None else tracker
-    batches = read_ahead(_batches(frames, options.batch_size), num_ahead=_BATCHES_AHEAD)
+    batches = read_ahead(_batches(frames, options), num_ahead=_BATCHES_AHEAD)
     detected = map_batches(lambda batch: _detect(batch, reader, options), batches, device)
     tracked = (_track(each, tracker) for batch in read_ahead(detected, num_ahead=_BATCHES_AHEAD) for each in batch)
     size = 8 if device.type == "cpu" else 64
     read = map_batches(lambda group: _read(group, reader), _groups(tracked, size), device)
-    return _chunked(chain.from_iterable(read))
+    return _chunked(chain.from_iterable(read), options.chunk_frames)
 
 
-def _chunked(frames: Iterator[FrameFaces]) -> Iterator[list[FrameFaces]]:
-    while chunk := list(islice(frames, CHUNK_FRAMES)):
+def _chunked(frames: Iterator[FrameFaces], num_frames: int) -> Iterator[list[FrameFaces]]:
+    while chunk := list(islice(frames, num_frames)):
         yield chunk
 
 
-def _batches(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
+def _batches(frames: Iterable[Frame], options: Options) -> Iterator[list[Frame]]:
     """Yield batches of frames of one size; none spans two chunks."""
     batch: list[Frame] = []
     shape: tuple[int, ...] | None = None
     for position, frame in enumerate(frames):
         here = None if frame.image is None else frame.image.shape
-        is_full = shape is not None and len(batch) >= max(1, min(batch_size, _MAX_BATCH_PX // (shape[0] * shape[1])))
+        most = options.batch_size if shape is None else max(1, _MAX_BATCH_PX // (shape[0] * shape[1]))
+        is_full = len(batch) >= min(options.batch_size, most)
         is_other = None not in (here, shape) and here != shape
-        if batch and (is_full or is_other or len(batch) >= batch_size or position % CHUNK_FRAMES == 0):
+        if batch and (is_full or is_other or position % options.chunk_frames == 0):
             yield batch
             batch, shape = [], None
         batch.append(frame)
