@@ -30,14 +30,15 @@ from pipeline.catalog import load_catalog
 from pipeline.datasets.bp4d import CODES, IMAGES
 from pipeline.protocols import PROTOCOLS
 from pipeline.refresh.job import RefreshJob, cache_build, crop_reader, prepare_refresh
-from pipeline.refresh.stages import CropStage, IndexStage, refresh_cache, run_stage
+from pipeline.refresh.stages import CropStage, DetectStage, IndexStage, refresh_cache, run_stage
 from pipeline.runtime.atomic import file_sha256
-from pipeline.tables import BOX_COLUMNS, write_table
+from pipeline.tables import FACE_COLUMNS, VALUE_COLUMNS, write_table
 
 PLACE = Path("var/refresh_cost")
 NUM_COPIES, COPY_STEP = 4, 100_000
 NUM_TASKS, NUM_FRAMES = 8, 150_000
 LINKS_PER_FILE = 30_000
+SIDE_PX = 64
 
 
 def main() -> None:
@@ -147,7 +148,8 @@ def nothing_to_do() -> dict[str, float]:
     )
     job = prepare_refresh("measured", experiment=str(config))
     run_stage(IndexStage(), job, job.workers)
-    make_up_boxes(job)
+    make_up_faces(job)
+    run_stage(DetectStage(), job, job.workers)
     run_stage(CropStage(), job, job.workers)
     make_up_features(job)
     num = len(crop_reader(job).index)
@@ -171,20 +173,22 @@ def write_layout(root: Path) -> None:
             for frame in range(1, num + 1):
                 if made % LINKS_PER_FILE == 0:
                     image = root / f"image-{made}.jpg"
-                    cv2.imwrite(str(image), np.full((32, 32, 3), 127, np.uint8))
+                    cv2.imwrite(str(image), np.full((SIDE_PX, SIDE_PX, 3), 127, np.uint8))
                 (folder / f"{frame:04d}.jpg").hardlink_to(image)
                 made += 1
 
 
-def make_up_boxes(job: RefreshJob) -> None:
-    """Write a box in the centre of every image, as the stage detect would."""
+def make_up_faces(job: RefreshJob) -> None:
+    """Write a face in the centre of every image, as the stage detect would."""
     table = pd.read_parquet(job.catalog.index_path(job.dataset))
     hashes = crops.source_hashes(job.entry.root, table["source_file"], known=None)
-    boxes = pd.DataFrame(np.float32(1), index=table.index, columns=list(BOX_COLUMNS[1:-2]))
-    boxes[["x1", "y1", "x2", "y2"]] = np.array([8, 8, 24, 24], np.float32)
-    boxes.insert(0, "frame_id", table["frame_id"])
-    boxes = boxes.assign(num_faces=np.int32(1), status="ok")
-    write_table(job.boxes_path, boxes.merge(table[["frame_id", "source_file"]].join(hashes, on="source_file")))
+    faces = pd.DataFrame(np.float32(SIDE_PX / 2), index=table.index, columns=list(VALUE_COLUMNS))
+    faces[["x1", "y1", "x2", "y2"]] = np.array([8, 8, SIDE_PX - 8, SIDE_PX - 8], np.float32)
+    side, zero = np.int32(SIDE_PX), np.int32(0)
+    faces = faces.assign(
+        frame_id=table["frame_id"], face=zero, status="ok", width_px=side, height_px=side, turned_deg=zero
+    ).assign(thumbnail=[bytes(range(256))] * len(table), score=np.float32(1))[list(FACE_COLUMNS)]
+    write_table(job.faces_path, faces.merge(table[["frame_id", "source_file"]].join(hashes, on="source_file")))
 
 
 def make_up_features(job: RefreshJob) -> None:

@@ -83,7 +83,7 @@ class TrackConfig(Settings):
 
 
 class DetectorConfig(Settings):
-    """Settings of face detection."""
+    """Settings of face detection, and of the choice of the subject's face."""
 
     weights: str = "retinaface-mobilenet"
     """Name of a RetinaFace in the catalog."""
@@ -91,8 +91,22 @@ class DetectorConfig(Settings):
     nms_iou: Fraction = 0.4
     max_side_px: PositiveInt = 640
     """Longest side before detection; larger frames are shrunk to it. Boxes are in full-frame px."""
+    tracks: TrackConfig = TrackConfig()
+    subject: Literal["largest", "longest", "central"] = "largest"
+    """Whose tracks are the subject's: the largest sum over frames of score x area, of 1, or of score x closeness to the
+    image's centre."""
     max_gap_frames: Annotated[int, Field(ge=0)] = 5
-    """Longest run of missed frames between two found ones, in one sequence, that is filled linearly."""
+    """Longest run of missed frames between two found ones, in one track, that is filled linearly."""
+    min_side_px: Annotated[float, Field(ge=0)] = 32.0
+    """A box is implausible if its side, the square root of its area, is smaller..."""
+    min_side_frac: Fraction = 0.4
+    """...or smaller than this fraction of the median side in the sequence..."""
+    min_inside_frac: Fraction = 0.85
+    """...or if less of its area is in the image..."""
+    max_roll_deg: Annotated[float, Field(ge=0, le=180)] = 45.0
+    """...or if the line from eye to eye is turned further. Points outside of the box are implausible, too."""
+    keeps_implausible: bool = False
+    """Whether faces with implausible boxes are cropped and trained on like others."""
 
 
 class CropConfig(Settings):

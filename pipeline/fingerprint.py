@@ -25,14 +25,21 @@ FORMAT_VERSION = 2
 """Increased when the same settings give other values or another layout."""
 
 
-def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
-    """Return everything that decides boxes, given the frames."""
-    detector = settings.detector.model_dump(exclude={"weights"})
+def faces_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
+    """Return everything that decides the detected faces, given the frames; not which of them is the subject's."""
+    detector = settings.detector.model_dump(include={"score_threshold", "nms_iou", "max_side_px"})
     return {
-        "kind": "boxes",
+        "kind": "faces",
         "version": FORMAT_VERSION,
         "detector": {**detector, **_weights(catalog.get_weights(settings.detector.weights))},
     }
+
+
+def boxes_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
+    """Return everything that decides boxes, given the frames."""
+    faces = faces_document(settings, catalog)
+    detector = settings.detector.model_dump(exclude={"weights"})
+    return {**faces, "kind": "boxes", "detector": {**faces["detector"], **detector}}
 
 
 def crops_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:

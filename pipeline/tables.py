@@ -24,18 +24,22 @@ FRAME_COLUMNS = ("frame_id", "subject", "task", "frame", "source_file", "source_
 `source_file` is relative to the data set's root; `source_frame` is the 0-based frame of a video, -1 for an image.
 """
 
-BOX_COLUMNS = (
-    "frame_id",
-    "x1",
-    "y1",
-    "x2",
-    "y2",
-    "score",
-    *(f"p{i}{axis}" for i in range(5) for axis in "xy"),
-    "num_faces",
-    "status",
-)
-"""`boxes.parquet`: box and five points in full-frame px; missing values are NaN, never zero."""
+VALUE_COLUMNS = ("x1", "y1", "x2", "y2", "score", *(f"p{i}{axis}" for i in range(5) for axis in "xy"))
+"""Box, score and five points of a face: float32, in full-frame px; NaN without a face, never zero."""
+
+FACE_COLUMNS = ("frame_id", "face", "status", "width_px", "height_px", "thumbnail", "turned_deg", *VALUE_COLUMNS)
+"""`faces.parquet`: one row per detected face, `face` 0, 1... from the best score on.
+
+A frame without a face has one row, with `face` -1 and `status` no_face or unreadable. The size of the frame, its grey
+thumbnail (16 x 16 px as bytes), and how far it is turned clockwise (0, 90, 180, 270) are in each of its rows.
+"""
+
+BOX_COLUMNS = ("frame_id", *VALUE_COLUMNS, "num_faces", "status", "track", "flaw", "width_px", "height_px")
+"""`boxes.parquet`: one row per frame, with the face of its subject.
+
+`num_faces` counts all faces of the frame. `track` is the number of the face's track in its sequence, -1 without one.
+`flaw` is what makes the box implausible (`Flaw`), "" for nothing. The size is that of the frame, 0 if unreadable.
+"""
 
 
 class Status(StrEnum):
@@ -45,6 +49,16 @@ class Status(StrEnum):
     NO_FACE = "no_face"
     UNREADABLE = "unreadable"
     INTERPOLATED = "interpolated"
+    IMPLAUSIBLE = "implausible"
+
+
+class Flaw(StrEnum):
+    """What makes a box implausible as the box of a whole, upright face."""
+
+    SMALL = "small"
+    OUTSIDE = "outside"
+    POINTS = "points"
+    TURNED = "turned"
 
 
 def au_column(au: int) -> str:

@@ -22,9 +22,12 @@ PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh.stages", "mod
 CONFIG = """base: demo
 cache: {views: {num_views: 3}, features: {weights: tiny}}
 """
-CATALOG = """roots: {{work: "${{FANTRANS_WORK}}", cache: "${{FANTRANS_CACHE}}", runs: "${{FANTRANS_RUNS}}"}}
+CATALOG = """roots:
+  work: "${{oc.env:FANTRANS_WORK}}"
+  cache: "${{oc.env:FANTRANS_CACHE}}"
+  runs: "${{oc.env:FANTRANS_RUNS}}"
 datasets:
-  faces: {{root: "${{FACES}}", layout: bp4d, protocol: rendered_bp4d}}
+  faces: {{root: "${{oc.env:FACES}}", layout: bp4d, protocol: rendered_bp4d}}
 weights:
 {weights}
 """

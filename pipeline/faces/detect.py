@@ -1,9 +1,10 @@
-"""From frames to boxes: the best face of each frame, or why it has none."""
+"""From frames to faces: all faces of each frame, or why it has none."""
 
 # B frames of one size, N rows, H height, W width
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,20 @@ from pipeline.catalog import WeightsEntry
 from pipeline.config import DetectorConfig
 from pipeline.datasets.images import read_frames
 from pipeline.errors import WeightsError
+from pipeline.faces.tracks import scene_thumbnail
 from pipeline.faces.weights import load_weights
 from pipeline.runtime.device import map_batches
 from pipeline.runtime.progress import ProgressCallback, no_progress
-from pipeline.tables import BOX_COLUMNS, Status
+from pipeline.tables import FACE_COLUMNS, VALUE_COLUMNS, Status
 
 if TYPE_CHECKING:
     from models.retinaface import Faces, RetinaFace
 
 BACKBONES = {"retinaface-mobilenet": "mobilenet0.25", "retinaface-resnet50": "resnet50"}
-VALUE_COLUMNS = list(BOX_COLUMNS[1:-2])
-"""Box, score and points: the columns that are NaN without a face."""
+_SURE_SCORE = 0.9
+"""A frame whose best face scores less is looked at from its other three sides, too..."""
+_TURNED_GAIN = 2.0
+"""...and is turned if a face of a sure score appears there, whose score x area is so many times as large."""
 _MAX_WAITING_BATCHES = 4
 
 
@@ -54,44 +58,84 @@ def detect_frames(
     settings: DetectorConfig,
     device: torch.device,
     batch_size: int = 8,
-    done: pd.DataFrame | None = None,
     on_progress: ProgressCallback = no_progress,
 ) -> pd.DataFrame:
-    """Return `BOX_COLUMNS`, one row per frame in the order of `frames`: box, score and points of the best-scoring face.
+    """Return `FACE_COLUMNS`: all faces of each frame in the order of `frames`, the best one first.
 
-    Coordinates are in full-frame px. `status` is ok, no_face or unreadable; `fill_gaps` fills gaps once all chunks of a
-    sequence are detected. `done`: rows of an earlier call, which are reused. `on_progress` is called as frames finish.
+    `on_progress` is called as frames finish. `subjects.subject_boxes` chooses the subject's faces, once all frames of a
+    sequence are detected.
     """
-    if done is not None:
-        left = frames[~frames["frame_id"].isin(done["frame_id"])]
-        new = detect_frames(
-            left, root, detector, settings=settings, device=device, batch_size=batch_size, on_progress=on_progress
-        )
-        return pd.concat([done, new]).set_index("frame_id").loc[frames["frame_id"]].reset_index()
-
-    values = np.full((len(frames), len(VALUE_COLUMNS)), np.nan, np.float32)
-    num_faces = np.zeros(len(frames), np.int32)
+    found: list[_FacesOfFrame] = [_NO_FACES] * len(frames)
     statuses = np.full(len(frames), Status.UNREADABLE.value, object)
+    sizes, turns = np.zeros((len(frames), 2), np.int32), np.zeros(len(frames), np.int32)
+    thumbnails = np.full(len(frames), b"", object)
 
-    def detect(batch: _Batch) -> tuple[list[int], list[_FacesOfFrame]]:
-        return batch[0], faces_in(batch[1], detector, settings=settings, device=device)
+    around = partial(faces_in, detector=detector, settings=settings, device=device)
 
-    for positions, found in map_batches(detect, _batches(root, frames, batch_size, on_progress), device):
-        for position, (boxes, scores, points) in zip(positions, found, strict=True):
-            num_faces[position] = len(scores)
-            statuses[position] = (Status.OK if len(scores) else Status.NO_FACE).value
-            if len(scores):
-                values[position] = np.concatenate([boxes[0], scores[:1], points[0].ravel()])
+    def detect(batch: _Batch) -> tuple[list[int], list[_FacesOfFrame], list[int], list[bytes], tuple[int, ...]]:
+        positions, images = batch
+        faces = around(images + images[-1:] * (batch_size - len(images)))[: len(images)]  # as in `pad_batch`
+        turned = [_turned_deg(image, of_frame, around) for image, of_frame in zip(images, faces, strict=True)]
+        return positions, faces, turned, [scene_thumbnail(image).tobytes() for image in images], images[0].shape
+
+    batches = _batches(root, frames, batch_size, on_progress)
+    for positions, faces, turned, seen, (height, width, _) in map_batches(detect, batches, device):
+        sizes[positions], turns[positions] = (width, height), turned
+        for position, of_frame, thumbnail in zip(positions, faces, seen, strict=True):
+            found[position], thumbnails[position] = of_frame, thumbnail
+            statuses[position] = (Status.OK if len(of_frame[1]) else Status.NO_FACE).value
         on_progress(len(positions))
 
-    table = pd.DataFrame(values, columns=VALUE_COLUMNS)
-    table.insert(0, "frame_id", frames["frame_id"].to_numpy())
-    return table.assign(num_faces=num_faces, status=pd.Series(statuses, dtype=str))[list(BOX_COLUMNS)]
+    num_faces = np.array([len(scores) for _, scores, _ in found], int)
+    rows = np.repeat(np.arange(len(frames)), np.maximum(num_faces, 1))
+    values = np.full((len(rows), len(VALUE_COLUMNS)), np.nan, np.float32)
+    if num_faces.any():
+        values[num_faces[rows] > 0] = np.concatenate([_as_rows(faces) for faces in found])
+    nth = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    table = pd.DataFrame(values, columns=list(VALUE_COLUMNS)).assign(
+        frame_id=frames["frame_id"].to_numpy()[rows],
+        face=np.where(num_faces[rows] > 0, nth, -1).astype(np.int32),
+        status=pd.Series(statuses[rows], dtype=str),
+        width_px=sizes[rows, 0],
+        height_px=sizes[rows, 1],
+        thumbnail=thumbnails[rows],
+        turned_deg=turns[rows],
+    )
+    return table[list(FACE_COLUMNS)]
 
 
 _Batch = tuple[list[int], list[np.ndarray]]
 """Positions in a table of frames and their images, all of one size."""
 _FacesOfFrame = tuple[np.ndarray, np.ndarray, np.ndarray]
+_NO_FACES: _FacesOfFrame = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 5, 2), np.float32)
+
+
+def _as_rows(faces: _FacesOfFrame) -> np.ndarray:
+    """Return the faces of a frame in `VALUE_COLUMNS`: (n, 15)."""
+    boxes, scores, points = faces
+    return np.concatenate([boxes, scores[:, None], points.reshape(-1, 10)], axis=1)
+
+
+def _turned_deg(
+    image: np.ndarray, faces: _FacesOfFrame, faces_in_images: Callable[[list[np.ndarray]], list[_FacesOfFrame]]
+) -> int:
+    """Return by how much an image (H, W, 3) is turned clockwise: 0, 90, 180, 270.
+
+    Looks from the other sides unless a face has a sure score, one image at a time, so that batches do not matter.
+    """
+    if (faces[1] >= _SURE_SCORE).any():
+        return 0
+    others = [faces_in_images([np.ascontiguousarray(np.rot90(image, quarters))])[0] for quarters in (1, 2, 3)]
+    evidence = [_evidence(other, min_score=_SURE_SCORE) for other in others]
+    best = int(np.argmax(evidence))
+    return 90 * (best + 1) if evidence[best] > _TURNED_GAIN * _evidence(faces, min_score=0.0) else 0
+
+
+def _evidence(faces: _FacesOfFrame, *, min_score: float) -> float:
+    """Return the largest score x area."""
+    boxes, scores, _ = faces
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return float((scores * areas)[scores >= min_score].max(initial=0.0))
 
 
 def _batches(root: Path, frames: pd.DataFrame, batch_size: int, on_progress: ProgressCallback) -> Iterator[_Batch]:
@@ -141,30 +185,3 @@ def _in_full_frame(faces: Faces, px: np.ndarray) -> _FacesOfFrame:
 
     boxes, scores, points = (values.cpu().numpy() for values in faces)
     return enlarge(boxes.reshape(-1, 2, 2)).reshape(-1, 4), scores, enlarge(points)
-
-
-def fill_gaps(frames: pd.DataFrame, boxes: pd.DataFrame, *, max_gap_frames: int) -> pd.DataFrame:
-    """Return `boxes` with short runs without a face interpolated linearly between two detected faces of a sequence.
-
-    A run is filled, and its status becomes interpolated, if at most `max_gap_frames` frame numbers lie between its two
-    neighbours of the same subject and task. Scores stay NaN; unreadable frames stay unchanged. Both tables must list
-    the same frames in the same order.
-    """
-    assert (frames["frame_id"].to_numpy() == boxes["frame_id"].to_numpy()).all()
-    columns = [name for name in VALUE_COLUMNS if name != "score"]
-    values, statuses = boxes[columns].to_numpy(copy=True), boxes["status"].to_numpy(copy=True)
-    numbers = frames["frame"].to_numpy()
-    for rows in frames.groupby(["subject", "task"], sort=False).indices.values():
-        is_ok = statuses[rows] == Status.OK
-        if is_ok.sum() < 2:
-            continue
-        ok_rows = rows[is_ok][np.argsort(numbers[rows[is_ok]])]
-        ok_numbers = numbers[ok_rows]
-        after = np.searchsorted(ok_numbers, numbers[rows])
-        is_between = (after > 0) & (after < len(ok_rows))
-        gap_frames = np.diff(ok_numbers, prepend=ok_numbers[0])[np.minimum(after, len(ok_rows) - 1)] - 1
-        filled = rows[(statuses[rows] == Status.NO_FACE) & is_between & (gap_frames <= max_gap_frames)]
-        for column in range(len(columns)):
-            values[filled, column] = np.interp(numbers[filled], ok_numbers, values[ok_rows, column])
-        statuses[filled] = Status.INTERPOLATED.value
-    return boxes.assign(**dict(zip(columns, values.T, strict=True)), status=statuses)

@@ -1,7 +1,8 @@
 """A refresh job: one data set, its resolved settings, and where its outputs are.
 
 {work}/{dataset}/frames.parquet
-{work}/{dataset}/boxes-{detector fingerprint}.parquet, and .parts/ until detection has finished
+{work}/{dataset}/faces-{fingerprint of the detection}.parquet, and .parts/ until detection has finished
+{work}/{dataset}/boxes-{fingerprint of the boxes}.parquet
 {work}/{dataset}/crops/{crop fingerprint}/
 {cache}/{dataset}/{cache fingerprint}/
 """
@@ -65,8 +66,14 @@ class RefreshJob:
         return self.catalog.crops_folder(self.dataset)
 
     @property
+    def faces_path(self) -> Path:
+        """All faces that the job's detector finds; boxes with other settings of tracks are chosen from the same."""
+        document = fingerprint.faces_document(self.config, self.catalog)
+        return self.work / f"faces-{hash_document(document)}.parquet"
+
+    @property
     def boxes_path(self) -> Path:
-        """Boxes of the job's detector."""
+        """Boxes of the subjects."""
         document = fingerprint.boxes_document(self.config, self.catalog)
         return self.work / f"boxes-{hash_document(document)}.parquet"
 

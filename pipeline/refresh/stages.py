@@ -18,7 +18,7 @@ from pipeline.cache.build import CacheBuild
 from pipeline.datasets import index
 from pipeline.errors import ConfigError
 from pipeline.faces.views import check_context
-from pipeline.refresh.boxes import KnownBoxes, describe_missed, detect_missing, expected_boxes, find_known_boxes
+from pipeline.refresh.boxes import KnownFaces, describe_boxes, detect_missing, expected_boxes, find_known_faces
 from pipeline.refresh.job import (
     RefreshJob,
     cache_build,
@@ -139,39 +139,38 @@ class IndexStage:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectPlan(StagePlan):
-    """A plan with the boxes that are known."""
+    """A plan with the faces that are known."""
 
-    known: KnownBoxes
+    known: KnownFaces
 
 
 class DetectStage:
-    """Detect faces in new and changed frames; after a kill, finished chunks are reused."""
+    """Detect faces in new and changed frames and choose the subjects'; after a kill, finished chunks are reused."""
 
     name, uses_workers = "detect", True
 
     def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> DetectPlan:
-        """Find the known boxes. A frame without one is expected to have a face."""
+        """Find the known faces. A frame whose faces are not known is expected to show the subject."""
         frames = _frames(job, tables)
-        known = find_known_boxes(job, frames)
+        known = find_known_faces(job, frames)
         num_missing = len(known.missing(frames))
         return DetectPlan(
             stage=self.name,
             num_kept=len(frames) - num_missing,
             num_computed=num_missing,
             seconds=expected_seconds(job, self.name, num_missing),
-            is_current=False,  # filling gaps again is cheap, and its settings may have changed
+            is_current=False,  # choosing boxes is cheap, and its settings may have changed
             expected=Tables(frames=frames, boxes=expected_boxes(job, frames, known)),
             known=known,
         )
 
     def run(self, job: RefreshJob, plan: DetectPlan, workers: Workers) -> StageSummary:
-        """Detect the missing boxes; the boxes do not depend on the workers."""
+        """Detect the missing faces and choose the boxes, which do not depend on the workers."""
         frames = plan.expected.frames
         assert frames is not None
         boxes = detect_missing(job, frames, plan.known, workers=workers)
-        return StageSummary(
-            stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed, note=describe_missed(boxes)
-        )
+        note = describe_boxes(boxes, job.config.detector)
+        return StageSummary(stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed, note=note)
 
 
 # ---------------------------------------------------------------------------------------------------------------- crop

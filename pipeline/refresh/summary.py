@@ -7,11 +7,12 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.cache.reader import CacheReader, open_cache
+from pipeline.refresh.boxes import face_notes
 from pipeline.refresh.job import RefreshJob, cache_build, crop_reader
 from pipeline.refresh.plan import StageSummary
 from pipeline.runtime.html import write_html
 from pipeline.runtime.text import join_first
-from pipeline.tables import Status
+from pipeline.tables import Status, read_table_if_intact
 
 PAGE_NAME = "refresh.html"
 
@@ -57,6 +58,10 @@ def _frames(job: RefreshJob) -> list[str]:
             f"`{name}` {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True)
         )
         lines += ["", f"Without features: {names}."]
+    boxes = read_table_if_intact(job.boxes_path)
+    notes = [] if boxes is None else face_notes(boxes, job.config.detector)
+    if notes:
+        lines += ["", f"Faces: {'; '.join(notes)}."]
     return lines
 
 

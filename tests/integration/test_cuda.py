@@ -14,11 +14,11 @@ from skimage.data import astronaut
 from flows.cluster import GPU, Cluster, ClusterWorkers
 from pipeline.cache.reader import open_cache
 from pipeline.catalog import load_catalog
-from pipeline.faces.detect import VALUE_COLUMNS
 from pipeline.faces.features import extract_features, load_fan
 from pipeline.refresh import stages
 from pipeline.refresh.job import cache_build, prepare_refresh
 from pipeline.refresh.maintenance import verify_caches
+from pipeline.tables import VALUE_COLUMNS
 from pipeline.training.export import load_deployed
 from pipeline.training.predict import predict
 from pipeline.training.runs import prepare_run, read_history
@@ -87,7 +87,7 @@ def test_it_finds_the_same_boxes(place, tmp_path, monkeypatch):
     run(job, stages.IndexStage, stages.DetectStage)
     on_gpu = pd.read_parquet(job.boxes_path)
     pd.testing.assert_series_equal(on_gpu["status"], on_cpu["status"])
-    np.testing.assert_allclose(on_gpu[VALUE_COLUMNS], on_cpu[VALUE_COLUMNS], atol=0.01)
+    np.testing.assert_allclose(on_gpu[list(VALUE_COLUMNS)], on_cpu[list(VALUE_COLUMNS)], atol=0.01)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

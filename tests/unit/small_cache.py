@@ -20,7 +20,7 @@ from pipeline.cache.crops import CropReader, crops_format, refresh_crops
 from pipeline.cache.format import features_format
 from pipeline.config import CropConfig, ViewConfig
 from pipeline.runtime.executors import WorkerPool, drop_state, keep_state, new_state_name
-from pipeline.tables import BOX_COLUMNS
+from pipeline.tables import VALUE_COLUMNS
 from tests.steps import RENAMES, watch_steps
 
 CROP = CropConfig(size_px=32)
@@ -72,10 +72,10 @@ def make_frames(num_subjects=6, num_frames=5):
 def make_boxes(frames):
     random = np.random.default_rng(1)
     corner = random.uniform(5, 25, (len(frames), 2))
-    boxes = pd.DataFrame(np.nan, index=range(len(frames)), columns=list(BOX_COLUMNS[1:-2]))
+    boxes = pd.DataFrame(np.nan, index=range(len(frames)), columns=list(VALUE_COLUMNS))
     boxes[["x1", "y1"]], boxes[["x2", "y2"]] = corner, corner + random.uniform(20, 30, (len(frames), 2))
     boxes.insert(0, "frame_id", frames["frame_id"])
-    return boxes.astype(dict.fromkeys(BOX_COLUMNS[1:-2], np.float32)).assign(num_faces=1, status="ok")
+    return boxes.astype(dict.fromkeys(VALUE_COLUMNS, np.float32)).assign(num_faces=1, status="ok")
 
 
 def write_images(root, frames):

@@ -5,9 +5,9 @@ import cv2
 import pytest
 
 from pipeline.catalog import Catalog, Roots, WeightsEntry
-from pipeline.config import CacheConfig
+from pipeline.config import CacheConfig, TrackConfig
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import boxes_document, cache_fingerprint, crops_document, versions
+from pipeline.fingerprint import boxes_document, cache_fingerprint, crops_document, faces_document, versions
 from pipeline.store.hashing import canonical_json, hash_document
 
 FAN = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
@@ -16,6 +16,13 @@ OTHER_SETTINGS = {
     "detector.nms_iou": 0.3,
     "detector.max_side_px": 512,
     "detector.max_gap_frames": 4,
+    "detector.tracks": TrackConfig(min_iou=0.4),
+    "detector.subject": "longest",
+    "detector.min_side_px": 20.0,
+    "detector.min_side_frac": 0.3,
+    "detector.min_inside_frac": 0.8,
+    "detector.max_roll_deg": 60.0,
+    "detector.keeps_implausible": True,
     "crop.side_per_box_frac": 0.8,
     "crop.size_px": 128,
     "crop.context_frac": 2.0,
@@ -115,6 +122,15 @@ def test_boxes_depend_on_the_detector_alone():
     assert boxes_document(changed(CacheConfig(), "crop.size_px", 128), make_catalog(fan_sha="c" * 64)) == boxes
     assert boxes_document(CacheConfig(), make_catalog(face_sha="c" * 64)) != boxes
     assert boxes_document(changed(CacheConfig(), "detector.nms_iou", 0.3), make_catalog()) != boxes
+
+
+@pytest.mark.parametrize("where", [where for where in OTHER_SETTINGS if where.startswith("detector.")])
+def test_other_tracks_are_chosen_from_the_same_faces(where):
+    faces = faces_document(CacheConfig(), make_catalog())
+    other = faces_document(changed(CacheConfig(), where, OTHER_SETTINGS[where]), make_catalog())
+    decides_faces = where in ("detector.score_threshold", "detector.nms_iou", "detector.max_side_px")
+    assert (other != faces) == decides_faces
+    assert faces_document(CacheConfig(), make_catalog(face_sha="c" * 64)) != faces
 
 
 def test_one_document_has_one_byte_string():

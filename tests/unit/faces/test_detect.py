@@ -1,4 +1,4 @@
-"""Reading frames and turning them into boxes: coordinates, statuses, gaps, resuming."""
+"""Reading frames and detecting their faces: coordinates, statuses, batches, turned frames."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pipeline.catalog import WeightsEntry
 from pipeline.config import DetectorConfig
 from pipeline.datasets.images import read_frames, read_image
 from pipeline.errors import WeightsError
-from pipeline.faces.detect import VALUE_COLUMNS, detect_frames, faces_in, fill_gaps, load_detector
+from pipeline.faces.detect import detect_frames, faces_in, load_detector
+from pipeline.faces.tracks import scene_thumbnail
 from pipeline.runtime.atomic import file_sha256
-from pipeline.tables import BOX_COLUMNS
+from pipeline.tables import FACE_COLUMNS, VALUE_COLUMNS
 
 CPU = torch.device("cpu")
 SETTINGS = DetectorConfig(max_side_px=64)
@@ -85,15 +86,6 @@ def frame_rows(sources, *, numbers=None, task="T1"):
     )
 
 
-def box_rows(frames, statuses):
-    """Return boxes with the frame's number as every value, and NaN without a face."""
-    values = np.repeat(frames["frame"].to_numpy(np.float32)[:, None], len(VALUE_COLUMNS), axis=1)
-    values[[status != "ok" for status in statuses]] = np.nan
-    table = pd.DataFrame(values, columns=VALUE_COLUMNS).assign(num_faces=1, status=statuses)
-    table.insert(0, "frame_id", frames["frame_id"])
-    return table
-
-
 def test_images_come_in_rgb_and_in_order(tmp_path):
     for number in range(30):
         image = np.zeros((8, 8, 3), np.uint8)
@@ -132,25 +124,52 @@ def test_video_frames_are_those_of_the_index(tmp_path):
     assert [read[position] for position in (2, 3, 5, 6)] == [None] * 4
 
 
-def test_best_face_in_full_frame_px(tmp_path):
+def test_all_faces_in_full_frame_px(tmp_path):
     write_jpeg(tmp_path / "1.jpg", draw_image())
     write_jpeg(tmp_path / "2.jpg", draw_image(blob=None))
     write_jpeg(tmp_path / "3.jpg", draw_image(height=96, width=128, blob=(20, 40, 61, 81)))  # shrunk to half
     frames = frame_rows([("1.jpg", -1), ("2.jpg", -1), ("3.jpg", -1), ("4.jpg", -1)])
     network = BrightestBlob()
     seen = []
-    boxes = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, on_progress=seen.append)
-    assert list(boxes.columns) == list(BOX_COLUMNS)
-    assert boxes["frame_id"].tolist() == frames["frame_id"].tolist()
-    assert boxes["status"].tolist() == ["ok", "no_face", "ok", "unreadable"]
-    assert boxes["num_faces"].tolist() == [2, 0, 2, 0]
+    faces = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, on_progress=seen.append)
+    assert list(faces.columns) == list(FACE_COLUMNS)
+    assert faces["frame_id"].str[-1].tolist() == ["1", "1", "2", "3", "3", "4"]
+    assert faces["status"].tolist() == ["ok", "ok", "no_face", "ok", "ok", "unreadable"]
+    assert faces["face"].tolist() == [0, 1, -1, 0, 1, -1]
+    assert faces["width_px"].tolist() == [64, 64, 64, 128, 128, 0]
+    assert faces["height_px"].tolist() == [48, 48, 48, 96, 96, 0]
     assert sum(seen) == 4
-    assert sorted(network.batch_shapes) == [(1, 3, 48, 64), (2, 3, 48, 64)]
-    first, third = boxes.iloc[0], boxes.iloc[2]
+    first, second, third = faces.iloc[0], faces.iloc[1], faces.iloc[3]
     assert first[["x1", "y1", "x2", "y2", "score"]].tolist() == pytest.approx([10, 20, 30, 40, 0.9])
     assert first[["p0x", "p0y", "p4x", "p4y"]].tolist() == pytest.approx([20, 30, 20, 30])
+    assert second[["x1", "y2", "score"]].tolist() == pytest.approx([110, 140, 0.6])
     assert third[["x1", "y1", "x2", "y2"]].tolist() == pytest.approx([20.5, 40.5, 60.5, 80.5])  # centres of 2 x 2 px
-    assert boxes.loc[[1, 3], VALUE_COLUMNS].isna().all(axis=None)
+    assert faces.loc[[2, 5], list(VALUE_COLUMNS)].isna().all(axis=None)
+    assert faces.loc[1, "thumbnail"] == scene_thumbnail(read_image(tmp_path / "1.jpg")).tobytes()
+    assert [len(thumbnail) for thumbnail in faces["thumbnail"]] == [256] * 5 + [0]
+    nothing = detect_frames(frames.iloc[[1, 3]], tmp_path, network, settings=SETTINGS, device=CPU)
+    assert nothing["status"].tolist() == ["no_face", "unreadable"]
+    assert nothing.dtypes.equals(faces.dtypes)
+
+
+class UprightBlob(BrightestBlob):
+    """Stub network that is sure of blobs in the upper half of an image, and sees others as small faces at best."""
+
+    def _faces(self, grey):
+        faces = super()._faces(grey)
+        if not len(faces.boxes) or faces.boxes[0, 3] < len(grey) / 2:
+            return faces
+        return Faces(faces.boxes[1:] - 100 + torch.tensor([0, 0, -10, -10]), faces.scores[1:], faces.points[1:])
+
+
+@pytest.mark.parametrize(
+    ("blob", "turned_deg"),
+    [((20, 0, 40, 20), 0), ((20, 42, 40, 62), 180), ((0, 22, 16, 38), 270), ((46, 22, 62, 38), 90)],
+)
+def test_a_frame_is_turned_if_a_sure_face_appears_from_another_side(tmp_path, blob, turned_deg):
+    write_jpeg(tmp_path / "1.jpg", draw_image(height=64, blob=blob))
+    faces = detect_frames(frame_rows([("1.jpg", -1)]), tmp_path, UprightBlob(), settings=SETTINGS, device=CPU)
+    assert set(faces["turned_deg"]) == {turned_deg}
 
 
 def test_batches_hold_frames_of_one_size_and_are_bounded(tmp_path):
@@ -159,60 +178,12 @@ def test_batches_hold_frames_of_one_size_and_are_bounded(tmp_path):
         write_jpeg(tmp_path / f"{number}.jpg", draw_image(height=height, width=width, blob=(2, 2, 9, number % 8 + 4)))
     frames = frame_rows([(f"{number}.jpg", -1) for number in range(len(sizes))])
     network = BrightestBlob()
-    boxes = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, batch_size=2)
-    assert max(shape[0] for shape in network.batch_shapes) == 2
-    assert sum(shape[0] for shape in network.batch_shapes) == len(sizes)
-    assert boxes["y2"].tolist() == pytest.approx([number % 8 + 4 for number in range(len(sizes))], abs=1)
-
-
-def test_done_rows_are_taken_over_and_not_read_again(tmp_path):
-    for name in ("1.jpg", "2.jpg", "3.jpg"):
-        write_jpeg(tmp_path / name, draw_image())
-    frames = frame_rows([("1.jpg", -1), ("2.jpg", -1), ("3.jpg", -1)])
-    complete = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU)
-    (tmp_path / "2.jpg").unlink()
-    resumed = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU, done=complete.iloc[[1]])
-    pd.testing.assert_frame_equal(resumed, complete)
-    again = detect_frames(frames, tmp_path, BrightestBlob(), settings=SETTINGS, device=CPU, done=complete)
-    pd.testing.assert_frame_equal(again, complete)
-
-
-def test_short_gaps_between_found_faces_are_filled():
-    frames = frame_rows([("", -1)] * 9, numbers=[1, 2, 3, 4, 8, 9, 13, 14, 15])
-    boxes = box_rows(frames, ["no_face", "ok", "no_face", "unreadable", "ok", "no_face", "no_face", "ok", "no_face"])
-    filled = fill_gaps(frames, boxes, max_gap_frames=5)
-    assert filled["status"].tolist() == [
-        "no_face",
-        "ok",
-        "interpolated",
-        "unreadable",
-        "ok",
-        "interpolated",
-        "interpolated",
-        "ok",
-        "no_face",
-    ]
-    assert filled.loc[[2, 5, 6], "x1"].tolist() == [3, 9, 13]  # every value was the frame's number
-    assert filled.loc[[2, 5, 6], "p4y"].tolist() == [3, 9, 13]
-    assert filled.loc[[0, 2, 3, 5, 8], "score"].isna().all()
-    assert filled.loc[[0, 3, 8], "x1"].isna().all()
-    assert boxes["status"].tolist().count("interpolated") == 0, "the given table must stay as it was"
-
-
-def test_a_gap_is_filled_up_to_its_limit_and_never_across_tasks():
-    first = frame_rows([("", -1)] * 3, numbers=[1, 2, 4])
-    second = frame_rows([("", -1)] * 2, numbers=[2, 3], task="T2")
-    frames = pd.concat([first, second], ignore_index=True)
-    boxes = box_rows(frames, ["ok", "no_face", "ok", "no_face", "ok"])
-    assert fill_gaps(frames, boxes, max_gap_frames=2)["status"].tolist()[1] == "interpolated"
-    assert fill_gaps(frames, boxes, max_gap_frames=1)["status"].tolist()[1] == "no_face"
-    assert fill_gaps(frames, boxes, max_gap_frames=2)["status"].tolist()[3] == "no_face"
-
-
-def test_gaps_are_filled_in_any_row_order():
-    frames = frame_rows([("", -1)] * 3, numbers=[3, 1, 2])
-    filled = fill_gaps(frames, box_rows(frames, ["ok", "ok", "no_face"]), max_gap_frames=5)
-    assert filled["x2"].tolist() == [3, 1, 2]
+    faces = detect_frames(frames, tmp_path, network, settings=SETTINGS, device=CPU, batch_size=2)
+    assert {shape[0] for shape in network.batch_shapes} == {2}, "batches of one size give the same bytes"
+    assert sorted(shape[2:] for shape in network.batch_shapes) == sorted([*sizes[:12], (16, 32), (16, 32), (16, 32)])
+    assert faces.loc[faces["face"] == 0, "y2"].tolist() == pytest.approx(
+        [number % 8 + 4 for number in range(len(sizes))], abs=1
+    )
 
 
 def entry_of(path, **of_a_fan):
