@@ -27,7 +27,7 @@ from pipeline.predict.stream import (
     read_chunks,
     video_frames,
 )
-from pipeline.runtime.atomic import write_atomically
+from pipeline.runtime.atomic import put_in_place, stage_file
 from pipeline.runtime.executors import LocalWorkers, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
 from pipeline.tables import Status
@@ -234,7 +234,8 @@ def predict_to_file(
                 summary.add(rows)
                 yield convert(rows)
 
-        write_atomically(out, lambda temp: write_output(temp, out.suffix.lower(), tables()))
+        staged = chunks.path / out.name  # beside the chunks, so that a kill leaves no file that is not removed later
+        put_in_place(stage_file(staged, lambda temp: write_output(temp, out.suffix.lower(), tables())), out)
     return summary
 
 

@@ -3,6 +3,7 @@
 # P landmarks
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -20,7 +21,7 @@ from pipeline.datasets.videos import describe_video, iterate_video
 from pipeline.errors import DataError
 from pipeline.predict.inputs import Source
 from pipeline.predict.rows import split_frames
-from pipeline.runtime.atomic import write_atomically
+from pipeline.runtime.atomic import TEMP_PREFIX, write_atomically
 from pipeline.tables import Status, au_column
 from pipeline.training.predict import probability_column
 
@@ -79,7 +80,12 @@ def _write(image: np.ndarray, text: str, corner: tuple[int, int], scale: float) 
 
 
 def write_overlay(source: Source, rows: Iterator[pd.DataFrame], aus: Sequence[int], path: Path) -> None:
-    """Write an image or video with its rows drawn on it, atomically; nothing for an input that cannot be read."""
+    """Write an image or video with its rows drawn on it, atomically; nothing for an input that cannot be read.
+
+    Removes what a killed run left of the same file.
+    """
+    for leftover in path.parent.glob(f"{TEMP_PREFIX}*-{glob.escape(path.name)}"):
+        leftover.unlink()
     if source.is_video:
         with suppress(DataError):  # not a video that can be read, which its row tells
             describe_video(source.path)
