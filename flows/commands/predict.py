@@ -129,6 +129,8 @@ def predict(
             )
         else:
             print_line(f"{path}: {summary.sentence()}")
+    if summary.unreadable and as_json:
+        raise typer.Exit(1)
     if summary.unreadable:
         from pipeline.runtime.text import join_first
 

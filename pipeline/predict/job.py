@@ -145,7 +145,7 @@ class JobWorker:
         on_progress(len(files) * self.options.chunk_frames if job.is_video else len(files) * len(job.sources))
         if chunks.is_finished(job.number):
             return
-        tracker = replay_tracks(map(read_chunk, files))
+        tracker = replay_tracks(map(read_chunk, files), self.model.detector.tracks)
         start = int(read_chunk(files[-1])["frame"].iloc[-1]) + 1 if files else 0
         for number, rows in enumerate(self._rows(self._frames(job, start=start), tracker=tracker), len(files)):
             chunks.write(job.number, number, rows)

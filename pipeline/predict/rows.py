@@ -75,9 +75,9 @@ def split_frames(chunk: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
         yield int(str(number)), rows
 
 
-def replay_tracks(chunks: Iterable[pd.DataFrame]) -> Tracker:
+def replay_tracks(chunks: Iterable[pd.DataFrame], settings: TrackConfig) -> Tracker:
     """Return the tracker of a video in the state after these chunks."""
-    tracker = Tracker(TrackConfig())
+    tracker = Tracker(settings)
     for chunk in chunks:
         for number, rows in split_frames(chunk):
             if rows["status"].iloc[0] == Status.UNREADABLE:

@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.config import TrackConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.videos import iterate_video
 from pipeline.errors import DataError
@@ -109,7 +108,7 @@ def read_chunks(
     numbered from the best one on.
     """
     device = reader.device
-    tracker = Tracker(TrackConfig()) if tracker is None else tracker
+    tracker = Tracker(reader.model.detector.tracks) if tracker is None else tracker
     batches = read_ahead(_batches(frames, options), num_ahead=_BATCHES_AHEAD)
     detected = map_batches(lambda batch: _detect(batch, reader, options), batches, device)
     tracked = (_track(each, tracker) for batch in read_ahead(detected, num_ahead=_BATCHES_AHEAD) for each in batch)

@@ -56,7 +56,7 @@ def test_tracks_continue_from_the_rows_as_they_would_have():
     assert max(each.ids_N.max(initial=0) for each in frames) >= 3
     for cut in (1, 5, 9, 11):
         lost = frame(cut, status=Status.UNREADABLE, thumbnail=None)
-        tracker = replay_tracks([to_rows([*frames[:cut]], AUS, THRESHOLD), to_rows([lost], AUS, THRESHOLD)])
+        tracker = replay_tracks((to_rows(each, AUS, THRESHOLD) for each in (frames[:cut], [lost])), TrackConfig())
         for each in frames[cut:]:
             found = tracker.update(each.boxes_N4, each.scores_N, frame=each.number + 1, thumbnail=each.thumbnail)
             assert found.tolist() == each.ids_N.tolist()
