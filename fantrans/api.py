@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from models.registry import HEADS
 from pipeline.cache.reader import CacheReader
 from pipeline.catalog import load_catalog
 from pipeline.config import HeadConfig
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, UsageError
 from pipeline.experiments import resolve
 from pipeline.protocols import PARTS
 from pipeline.report.listing import list_runs, select_runs
@@ -32,7 +33,8 @@ from pipeline.training.export import DESCRIPTION_NAME, DeployedModel, load_deplo
 from pipeline.training.heads import head_inputs
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, TrainingPages, evaluation_batches
 from pipeline.training.metrics import compute_scores
-from pipeline.training.predict import count, predict
+from pipeline.training.predict import count
+from pipeline.training.predict import predict as predict_part
 from pipeline.training.runs import DEPLOYED_NAME, Runs, check_parts, find_run, finished_folds
 from pipeline.training.trainer import train_folds
 
@@ -145,8 +147,53 @@ def score(head: nn.Module, cache: Cache, part: str, *, device: str = "auto") -> 
     head: maps to logits (B, A), such as `load_head(run).head` or a head of one's own with one branch.
     """
     on = choose_device(device)
-    predictions = predict(head.to(on), cache.reader, cache._index, aus=cache.aus, test_part=part, device=on)
+    predictions = predict_part(head.to(on), cache.reader, cache._index, aus=cache.aus, test_part=part, device=on)
     return compute_scores(count(predictions, aus=cache.aus, test_part=part)).aus
+
+
+Image = str | Path | np.ndarray
+"""A path, or pixels: RGB uint8 (H, W, 3)."""
+
+
+def predict(
+    inputs: Image | Sequence[Image],
+    model: str | Path | None = None,
+    *,
+    part: str | None = None,
+    faces: Literal["all", "largest"] = "all",
+    every: int = 1,
+    recursive: bool = False,
+    device: str = "auto",
+    batch_size: int | None = None,
+) -> pd.DataFrame:
+    """Return the action units of images and videos, one row per face and frame; docs/predict.md lists the columns.
+
+    inputs: paths of images, videos and folders, patterns, and images in memory, RGB uint8 (H, W, 3), which are named
+    `image 0`, `image 1`... and follow the files. model: a run, a folder of `fantrans export` or a shipped model;
+    default: the shipped default. part: the fold of a run. every: predict each N-th frame of a video. An input that
+    cannot be read has a row with the status unreadable. Raises `UsageError` for an input that does not exist and for an
+    unknown model.
+    """
+    from pipeline.predict.inputs import find_sources  # noqa: PLC0415 - training and reports need no detector
+    from pipeline.predict.job import JobWorker, predict_table, with_batch_size  # noqa: PLC0415
+    from pipeline.predict.model import find_model, open_model  # noqa: PLC0415
+    from pipeline.predict.stream import Options  # noqa: PLC0415
+
+    if faces not in ("all", "largest") or every < 1 or (batch_size is not None and batch_size < 1):
+        raise UsageError(
+            f"expected faces 'all' or 'largest', every and batch_size of 1 or more; found faces={faces!r}, "
+            f"every={every!r}, batch_size={batch_size!r}"
+        )
+    listed = [inputs] if isinstance(inputs, str | Path | np.ndarray) else list(inputs)
+    images = [each for each in listed if isinstance(each, np.ndarray)]
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UsageError(f"an image must be RGB uint8 (H, W, 3), found {image.dtype} {image.shape}")
+    sources = find_sources([each for each in listed if not isinstance(each, np.ndarray)], recursive=recursive)
+    catalog, on = load_catalog(), choose_device(device)
+    opened = open_model(find_model(catalog, None if model is None else str(model), part=part), catalog)
+    worker = JobWorker(opened, on, with_batch_size(Options(faces=faces, every=every), on, batch_size))
+    return predict_table(worker, sources, [(f"image {number}", image) for number, image in enumerate(images)])
 
 
 def train(

@@ -20,7 +20,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.commands import cache, data, ops, project, runs, train, weights
+from flows.commands import cache, data, ops, predict, project, runs, train, weights
 from flows.commands.base import INTERRUPTED, Group, Quiet, Verbose, add_command
 from flows.commands.output import make_console, print_json
 from pipeline.errors import FantransError
@@ -62,7 +62,13 @@ for command, *examples in (
         "fantrans compare RUN RUN",
         "fantrans compare bp4d table1:t1_o2o_t2_o2m table1:baseline",
     ),
-    (train.export, "fantrans export RUN --out model"),
+    (
+        predict.predict,
+        "fantrans predict face.jpg --out au.csv",
+        "fantrans predict clip.mp4 --model RUN --out au.csv --overlay clip-au.mp4",
+        "fantrans predict videos/ --out au.parquet --faces largest --workers 4",
+    ),
+    (train.export, "fantrans export RUN --out model", "fantrans export RUN --out model --whole"),
 ):
     add_command(app, command.__name__, *examples)(command)
 app.add_typer(data.catalog_app, name="catalog")
@@ -171,7 +177,9 @@ def _exit_with(error: Exception, sentence: str, status: int, arguments: Sequence
     _print_error(error, sentence, status, arguments)
     if logger.isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
-    make_console(stderr=True, soft_wrap=True, emoji=False).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False)
+    make_console(stderr=True, soft_wrap=True, emoji=False).print(
+        f"[bold red]error:[/] {escape(sentence)}", highlight=False
+    )
     sys.exit(status)
 
 

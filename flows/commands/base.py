@@ -25,6 +25,7 @@ INTERRUPTED = 130
 
 _RESUMED = {
     "demo",
+    "predict",
     "refresh",
     "render",
     "train",

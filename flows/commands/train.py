@@ -255,6 +255,9 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     part: Part = "P1",
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Also write model.onnx, from a face's crop to probabilities.")
+    ] = False,
 ) -> None:
     """Export the deployed head of a fold as safetensors and ONNX.
 
@@ -268,6 +271,10 @@ def export(
         raise ConfigError(f"{out} is a file; name a folder with --out")
     folder = find_run(load_catalog(), run)
     gap = export_deployed(fold_folder(folder, part) / DEPLOYED_NAME, out)
+    if whole:
+        from pipeline.predict.whole import export_whole
+
+        gap = max(gap, export_whole(out, out, load_catalog()))
     files = ", ".join(sorted(path.name for path in out.iterdir()))
     print_line(f"{out}: {files}; ONNX and torch differ by {gap:.1e} at most")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -36,3 +36,22 @@ def prefetch_map(
             for _, future in pending:
                 if future.exception() is None:
                     drop(future.result())
+
+
+def read_ahead(items: Iterable[_In], *, num_ahead: int) -> Iterator[_In]:
+    """Yield the items in order while a thread takes the next ones, at most `num_ahead` of them.
+
+    Closing the generator closes that of the items, in the thread.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(num_ahead))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, iterator, end))
+                yield item  # type: ignore[misc]  # `end` is the only other object
+        finally:
+            for future in waiting:
+                future.cancel()
+            if isinstance(iterator, Generator):
+                pool.submit(iterator.close).result()

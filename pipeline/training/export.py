@@ -1,7 +1,7 @@
 """The deployed head: one branch in one safetensors file, with a description of how to use it.
 
     head.safetensors     tensors of the deployed head, without the parts that only training needs
-    head.json            what the head is built from, action units, threshold, and the features that it reads
+    head.json            what the head is built from, action units, threshold, and how its maps come from an image
     head.onnx            the same head for other runtimes: maps in, logits out
 
 Imports no Prefect, no detector and no FAN weights.
@@ -35,6 +35,10 @@ from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, RESULT_NAME, SOURCE
 WEIGHTS_NAME = "head.safetensors"
 DESCRIPTION_NAME = "head.json"
 ONNX_NAME = "head.onnx"
+DESCRIPTION_VERSION = 2
+"""Of head.json: 2 has `detector` and `crop`, so that raw images can be predicted; 1 has no version and neither."""
+IMAGE_KEYS = ("detector", "crop")
+"""Parts of a cache's document that decide crops; kept in head.json beside `features`."""
 ONNX_TOLERANCE = 1e-4
 """Greatest allowed difference between the logits of onnxruntime and torch, relative where a logit exceeds 1."""
 
@@ -72,19 +76,23 @@ def write_deployed(
     aus: tuple[int, ...],
     features: Mapping[str, Any],
     averages_flip: bool,
+    images: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights and description into `folder`; raises `WriteError` if that fails.
 
     built_from: the head's description, see pipeline/training/heads.py. aus: action units of the logits, in order.
     features: the part of the cache's fingerprint that describes the maps. averages_flip: whether the head was scored on
-    logits averaged with those of the flipped view.
+    logits averaged with those of the flipped view. images: a mapping with the settings of detector and crops
+    (`IMAGE_KEYS`; others are left out), such as the cache's document; without it, prediction uses the defaults.
     """
     description = {
+        "version": DESCRIPTION_VERSION,
         **built_from,
         "aus": list(aus),
         "threshold": THRESHOLD,
         "features": dict(features),
         "averages_flip": averages_flip,
+        **{name: images[name] for name in IMAGE_KEYS if images is not None and name in images},
     }
     write_safetensors(folder / WEIGHTS_NAME, head.state_dict())
     write_json(folder / DESCRIPTION_NAME, description)
@@ -173,6 +181,7 @@ def export_deployed(source: Path, out: Path) -> float:
         aus=model.aus,
         features=model.description["features"],
         averages_flip=model.description["averages_flip"],
+        images=model.description,
     )
     return write_onnx(out)
 

@@ -249,6 +249,7 @@ class HeadTraining:
             aus=run.rules.aus,
             features=run.cache.document["features"],
             averages_flip=self.settings.averages_flip,
+            images=run.cache.document,
         )
         predictions = predict(
             deployed,

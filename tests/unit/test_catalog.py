@@ -238,6 +238,8 @@ def test_the_catalogs_own_weights_replace_those_of_the_folder_which_replace_ship
     (folder / "fan.json").write_text("{")
     with pytest.raises(CatalogError, match=r"entry .*fan.json is damaged; delete it"):
         load_catalog(write(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", r"a\\b", r"a\nb", "", ".", "..", ".hidden", "-x", " x", "x "])
 def test_a_name_that_would_leave_the_roots_or_cannot_be_typed_is_refused(tmp_path, name):
     with pytest.raises(CatalogError, match=r"`datasets` has the name '.*': the name becomes a folder"):

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from pipeline.runtime.prefetch import prefetch_map
+from pipeline.runtime.prefetch import prefetch_map, read_ahead
 
 
 def test_results_come_in_order_and_the_next_are_under_way_meanwhile():
@@ -80,3 +80,43 @@ def test_results_not_taken_after_the_consumers_error_are_dropped():
     with pytest.raises(RuntimeError, match="1"):
         take_two()
     assert dropped == ["2", "3", "4"]
+
+
+def test_read_ahead_yields_all_items_in_order_and_takes_no_more_than_it_may():
+    taken = []
+
+    def items():
+        for i in range(20):
+            taken.append(i)
+            yield i
+
+    ahead = read_ahead(items(), num_ahead=3)
+    assert [next(ahead) for _ in range(4)] == [0, 1, 2, 3]
+    assert len(taken) <= 4 + 3
+    assert [*ahead] == list(range(4, 20))
+
+
+def test_an_error_of_the_items_is_raised_where_it_occurs():
+    def items():
+        yield 1
+        raise KeyError("here")
+
+    ahead = read_ahead(items(), num_ahead=2)
+    assert next(ahead) == 1
+    with pytest.raises(KeyError, match="here"):
+        next(ahead)
+
+
+def test_closing_closes_the_items_too():
+    closed = []
+
+    def items():
+        try:
+            yield from range(100)
+        finally:
+            closed.append(True)
+
+    ahead = read_ahead(items(), num_ahead=2)
+    next(ahead)
+    ahead.close()
+    assert closed == [True]
