@@ -222,6 +222,8 @@ def _merged_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path} derives from itself; remove one `base` of {', '.join(p.stem for p in seen)}")
     content = _read(path)
     base = content.pop("base", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{path}: `base` is {base!r}; expected the name of one experiment")
     if base is None:
         return content
     below = find_experiment(base, beside=path.parent)

@@ -1,7 +1,7 @@
 """A project with small raw data sets of noise, and what can be wrong with it: faults by name, each with its command.
 
-A fault changes the project's files, or nothing where the command is wrong itself. `tests/integration/test_bad_inputs.py`
-checks the exit status and the sentence of each.
+A fault changes the project's files, or nothing where the command is wrong itself.
+`tests/integration/test_bad_inputs.py` checks the exit status and the sentence of each.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ def weights_entry(**keys: object) -> Callable[[Path], object]:
     return change
 
 
+# fmt: off - one line per fault
 LABELS = [
     Fault("a value too many", text(CODES, LINE_1, LINE_1 + ",1"), BP4D, 1, "line 2: expected 13 values, found 14"),
     Fault("a value too few", text(CODES, LINE_1, "1,0"), BP4D, 1, "line 2: expected 13 values, found 2"),
@@ -165,7 +166,7 @@ LABELS = [
     Fault("tabs", content(CODES, HEADER.replace(",", "\t") + "\n" + LINE_1.replace(",", "\t")), BP4D, 1, "F001_T1.csv"),
     Fault("no header", content(CODES, LINE_1 + "\n"), BP4D, 1, "F001_T1.csv"),
     Fault("an empty file", content(CODES, ""), BP4D, 1, "F001_T1.csv is not a table"),
-    Fault("a header alone", content(CODES, HEADER + "\n"), BP4D, 1, "F001"),
+    Fault("a header alone", content(CODES, HEADER + "\n"), BP4D, 1, "it has a header and no rows"),
     Fault("bytes", content(CODES, b"\x80\xff\x00\x01" * 50), BP4D, 1, "F001_T1.csv"),
     Fault("UTF-16", content(CODES, (HEADER + "\n").encode("utf-16")), BP4D, 1, "F001_T1.csv"),
     Fault("a column away", text(CODES, HEADER, HEADER.replace("24", "25")), BP4D, 1, "no column for AU 24"),
@@ -216,38 +217,40 @@ LABELS = [
     Fault("a table without its column", text(TABLE, "smile", "frown"), OWN, 1, "smile"),
     Fault("a table without its file", gone(TABLE), OWN, 1, "frames.csv"),
     Fault("a table with a word", text(TABLE, "s1-1.png,1", "s1-1.png,yes"), OWN, 1, "yes"),
-    Fault("a table with a frame twice", text(TABLE, "s1,2", "s1,1"), OWN, 1, "s1"),
+    Fault("a table with a frame twice", text(TABLE, "s1,2", "s1,1"), OWN, 1, "codes a frame twice: rows 2 and 3"),
     Fault("a table without frames", content(TABLE, "subject,frame,source_file,smile\n"), OWN, 1, "frames.csv"),
     Fault("a table without a number in a subject", text(TABLE, "s1,1", "sam,1"), OWN, 1, "'sam' has no number"),
-    Fault("a source outside the root", text(TABLE, "s1-1.png", "../bp4d/x.png"), OWN, 1, ".."),
+    Fault("a source that is away", text(TABLE, "s1-1.png", "x.png"), OWN, 0, "1 of 6 coded frames have no image"),
 ]
 
-PICTURES = [
-    Fault("an empty picture", content(IMAGE, b""), BP4D, 0, "F001/T1/1"),
+IMAGES = [
+    Fault("an empty image", content(IMAGE, b""), BP4D, 0, "F001/T1/1"),
     Fault("a page", content(IMAGE, "<!DOCTYPE html>"), BP4D, 0, "F001/T1/1"),
-    Fault("half a picture", lambda f: (f / IMAGE).write_bytes((f / IMAGE).read_bytes()[:900]), BP4D, 0, "F001/T1/1"),
-    Fault("a picture away", gone(IMAGE), BP4D, 0, "1 of 18 coded frames have no image"),
-    Fault("a folder for a picture", lambda f: ((f / IMAGE).unlink(), (f / IMAGE).mkdir()), BP4D, 0, "F001/T1/1"),
+    Fault("half a image", lambda f: (f / IMAGE).write_bytes((f / IMAGE).read_bytes()[:900]), BP4D, 0, "F001/T1/1"),
+    Fault("a image away", gone(IMAGE), BP4D, 0, "1 of 18 coded frames have no image"),
+    Fault("a folder for a image", lambda f: ((f / IMAGE).unlink(), (f / IMAGE).mkdir()), BP4D, 0, "F001/T1/1"),
     Fault("a dangling link", lambda f: ((f / IMAGE).unlink(), (f / IMAGE).symlink_to("nowhere")), BP4D, 0, "F001/T1/1"),
     Fault(
-        "a picture twice",
+        "a image twice",
         lambda f: (f / IMAGE).with_name("01.jpg").write_bytes((f / IMAGE).read_bytes()),
         BP4D,
         1,
         "01.jpg",
     ),
     Fault(
-        "all pictures away",
+        "all images away",
         lambda f: [p.unlink() for p in (f / "bp4d").rglob("*.jpg")],
         BP4D,
         1,
         "none of the 18 coded frames",
     ),
-    Fault("a text for a video", content(VIDEO, "no video"), DISFA, 1, "LeftVideoSN001_comp.avi"),
-    Fault("an empty video", content(VIDEO, b""), DISFA, 1, "LeftVideoSN001_comp.avi"),
-    Fault("half a video", lambda f: (f / VIDEO).write_bytes((f / VIDEO).read_bytes()[:2500]), DISFA, 1, "SN001"),
+    Fault("a text for a video", content(VIDEO, "no video"), DISFA, 0, "6 of 18 decoded frames are unreadable"),
+    Fault("an empty video", content(VIDEO, b""), DISFA, 0, "6 of 18 decoded frames are unreadable"),
+    Fault("half a video", lambda f: (f / VIDEO).write_bytes((f / VIDEO).read_bytes()[:2500]), DISFA, 0, "SN001/left/"),
     Fault("a video away", gone(VIDEO), DISFA, 0, "6 of 18 coded frames have no image or video"),
-    Fault("a video of another kind", lambda f: (f / VIDEO).write_bytes((f / IMAGE).read_bytes()), DISFA, 1, "SN001"),
+    Fault(
+        "a video of another kind", lambda f: (f / VIDEO).write_bytes((f / IMAGE).read_bytes()), DISFA, 0, "SN001/left/"
+    ),
 ]
 
 SETTINGS = [
@@ -301,10 +304,10 @@ SETTINGS = [
     Fault("a camera of BP4D", in_catalog(ENTRY_BP4D.replace("}", ", camera: right}")), "catalog ls", 2, "camera"),
     Fault(
         "an unknown folder",
-        in_catalog(ENTRY_BP4D.replace("}", ", folders: {pictures: x}}")),
+        in_catalog(ENTRY_BP4D.replace("}", ", folders: {photos: x}}")),
         "catalog ls",
         2,
-        "pictures",
+        "images",
     ),
     Fault("a list of frames away", in_catalog(ENTRY_BP4D.replace("}", ", frames: list.txt}")), BP4D, 1, "list.txt"),
     Fault(
@@ -402,8 +405,8 @@ WEIGHTS = [
             ("a cut zip", b"PK\x03\x04" + b"\x00" * 40, "w.pth"),
         )
     ),
-    Fault("add a file that is away", nothing, "weights add nowhere.pth --name w", 2, "nowhere.pth"),
-    Fault("add a folder", nothing, "weights add bp4d --name w", 2, "bp4d"),
+    Fault("add a file that is away", nothing, "weights add nowhere.pth --name w", 1, "nowhere.pth does not exist"),
+    Fault("add a folder", nothing, "weights add bp4d --name w", 1, "bp4d is a folder"),
     Fault("fetch an unknown name", nothing, "weights fetch 2dfan5", 2, "2dfan"),
 ]
 
@@ -426,4 +429,4 @@ STORES = [
     Fault("a work root that is a file", lambda f: (f / "work").touch(), "refresh bp4d", 1, "work"),
 ]
 
-FAULTS = [*LABELS, *PICTURES, *SETTINGS, *WEIGHTS, *STORES]
+FAULTS = [*LABELS, *IMAGES, *SETTINGS, *WEIGHTS, *STORES]

@@ -145,13 +145,14 @@ def _print_tables(found: Examination) -> None:
         for _, part, *counts in found.parts.itertuples():
             table.add_row(part, *(f"{count:,}" for count in counts))
         print_table(table)
-        groups = {"percent": "{:.1f}", "num_positive": "{:,.0f}", "weight_test": "{:.3f}"}
+        names = [str(name) for name in found.aus.dropna(axis=1, how="all").columns if name != "au"]
         table = Table("AU", title="Positive labels in percent, positive labels, class weight by tested part")
-        for name in found.aus.columns[1:]:
-            table.add_column(_HEADINGS[name.rpartition("_")[0]].format(name.rpartition("_")[2]), justify="right")
+        for name in names:
+            kind, _, part = name.rpartition("_")
+            table.add_column(_AU_COLUMNS[kind][0].format(part), justify="right")
         for row in found.aus.to_dict("records"):
-            numbers = ((groups[name.rpartition("_")[0]], value) for name, value in row.items() if name != "au")
-            table.add_row(str(row["au"]), *("" if math.isnan(value) else form.format(value) for form, value in numbers))
+            cells = (_number(row[name], _AU_COLUMNS[name.rpartition("_")[0]][1]) for name in names)
+            table.add_row(str(row["au"]), *cells)
         print_table(table)
         print_line(f"images: {found.num_decoded:,} decoded")
     if found.needed_bytes is not None and found.free_bytes is not None:
@@ -166,7 +167,12 @@ def _print_tables(found: Examination) -> None:
         print_line(f"{found.dataset} is not ready: {len(found.faults)} fault{'s' * (len(found.faults) > 1)}")
 
 
-_HEADINGS = {"percent": "{} %", "num_positive": "{}", "weight_test": "w {}"}
+_AU_COLUMNS = {"percent": ("{} %", "{:.1f}"), "num_positive": ("{}", "{:,.0f}"), "weight_test": ("w {}", "{:.3f}")}
+"""Heading and format of the columns of an examination, by what they hold."""
+
+
+def _number(value: float, form: str) -> str:
+    return "" if math.isnan(value) else form.format(value)
 
 
 def render(

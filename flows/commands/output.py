@@ -34,9 +34,8 @@ def print_table(table: Table) -> None:
     A terminal that is too narrow gets longer lines: names are folded, but no number is cut.
     """
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = make_console(
-        width=None if has_width else _UNLIMITED, markup=False, emoji=False
-    )  # names may have brackets
+    width = None if has_width else _UNLIMITED
+    console = make_console(width=width, markup=False, emoji=False)  # names may have brackets
     unlimited = console.options.update(width=_UNLIMITED)
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut cannot be used

@@ -51,6 +51,8 @@ def read_codes(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(f"{path}, line {numbers[0]}: two columns are named {twice}; expected each once")
     rows = numbers if names is not None else numbers[1:]
+    if not rows:
+        raise _not_a_table(path, "it has a header and no rows")
     values = _read_fast([lines[number - 1] for number in rows], len(header))
     if values is None:
         values = _read_strictly(path, [(number, lines[number - 1]) for number in rows], header)

@@ -117,13 +117,13 @@ def _examine_labels(found: Examination, frames: pd.DataFrame, rules: Protocol) -
 def _examine_images(found: Examination, job: RefreshJob, frames: pd.DataFrame, *, is_deep: bool) -> None:
     chosen = frames[frames["source_file"] != ""].reset_index(drop=True)
     if not is_deep:  # the first frames of each recording: a video is decoded from its start
-        position = chosen.groupby(["subject", "task"]).cumcount()
-        chosen = chosen.loc[position.sort_values(kind="stable").index[:NUM_SAMPLED]].reset_index(drop=True)
-    unreadable = []
+        nth = chosen.groupby(["subject", "task"]).cumcount()
+        chosen = chosen.loc[nth.sort_values(kind="stable").index[:NUM_SAMPLED]].reset_index(drop=True)
+    unreadable: list[str] = []
     with track("decode", total=len(chosen), unit="frames") as on_progress:
         for position, image in read_frames(job.entry.root, chosen):
             if image is None:
-                unreadable.append(chosen["frame_id"].iloc[position])
+                unreadable.append(str(chosen["frame_id"].iloc[position]))
             on_progress(1)
     found.num_decoded = len(chosen)
     if unreadable:

@@ -536,7 +536,7 @@ def test_errors_name_unknown_views_revisions_and_folders(world, tmp_path):
 def test_a_row_that_was_never_stored_is_an_error(world):
     _, _, cache = world
     empty = np.setdiff1d(np.arange(12), cache.rows())[:1]
-    with pytest.raises(StoreError, match=r"does not hold row 2; run `fantrans refresh`"):
+    with pytest.raises(StoreError, match=r"does not hold row 2; run `fantrans cache verify --deep`"):
         cache.read(empty)
 
 
