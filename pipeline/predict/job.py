@@ -27,6 +27,7 @@ from pipeline.predict.stream import (
     read_chunks,
     video_frames,
 )
+from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.atomic import put_in_place, stage_file
 from pipeline.runtime.executors import LocalWorkers, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
@@ -129,6 +130,7 @@ class JobWorker:
 
     @cached_property
     def _reader(self) -> FaceReader:
+        tune_allocator()
         return FaceReader(self.model, self.device)
 
     def predict(self, job: Job) -> Iterator[pd.DataFrame]:
