@@ -20,7 +20,15 @@ from pipeline.tables import BOX_COLUMNS, read_table, write_table
 
 CATALOG = {
     "roots": {"work": "work", "cache": "cache", "runs": "runs"},
-    "datasets": {"faces": {"root": "raw", "layout": "bp4d", "protocol": "rendered_bp4d", "experiment": "demo_quick", "max_lost_frac": 1}},
+    "datasets": {
+        "faces": {
+            "root": "raw",
+            "layout": "bp4d",
+            "protocol": "rendered_bp4d",
+            "experiment": "demo_quick",
+            "max_lost_frac": 1,
+        }
+    },
 }
 
 
