@@ -367,7 +367,8 @@ def added_weights(folder: Path) -> dict[str, WeightsEntry]:
 
 def _read(path: Path) -> Catalog:
     if not path.is_file():
-        raise CatalogError(f"catalog {path} does not exist; set FANTRANS_CATALOG to a data_catalog.yaml")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CatalogError(f"catalog {path} {what}; set FANTRANS_CATALOG to a data_catalog.yaml")
     content = resolve_settings(read_yaml(path, error=CatalogError), where=path, error=CatalogError)
     try:
         return Catalog.model_validate(content)

@@ -285,7 +285,11 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
             near = next(
                 (f"{section}.{name}" for section in _keys_at(model, ()) if name in _keys_at(model, [section])), None
             )
-        return f"unknown key `{where}`; " + (f"did you mean `{near}`?" if near else "fix the spelling or remove it")
+        known = _keys_at(model, steps[:-1])
+        fix = f"known ones: {', '.join(known)}" if known else "fix the spelling or remove it"
+        return f"unknown key `{where}`; " + (f"did you mean `{near}`?" if near else fix)
+    if fault["type"] == "missing":
+        return f"`{where}` is missing; add it"
     message = fault["msg"].removeprefix("Value error, ")
     found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
     if fault["type"] != "value_error":  # a sentence of pydantic's

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, FantransError
+from pipeline.errors import ConfigError, FantransError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
@@ -101,6 +101,8 @@ def resolve_experiment(
     from pipeline.catalog import load_catalog
     from pipeline.experiments import resolve
 
+    if experiment == "" or base == "":
+        raise UsageError("--experiment or --base is empty; name an experiment, or leave the option out")
     return resolve(load_catalog(), dataset, experiment, base=base, overrides=overrides)
 
 

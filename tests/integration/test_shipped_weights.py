@@ -10,15 +10,20 @@ import pytest
 import torch
 from skimage.data import astronaut
 
+import fantrans
 from models.fan import FAN
 from models.retinaface import RetinaFace
 from pipeline.catalog import load_catalog
 from pipeline.config import DetectorConfig
+from pipeline.datasets import LAYOUTS
+from pipeline.datasets.index import index_frames
 from pipeline.faces.detect import faces_in, load_detector
 from pipeline.faces.features import load_fan
 from pipeline.pretraining.fan_scores import evaluate_fan, find_landmarks
 from pipeline.pretraining.retinaface import evaluate_detector
+from pipeline.protocols import PROTOCOLS
 from pipeline.synthetic.bank import default_bank_path
+from pipeline.synthetic.dataset import write_dataset
 from pipeline.synthetic.render import five_points
 
 CPU = torch.device("cpu")
@@ -80,3 +85,24 @@ def test_a_fan_finds_the_landmarks_of_unseen_faces(fan, unseen_faces):
     )
     assert scores["mean"] < 4.5
     assert scores["median"] < 4.2
+
+
+def test_the_default_model_sees_a_smile_in_a_photograph():
+    """Its card says what it does not see there."""
+    table = fantrans.predict([astronaut()])
+    assert table["status"].tolist() == ["ok"]
+    assert overlap(table[["x1", "y1", "x2", "y2"]].to_numpy()[0], FACE_BOX) > 0.6
+    assert table["p_12"][0] > 0.5
+    assert table["p_04"][0] < 0.1
+
+
+def test_the_default_model_knows_the_action_units_of_unseen_faces(tmp_path):
+    """A loose bound on few faces: its card has the F1 of 1,280 frames."""
+    write_dataset(tmp_path, layout="bp4d", num_subjects=4, num_tasks=6, num_frames=1, seed=77, size_px=384)
+    frames = index_frames(tmp_path, LAYOUTS["bp4d"], PROTOCOLS["rendered_bp4d"])
+    table = fantrans.predict([tmp_path / name for name in frames["source_file"]], faces="largest")
+    aus = PROTOCOLS["rendered_bp4d"].aus
+    found = table[[f"au_{au:02d}" for au in aus]].to_numpy()
+    labels = frames[[f"au_{au:02d}" for au in aus]].to_numpy()
+    assert len(table) == len(frames) == 24
+    assert (found == labels).mean() > 0.8

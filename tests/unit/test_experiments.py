@@ -53,7 +53,7 @@ def test_a_file_that_is_no_text_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("train: {learning_rate: 1}", "unknown key `train.learning_rate`; fix the spelling or remove it"),
+        ("train: {learning_rate: 1}", "unknown key `train.learning_rate`; known ones: num_epochs, batch_size, lr"),
         ("head: {numblocks: 1}", "unknown key `head.numblocks`; did you mean `num_blocks`?"),
         ("cache: {views: {num_view: 3}}", "unknown key `cache.views.num_view`; did you mean `num_views`?"),
         ("train: {lr: -1}", "`train.lr` is -1"),
