@@ -26,6 +26,7 @@ def write_small_catalog(folder, *, dataset, **num_views):
         "protocol": "rendered_bp4d",
         "experiment": str(folder / f"{next(iter(num_views))}.yaml"),
         "rendered": RENDERED,
+        "max_lost_frac": 1,
     }
     content["datasets"] = {dataset: entry, "undisturbed": entry}
     del content["weights"]  # the shipped ones are known in every catalog

@@ -124,7 +124,7 @@ def _print_examination(dataset: str, experiment: str | None, *, is_deep: bool, a
     job = prepare_refresh(dataset, experiment=experiment, checks_weights=False)
     found = examine(job, is_deep=is_deep)
     if as_json:
-        print_json("catalog-check", **_examination_record(found))
+        print_json("catalog-examination", **_examination_record(found))
     else:
         _print_tables(found)
     if not found.is_ready:
@@ -134,7 +134,7 @@ def _print_examination(dataset: str, experiment: str | None, *, is_deep: bool, a
 def _examination_record(found: Examination) -> dict[str, Any]:
     names = ("dataset", "is_ready", "faults", "notes", "coverage", "num_decoded", "needed_bytes", "free_bytes")
     tables = {name: getattr(found, name) for name in ("parts", "aus")}
-    listed = {name: None if table is None else table.to_dict("records") for name, table in tables.items()}
+    listed = {name: [] if table is None else table.to_dict("records") for name, table in tables.items()}
     return {name: getattr(found, name) for name in names} | listed
 
 

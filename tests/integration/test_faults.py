@@ -219,7 +219,7 @@ def test_a_dry_run_prints_what_a_refresh_would_do_and_does_nothing(world, undist
     cells = [[cell.strip() for cell in line.split("│")[1:5]] for line in out.splitlines() if "│" in line]
     # two frames of a new subject, one replaced, one lost
     assert cells == [
-        ["index", "0", "12", "0"],
+        ["index", "9", "3", "0"],
         ["detect", "8", "4", "0"],
         ["crop", "8", "3", "2"],
         ["extract", "8", "3", "2"],
@@ -254,7 +254,7 @@ def test_listing_measuring_exporting_and_pruning(world, state, tmp_path):
     code, out = inside(world, state, "early", "cache", "ls", "faces")
     (folder,) = (state / "cache/faces").iterdir()
     assert code == 0
-    (row,) = (line for line in out.splitlines() if folder.name in line)
+    row = next(line for line in out.splitlines() if folder.name in line)
     assert row.split()[-2:] == ["-", "intact"], "no run and no reader uses it"
     code, out = inside(world, state, "early", "cache", "stats", "faces", "--frames", "6")
     assert code == 0

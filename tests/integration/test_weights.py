@@ -120,7 +120,7 @@ def test_a_fault_is_stated_once_before_any_stage_runs(project, kind, sentence):
     assert not (project / "work/small").exists()
     faults = fantrans("catalog", "check", "small")
     assert faults.status == 1
-    (line,) = (line for line in faults.out.splitlines() if line.startswith("weights 'mine': "))
+    (line,) = (line for line in faults.out.splitlines() if line.startswith("fault: weights 'mine': "))
     assert sentence in line
 
 

@@ -81,5 +81,5 @@ def test_the_command_prints_what_is_not_ready_and_its_document(project):
     assert ended.status == 1
     assert ended.out.splitlines()[-1] == "bp4d is not ready: 1 fault"
     record = json.loads(fantrans("catalog", "check", "bp4d", "--json").out)
-    assert (record["schema"], record["is_ready"], record["aus"]) == ("fantrans/catalog-check/1", False, None)
+    assert (record["schema"], record["is_ready"], record["aus"]) == ("fantrans/catalog-examination/1", False, [])
     assert record["faults"] == ["part P1 has no frames; a fold needs subjects in each of P1, P2, P3"]
