@@ -15,7 +15,8 @@ from pipeline.datasets.images import read_frames
 from pipeline.errors import FantransError
 from pipeline.faces.weights import find_weights_faults
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive, train_parts
-from pipeline.refresh.estimate import frame_bytes, free_bytes
+from pipeline.refresh.caches import free_bytes
+from pipeline.refresh.estimate import frame_bytes
 from pipeline.refresh.job import RefreshJob
 from pipeline.runtime.progress import track
 from pipeline.runtime.text import join_first

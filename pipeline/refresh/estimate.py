@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-from pathlib import Path
 
 from pipeline import fingerprint
 from pipeline.refresh.job import RefreshJob, crop_format
@@ -26,9 +24,3 @@ def frame_bytes(job: RefreshJob) -> int:
     """Return the bytes that a frame takes as a crop and in all its views."""
     crop_bytes = sum(spec.row_bytes for spec in crop_format(job).arrays)  # stored as they are
     return crop_bytes + job.config.views.num_views * view_bytes(job)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk that a folder, which need not exist, is on."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free
