@@ -81,7 +81,7 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel):
 def test_the_demo_runs_in_a_new_project_and_writes_only_there(installed, project):
     assert {path.name for path in (project / "var").iterdir()} == {"cache", "data", "runs", "work"}
     checked = installed.fantrans("catalog", "check", "demo_quick", cwd=project / "configs")
-    assert checked == "catalog: demo_quick and all weights exist\n"
+    assert checked.endswith("demo_quick is ready; run `fantrans refresh demo_quick --dry-run`\n")
     assert {path.name for path in installed.home.iterdir()} == {"env", "mine"}
     assert not list(installed.site.glob("**/var"))
     again = installed.fantrans("demo", "--quick", cwd=project)

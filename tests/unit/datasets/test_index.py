@@ -149,9 +149,9 @@ def test_faults_in_raw_data_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         index_frames(tmp_path / "none", BP4D, PROTOCOLS["bp4d"])
     with pytest.raises(DataError, match="no column for AU 24"):
-        index_frames(*write_bp4d(tmp_path / "a", header="0,1,2,4,6,7,10,12,14,15,17,23"))
+        index_frames(*write_bp4d(tmp_path / "a", header="0,1,2,4,6,7,10,12,14,15,17,23", rows=["5" + ",0" * 11]))
     with pytest.raises(DataError, match="expected the header"):
-        index_frames(*write_bp4d(tmp_path / "b", header="frame,AU1,AU2"))
+        index_frames(*write_bp4d(tmp_path / "b", header="frame,AU1,AU2", rows=["5,0,0"]))
     with pytest.raises(DataError, match="codes a frame twice"):
         index_frames(*write_bp4d(tmp_path / "c", rows=["5" + ",0" * 13] * 2))
     with pytest.raises(DataError, match="AU 4 lacks frames"):
