@@ -18,6 +18,8 @@ from pipeline.errors import ServerError
 def check_server() -> None:
     """Raise `ServerError` if no server answers at PREFECT_API_URL, or if it refuses our password."""
     address = os.environ.get("PREFECT_API_URL", "")
+    if address and not address.startswith(("http://", "https://")):
+        raise ServerError(f"PREFECT_API_URL is {address}, without http:// or https://; set it to http://{address}")
     try:
         httpx.get(f"{address}/health", timeout=5).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL):

@@ -265,6 +265,18 @@ class ExperimentConfig(Settings):
     """Test parts; one fold is trained per part."""
 
 
+_MAX_SHOWN = 60
+_EXPECTED = {
+    "dict_type": "a mapping of keys",
+    "list_type": "a list",
+    "model_attributes_type": "a mapping of keys",
+    "model_type": "a mapping of keys",
+    "too_short": "a list with at least one value",
+    "tuple_type": "a list",
+}
+"""What settings must be, by pydantic's type of a fault whose own sentence has Python's words."""
+
+
 def first_fault(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """Describe the first fault of a pydantic error: where, what was found, what was expected.
 
@@ -290,6 +302,9 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
         return f"unknown key `{where}`; " + (f"did you mean `{near}`?" if near else fix)
     if fault["type"] == "missing":
         return f"`{where}` is missing; add it"
+    if fault["type"] in _EXPECTED:
+        found = repr(fault["input"]) if len(repr(fault["input"])) < _MAX_SHOWN else type(fault["input"]).__name__
+        return f"`{where}` must be {_EXPECTED[fault['type']]}, found {found}"
     message = fault["msg"].removeprefix("Value error, ")
     found = f" is {fault['input']!r}" if isinstance(fault["input"], str | int | float) else ""
     if fault["type"] != "value_error":  # a sentence of pydantic's

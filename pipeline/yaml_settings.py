@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import ConfigError
 
+_INLINE_VARIABLE = re.compile(r"\{[^{}\n\"']*\$\{")
 _SHELL_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -32,7 +33,8 @@ def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise error(f"{path}{line}: {getattr(fault, 'problem', fault)}") from None
+        hint = "; put quotes around a ${...} inside of { }" if _INLINE_VARIABLE.search(path.read_text()) else ""
+        raise error(f"{path}{line}: {getattr(fault, 'problem', fault)}{hint}") from None
     if not isinstance(content, DictConfig):
         raise error(f"{path} must contain a mapping of keys, not a list")
     return _as_dict(content)

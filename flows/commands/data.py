@@ -33,6 +33,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.refresh.doctor import Examination
+    from pipeline.refresh.job import RefreshJob
     from pipeline.refresh.plan import StagePlan
 
 catalog_app = typer.Typer(cls=Group, help="Show and check what the catalog names.")
@@ -260,12 +261,20 @@ def refresh(
     resolve_experiment(dataset, experiment, base, overrides or ())
     chosen: dict[str, Any] = {"experiment": experiment, "base": base, "overrides": overrides or []}
     if dry_run:
-        refuse_ignored(context, ["workers", "device"], when="with --dry-run, which computes nothing")
+        refuse_ignored(context, ["workers"], when="with --dry-run, which computes nothing")
         from pipeline.refresh.job import prepare_refresh
         from pipeline.refresh.stages import plan_refresh
 
-        job = prepare_refresh(dataset, **chosen, profile=profile, num_views=views, limit=limit, allow_lost=allow_lost)
-        _print_plan(dataset, plan_refresh(job), as_json=as_json)
+        job = prepare_refresh(
+            dataset,
+            **chosen,
+            profile=profile,
+            num_views=views,
+            limit=limit,
+            device=choose_device(device),
+            allow_lost=allow_lost,
+        )
+        _print_plan(job, plan_refresh(job), as_json=as_json)
         return
     refuse_ignored(context, ["as_json"], when="without --dry-run")
     _find_refresh()(
@@ -291,9 +300,13 @@ def _find_refresh() -> Callable[..., Any]:
     return refresh_cache
 
 
-def _print_plan(dataset: str, plans: list[StagePlan], *, as_json: bool) -> None:
+def _print_plan(job: RefreshJob, plans: list[StagePlan], *, as_json: bool) -> None:
+    from pipeline.refresh.caches import free_bytes
+
+    folder = job.catalog.roots.cache
     has_all_stages = plans[-1].stage != "render"
     is_noop = all(plan.is_noop for plan in plans)
+    free, needed = free_bytes(folder), sum(plan.num_bytes or 0 for plan in plans)
     if as_json:
         stages = [
             {
@@ -302,18 +315,35 @@ def _print_plan(dataset: str, plans: list[StagePlan], *, as_json: bool) -> None:
                 "num_computed": plan.num_computed,
                 "num_dropped": plan.num_dropped,
                 "size_bytes": plan.num_bytes,
-                "time_s": plan.seconds,
+                "time_s": plan.duration.seconds,
+                "is_time_typical": plan.duration.is_typical,
             }
             for plan in plans
         ]
-        print_json("refresh-plan", dataset=dataset, has_all_stages=has_all_stages, is_noop=is_noop, stages=stages)
+        document = {"dataset": job.dataset, "has_all_stages": has_all_stages, "is_noop": is_noop, "free_bytes": free}
+        print_json("refresh-plan", **document, stages=stages)
         return
-    table = Table("stage", "keep", "compute", "drop", "MB to write", "time (as last time)")
+    table = Table("stage", "keep", "compute", "drop", "MB to write", "time", show_footer=True)
     for plan in plans:
         megabytes = "" if plan.num_bytes is None else f"{plan.num_bytes / 1e6:,.1f}"
-        time = "" if plan.seconds is None else f"{plan.seconds / 60:,.1f} min"
         counts = (f"{count:,}" for count in (plan.num_kept, plan.num_computed, plan.num_dropped))
-        table.add_row(plan.stage, *counts, megabytes, time)
+        table.add_row(plan.stage, *counts, megabytes, _time(plan.duration.seconds, plan.duration.is_typical))
+    is_typical = any(plan.duration.is_typical for plan in plans)
+    table.columns[0].footer = "all"
+    table.columns[4].footer = f"{needed / 1e6:,.1f}"
+    table.columns[5].footer = _time(sum(plan.duration.seconds for plan in plans), is_typical)
     print_table(table)
+    if is_typical:
+        print_line(f"~ at rates that are typical of {job.device}; the refresh measures its own")
+    print_line(f"free below {folder}: {free / 1e6:,.0f} MB")
+    if needed > free:
+        print_line(
+            f"too little: {needed / 1e6:,.0f} MB are needed; choose another disk with FANTRANS_CACHE, fewer --views or "
+            "--profile compact"
+        )
     if not has_all_stages:
         print_line("the other stages can be planned when these faces are rendered: run the refresh")
+
+
+def _time(seconds: float, is_typical: bool) -> str:
+    return f"{'~' if is_typical else ''}{seconds / 60:,.1f} min" if seconds else ""

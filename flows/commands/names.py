@@ -131,12 +131,27 @@ def check_spelling(path: str, arguments: Sequence[str], takes_value: Collection[
     if sum(word in ("--experiment", "-e") for word in words) > 1:
         raise ConfigError(f"`fantrans {path}` takes one --experiment; name a set of experiments, or run it for each")
     places = _positions(words, takes_value)
+    _check_one_word(path, words, places)
     if len(places) > 1 and places[0] == 0 and (is_experiment(words[places[1]]) or is_experiment(words[0])):
         first, second = words[0], words[places[1]]
         if first not in _catalog().datasets and second in _catalog().datasets:
             words[0], words[places[1]] = second, first
         command = with_dataset(path, words[1:], takes_value, words[0])
         raise ConfigError(f"an experiment is named with --experiment; run `{command}`")
+
+
+def _check_one_word(path: str, words: Sequence[str], places: Sequence[int]) -> None:
+    """Raise `ConfigError` with the right command for `--parts P1 P2`, `--set parts=[P1, P2]` and `--set a=1 b=2`."""
+    for i in places:
+        option, value, extra = ("", "", "") if i < 2 else words[i - 2 : i + 1]
+        if option == "--parts":
+            right = [option, f"{value.rstrip(',')},{extra}"]
+        elif option == "--set":
+            right = [option, value, option, extra] if "=" in extra else [option, value + extra]
+        else:
+            continue
+        command = _command(path, [*words[: i - 2], *right, *words[i + 1 :]])
+        raise ConfigError(f"{option} takes one word, found {value} {extra}; run `{command}`")
 
 
 def check_dataset(path: str, arguments: Sequence[str], takes_value: Collection[str], dataset: str) -> None:

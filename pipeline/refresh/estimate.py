@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from pipeline import fingerprint
+from pipeline.refresh.caches import free_bytes
 from pipeline.refresh.job import RefreshJob, crop_format
+
+logger = logging.getLogger("fantrans")
 
 STORED_FRAC = {"exact": 1.354, "standard": 0.211, "compact": 0.060}
 """Stored bytes over those of the maps LF, H1 and H2 in fp16, by profile; measured, see docs/fidelity.md."""
@@ -24,3 +28,17 @@ def frame_bytes(job: RefreshJob) -> int:
     """Return the bytes that a frame takes as a crop and in all its views."""
     crop_bytes = sum(spec.row_bytes for spec in crop_format(job).arrays)  # stored as they are
     return crop_bytes + job.config.views.num_views * view_bytes(job)
+
+
+def warn_if_full(job: RefreshJob, num_bytes: int, *, what: str) -> None:
+    """Log a warning if the caches' disk has less free space than a stage is expected to write."""
+    free = free_bytes(job.catalog.roots.cache)
+    if num_bytes > free:
+        logger.warning(
+            "%s take about %s GB, and %s GB are free below %s; stop with Ctrl-C to choose another disk with "
+            "FANTRANS_CACHE, fewer --views or --profile compact: what is computed until then is kept",
+            what,
+            f"{num_bytes / 1e9:,.1f}",
+            f"{free / 1e9:,.1f}",
+            job.catalog.roots.cache,
+        )

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,16 +28,11 @@ from pipeline.config import CacheConfig, first_fault
 from pipeline.errors import ConfigError
 from pipeline.faces.detect import load_detector
 from pipeline.faces.features import extract_features, load_network
-from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.runtime.device import checked_device
 from pipeline.runtime.executors import LocalWorkers
 from pipeline.store.format import StoreFormat
 from pipeline.store.hashing import hash_document
 from pipeline.store.revisions import load_revision
-
-_RATES_NAME = "rates.json"
-_MIN_RATED_S = 10.0
-"""Rates of shorter stages are not recorded: they measure start-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,25 +198,3 @@ def _find_exact_cache(job: RefreshJob) -> Path | None:
         return None
     folder = cache_build(with_profile(job, "exact")).folder
     return folder if load_revision(folder) is not None else None
-
-
-def remember_rate(job: RefreshJob, stage: str, num: int, *, seconds: float) -> None:
-    """Record a stage's rate, from which later plans estimate times."""
-    if num and seconds >= _MIN_RATED_S:
-        rates = {**_read_rates(job), stage: num / seconds}
-        write_bytes_atomically(job.work / _RATES_NAME, json.dumps(rates).encode())
-
-
-def expected_seconds(job: RefreshJob, stage: str, num: int) -> float | None:
-    """Return how long a stage would take for `num` items at its last rate; None if it has none."""
-    rate = _read_rates(job).get(stage)
-    return 0.0 if num == 0 else num / rate if rate else None
-
-
-def _read_rates(job: RefreshJob) -> dict[str, float]:
-    """Read the last rate of each stage, in items per second."""
-    path = job.work / _RATES_NAME
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError:  # damaged: the next rates replace it
-        return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -17,6 +18,16 @@ class Tables:
     frames: pd.DataFrame | None = None
     boxes: pd.DataFrame | None = None
     crops: pd.DataFrame | None = None
+
+
+class Duration(NamedTuple):
+    """How long a stage would take, in seconds; `is_typical` if it never ran here, and a typical rate stands in."""
+
+    seconds: float
+    is_typical: bool = False
+
+
+NO_TIME = Duration(0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +49,12 @@ class Counts:
 class StagePlan(Counts):
     """What a stage would do.
 
-    num_bytes: to write, None if unknown. seconds: at the stage's last rate, None if it has none. is_current: whether
-    running the plan would change nothing on disk. expected: the tables that the next stage will read.
+    num_bytes: to write, None if few. is_current: whether running the plan would change nothing on disk. expected: the
+    tables that the next stage will read.
     """
 
     num_bytes: int | None = None
-    seconds: float | None = None
+    duration: Duration = NO_TIME
     is_current: bool
     expected: Tables = field(default_factory=Tables, repr=False)
 

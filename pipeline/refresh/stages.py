@@ -22,16 +22,16 @@ from pipeline.datasets.video_counts import VideoCounts
 from pipeline.errors import ConfigError
 from pipeline.faces.views import check_context
 from pipeline.refresh.boxes import KnownFaces, describe_boxes, detect_missing, expected_boxes, find_known_faces
+from pipeline.refresh.estimate import frame_bytes, view_bytes, warn_if_full
 from pipeline.refresh.job import (
     RefreshJob,
     cache_build,
     crop_format,
     crop_reader,
-    expected_seconds,
     prepare_refresh,
-    remember_rate,
 )
-from pipeline.refresh.plan import StagePlan, StageSummary, Tables
+from pipeline.refresh.plan import Duration, StagePlan, StageSummary, Tables
+from pipeline.refresh.rates import expected_duration, remember_rate
 from pipeline.refresh.summary import write_summary
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.atomic import TEMP_PREFIX
@@ -82,7 +82,7 @@ class RenderStage:
             stage=self.name,
             num_kept=num_all - num_missing,
             num_computed=num_missing,
-            seconds=expected_seconds(job, self.name, num_missing),
+            duration=expected_duration(job, self.name, num_missing),
             is_current=num_missing == 0,
         )
 
@@ -196,7 +196,7 @@ class DetectStage:
             stage=self.name,
             num_kept=len(frames) - num_missing,
             num_computed=num_missing,
-            seconds=expected_seconds(job, self.name, num_missing),
+            duration=expected_duration(job, self.name, num_missing),
             is_current=False,  # choosing boxes is cheap, and its settings may have changed
             expected=Tables(frames=frames, boxes=expected_boxes(job, frames, known)),
             known=known,
@@ -206,6 +206,7 @@ class DetectStage:
         """Detect the missing faces and choose the boxes, which do not depend on the workers."""
         frames = plan.expected.frames
         assert frames is not None
+        warn_if_full(job, plan.num_computed * frame_bytes(job), what="crops and features")
         boxes = detect_missing(job, frames, plan.known, workers=workers)
         note = describe_boxes(boxes, job.config.detector)
         return StageSummary(stage=self.name, num_kept=plan.num_kept, num_computed=plan.num_computed, note=note)
@@ -227,7 +228,7 @@ class CropStage:
             self.name,
             plan,
             num_bytes=plan.num_bytes,
-            seconds=expected_seconds(job, self.name, plan.num_computed),
+            duration=expected_duration(job, self.name, plan.num_computed),
             expected=Tables(frames=frames, boxes=boxes, crops=plan.index),
         )
 
@@ -266,7 +267,7 @@ class ExtractStage:
     def plan(self, job: RefreshJob, tables: Tables = _ON_DISK) -> ExtractPlan:
         """Compare crops and settings with the cache on disk.
 
-        Bytes are estimated from the cache's present size per frame; for a new cache, they are uncompressed.
+        Bytes are estimated from the cache's present size per frame; for a new cache, from the profile's usual ratio.
         """
         check_context(job.config.crop, job.config.views)
         frames = _frames(job, tables)
@@ -278,8 +279,8 @@ class ExtractStage:
         common = _from_store(
             name,
             plan,
-            num_bytes=round(plan.num_bytes * _packing(build)),
-            seconds=expected_seconds(job, name, num_views),
+            num_bytes=round(plan.num_bytes * _packing(job, build)),
+            duration=expected_duration(job, name, num_views),
             expected=Tables(frames=frames, crops=listed),
         )
         return ExtractPlan(**vars(common), num_views=num_views)
@@ -287,6 +288,7 @@ class ExtractStage:
     def run(self, job: RefreshJob, plan: ExtractPlan, workers: Workers) -> StageSummary:
         """Compute the missing views; the bytes do not depend on the workers."""
         if not plan.is_current:
+            warn_if_full(job, plan.num_bytes or 0, what="features")
             with track("extract features", total=plan.num_views, unit="views") as on_progress:
                 cache_build(job).run(
                     _frames(job, plan.expected), crop_reader(job), workers=workers, on_progress=on_progress
@@ -294,12 +296,13 @@ class ExtractStage:
         return replace(_summarise(plan), stage=self.name)
 
 
-def _packing(build: CacheBuild) -> float:
-    """Return bytes on disk per byte of values in the existing cache; 1 without one."""
+def _packing(job: RefreshJob, build: CacheBuild) -> float:
+    """Return bytes on disk per byte of values: those of the existing cache, or what the profile usually takes."""
+    view = sum(spec.row_bytes for spec in build.format.arrays)
     revision = load_revision(build.folder)
     if revision is None or not revision.manifest["num_rows"]:
-        return 1.0
-    row_bytes = sum(spec.row_bytes for spec in build.format.arrays) * len(revision.groups)
+        return view_bytes(job) / view
+    row_bytes = view * len(revision.groups)
     packing: float = revision.manifest["num_bytes"] / (revision.manifest["num_rows"] * row_bytes)
     return packing
 
@@ -373,7 +376,7 @@ def _boxes(job: RefreshJob, tables: Tables) -> pd.DataFrame:
     return read_table(job.boxes_path, columns=BOX_COLUMNS, made_by=f"fantrans refresh {job.dataset}")
 
 
-def _from_store(stage: str, plan: Plan, *, num_bytes: int, seconds: float | None, expected: Tables) -> StagePlan:
+def _from_store(stage: str, plan: Plan, *, num_bytes: int, duration: Duration, expected: Tables) -> StagePlan:
     """Return the plan of a stage that fills a store."""
     return StagePlan(
         stage=stage,
@@ -381,7 +384,7 @@ def _from_store(stage: str, plan: Plan, *, num_bytes: int, seconds: float | None
         num_computed=plan.num_computed,
         num_dropped=plan.num_dropped,
         num_bytes=num_bytes,
-        seconds=seconds,
+        duration=duration,
         is_current=not plan.is_new,
         expected=expected,
     )

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.cache.reader import CacheReader, open_cache
+from pipeline.datasets.index import coverage, read_index
 from pipeline.refresh.boxes import face_notes
 from pipeline.refresh.job import RefreshJob, cache_build, crop_reader
 from pipeline.refresh.plan import StageSummary
@@ -53,6 +54,10 @@ def _frames(job: RefreshJob) -> list[str]:
     missed = frames[~frames["status"].isin((Status.OK, Status.INTERPOLATED))]
     counts = ", ".join(f"{count:,} {status}" for status, count in frames["status"].value_counts().items())
     lines = [f"**{len(frames):,} frames:** {counts}."]
+    found = coverage(read_index(job.work, dataset=job.dataset), job.entry.rules)
+    if not found.is_complete:
+        names = f" Missing: {join_first(found.missing_subjects)}." if found.missing_subjects else ""
+        lines += ["", f"**Not all of the data set:** {found}.{names}"]
     if len(missed):
         names = join_first(
             f"`{name}` {status}" for name, status in zip(missed["frame_id"], missed["status"], strict=True)

@@ -34,6 +34,8 @@ class Report:
     dataset: str
     parts: tuple[str, ...]
     scores: Scores
+    gaps: str | None = None
+    """What of the data set the run had, such as "12 of 41 subjects"; None if it had all."""
 
     def table(self) -> pd.DataFrame:
         """Return one row per action unit and one for their mean, in percent and counts.
@@ -66,6 +68,7 @@ class Report:
             "pooled_f1_percent": _or_none(self.scores.pooled_percent),
             "always_positive_f1_percent": _or_none(self.scores.always_positive_percent),
             "num_undefined": self.scores.num_undefined,
+            "gaps": self.gaps,
             "action_units": _records(self.scores.aus),
             "folds": _records(self.scores.folds),
         }
@@ -107,7 +110,8 @@ def read_report(folder: Path) -> Report:
     if not done:
         raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings")
     counts = [read_counts(fold) for fold in done.values()]
-    return Report(folder, record["experiment"], record["dataset"], tuple(done), compute_scores(pd.concat(counts)))
+    scores = compute_scores(pd.concat(counts))
+    return Report(folder, record["experiment"], record["dataset"], tuple(done), scores, record.get("gaps"))
 
 
 def write_report(folder: Path) -> Report:
@@ -154,6 +158,7 @@ _NOT_ON_TERMINAL = ("pooled", "of")
 def _legend(report: Report, *, is_on_terminal: bool = False) -> str:
     undefined = report.scores.num_undefined
     note = f" {undefined} pairs of fold and AU are undefined (0/0) and left out." if undefined else ""
+    note += f" Data: {report.gaps}." if report.gaps else ""
     pooled = "" if is_on_terminal else " Pooled: F1 of summed counts."
     known = "" if is_on_terminal else " Of: known labels."
     return (

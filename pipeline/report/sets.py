@@ -29,7 +29,7 @@ from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.runtime.text import unknown_name
-from pipeline.training.runs import Runs, find_run, finished_folds
+from pipeline.training.runs import Runs, find_run, finished_folds, read_run
 
 logger = logging.getLogger("fantrans")
 
@@ -289,6 +289,8 @@ def read_set_report(
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
     what = "rendered faces" if entry.is_rendered else f"{entry.layout.upper()}, protocol {entry.protocol}"
+    gaps = dict.fromkeys(read_run(folder).get("gaps") for row in rows for folder in row.folders)
+    what += "".join(f", {each}" for each in gaps if each)
     if init_from:
         what += f", heads initialised from {init_from}"
     num_seeds = max(len(member.experiments) for member in chosen.members)

@@ -19,6 +19,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pipeline import experiments
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import RUN_RECORD_NAME, Catalog, load_catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
-from pipeline.datasets.index import read_index
+from pipeline.datasets.index import coverage, read_index
 from pipeline.errors import DataError, DataNotFoundError, StoreError, StoreNotFoundError, UsageError
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS, Protocol, check_subject_exclusive
@@ -75,6 +76,15 @@ class TrainingRun:
     def is_fold_finished(self, test_part: str) -> bool:
         """Return whether the fold that tests `test_part` is finished."""
         return _is_fold_finished(self.fold_folder(test_part))
+
+    @cached_property
+    def gaps(self) -> str | None:
+        """What of the data set's subjects, tasks and coded frames has features, as "12 of 41 subjects"; None if all."""
+        found, num_frames = coverage(self.frames, self.rules), len(self.frames)
+        num_cached = int(self.frames["frame_id"].isin(self.cache.index["frame_id"]).sum())
+        parts = [] if found.is_complete else [str(found)]
+        parts += [f"{num_cached:,} of {num_frames:,} coded frames"] if num_cached < num_frames else []
+        return ", ".join(parts) or None
 
     @property
     def is_finished(self) -> bool:
@@ -316,6 +326,7 @@ def write_record(run: TrainingRun) -> None:
         "protocol": run.rules.name,
         "parts": list(run.experiment.parts),
         **run.record,
+        "gaps": run.gaps,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     write_json(path, record)

@@ -120,14 +120,8 @@ def _by_sentence(named: Iterable[tuple[str, str]]) -> list[str]:
 
 def _train_together(heads: list[HeadTraining], device: str) -> float:
     run = heads[0].run
-    num_missing = int((~run.frames["frame_id"].isin(run.cache.index["frame_id"])).sum())
-    if num_missing:
-        logger.info(
-            "%d of %d frames are not in the cache (no face, or unreadable): heads are neither trained nor scored "
-            "on them",
-            num_missing,
-            len(run.frames),
-        )
+    if run.gaps is not None:
+        logger.info("heads are trained and scored on %s; the others have no features", run.gaps)
     parts = {part for head in heads for part in train_parts(head.test_part)}
     pages = TrainingPages(
         run.cache, run.frames, parts=parts, num_views=run.experiment.cache.views.num_views, device=device

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kills import finished_shards, finished_units
+from tests.small_catalog import SMALL_DEMO, write_small_demo
 
 FANTRANS = Path(sys.executable).with_name("fantrans")
 TIMEOUT_S = 900
@@ -20,14 +21,8 @@ CHECKOUT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    places = {
-        "FANTRANS_WORK": folder / "work",
-        "FANTRANS_CACHE": folder / "cache",
-        "FANTRANS_RUNS": folder / "runs",
-        "FANTRANS_DEMO_QUICK": folder / "raw",
-    }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return folder, {**inherited, **{name: str(place) for name, place in places.items()}}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FANTRANS_", "PREFECT_"))}
+    return folder, inherited | {"FANTRANS_CATALOG": str(write_small_demo(folder))}
 
 
 def demo(environment):
@@ -98,7 +93,7 @@ def test_the_example_head_is_trained_compared_drawn_and_exported(environment):
     own = "examples/own_head.yaml"
     run(environment, FANTRANS, "-q", "train", "demo_quick", "--experiment", own)
     compared = json.loads(run(environment, FANTRANS, "compare", "demo_quick", own, "demo_quick", "--json"))
-    assert (compared["num_subjects"], len(compared["action_units"])) == (30, 12)
+    assert (compared["num_subjects"], len(compared["action_units"])) == (SMALL_DEMO["num_subjects"], 12)
     drawn = run(environment, FANTRANS, "-q", "report", "demo_quick", "--experiment", own, "--figures")
     assert "score_cam.png" in drawn
     assert "curves.svg" in drawn

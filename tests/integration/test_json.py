@@ -69,7 +69,7 @@ def world(tmp_path_factory):
     pair = folder / "pair.yaml"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COLUMNS", raising=False)
-        patch.setenv("FANTRANS_CATALOG", str(write_small_catalog(folder, dataset="small", small=2)))
+        patch.setenv("FANTRANS_CATALOG", str(write_small_catalog(folder, dataset="small", num_tasks=4, small=2)))
         pair.write_text(
             "published_table: table1\nmembers:\n  baseline: {published: Baseline, head: {variant: baseline}}\n"
             "  shallow: {head: {num_blocks: 1}}\n"

@@ -20,7 +20,7 @@ from tests.small_catalog import write_small_catalog
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project folder with one small data set, and its own weights folder."""
-    monkeypatch.setenv("FANTRANS_CATALOG", str(write_small_catalog(tmp_path, dataset="small", small=2)))
+    monkeypatch.setenv("FANTRANS_CATALOG", str(write_small_catalog(tmp_path, dataset="small", num_tasks=4, small=2)))
     monkeypatch.setenv("FANTRANS_WEIGHTS", str(tmp_path / "added"))
     return tmp_path
 
