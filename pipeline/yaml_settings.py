@@ -30,6 +30,9 @@ def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
         content = OmegaConf.load(path)
     except UnicodeDecodeError as fault:
         raise error(f"{path} is not UTF-8 text: {fault.reason} at byte {fault.start}") from None
+    except yaml.reader.ReaderError as fault:
+        character = f"U+{ord(fault.character):04X}" if isinstance(fault.character, str) else f"U+{fault.character:04X}"
+        raise error(f"{path} has the control character {character} at position {fault.position}; remove it") from None
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

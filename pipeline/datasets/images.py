@@ -23,6 +23,7 @@ from pipeline.runtime.text import join_first
 from pipeline.tables import Status
 
 logger = logging.getLogger("fantrans")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # libtiff's lines on damage that we name ourselves
 
 MAX_PIXELS = 2**28
 """Larger images count as unreadable: damaged headers claim such sizes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -77,6 +78,8 @@ def _zip_kind(path: Path, size_bytes: int) -> FileKind:
         raise WeightsError(
             f"{path} is cut or damaged: {size_bytes:,} bytes of a zip file without its end; {_AGAIN}"
         ) from None
+    except (ValueError, NotImplementedError, struct.error) as error:  # what zipfile lets through
+        raise WeightsError(f"{path} is damaged: the zip's list of files cannot be read ({error}); {_AGAIN}") from None
     depth_2 = {name.split("/", 1)[1] for name in names if "/" in name}
     if "data.pkl" in depth_2:
         return FileKind.TORCHSCRIPT if "constants.pkl" in depth_2 else FileKind.PICKLE

@@ -235,3 +235,16 @@ def test_a_video_without_a_frame_that_can_be_decoded(tmp_path):
 def test_bars_are_read_back():
     assert [read_number(draw_number(number)) for number in (0, 5, 255)] == [0, 5, 255]
     assert draw_number(3).shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mkv", "pcm_s16le"), ("a.avi", "mp3")])
+def test_a_recording_without_pictures_is_named(tmp_path, name, codec):
+    path = tmp_path / name
+    with av.open(str(path), "w") as recording:
+        stream = recording.add_stream(codec, rate=16000)
+        silence = av.AudioFrame(format=stream.codec_context.format.name, layout="mono", samples=1024)
+        silence.rate = 16000
+        recording.mux(stream.encode(silence))
+        recording.mux(stream.encode(None))
+    with pytest.raises(DataError, match=f"{name} has no video frames; expected a video"):
+        describe_video(path)

@@ -187,6 +187,17 @@ def test_a_zip_whose_bytes_changed_is_damaged(tmp_path, fan):
         read_weights(tmp_path / "file")
 
 
+def test_a_zip_with_a_damaged_list_of_files_is_named(tmp_path, fan):
+    write(fan.state_dict(), tmp_path / "file", "zipped", fan)
+    data = bytearray((tmp_path / "file").read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + 9] |= 0x08  # names are UTF-8
+    data[entry + 46] = 0xFF
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(WeightsError, match="file is damaged: the zip's list of files cannot be read"):
+        read_weights(tmp_path / "file")
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:6d1de9c2\nsize 109497761\n"
 
 
