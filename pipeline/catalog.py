@@ -22,7 +22,7 @@ from pipeline.datasets.layout import Layout
 from pipeline.datasets.origin import check_origin
 from pipeline.datasets.settings import DatasetSettings, NamedPath
 from pipeline.errors import CatalogError, WeightsError, WeightsNotFoundError
-from pipeline.project import CATALOG_NAME, PACKAGES_FOLDER, anchor_folder, find_catalog, shipped_file
+from pipeline.project import CATALOG_NAME, PACKAGES_FOLDER, anchor_folder, expand_home, find_catalog, shipped_file
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.runtime.atomic import file_sha256
 from pipeline.runtime.text import unknown_name
@@ -132,8 +132,8 @@ class DatasetEntry(DatasetSettings):
 
     def anchored(self, folder: Path) -> DatasetEntry:
         """Return the entry with relative paths resolved against `folder`."""
-        frames = tuple(folder / path.expanduser() for path in self.frames)
-        return self.model_copy(update={"root": folder / self.root.expanduser(), "frames": frames})
+        frames = tuple(folder / expand_home(path) for path in self.frames)
+        return self.model_copy(update={"root": folder / expand_home(self.root), "frames": frames})
 
     def count_unrendered(self) -> tuple[int, int]:
         """Return the number of missing frames of a rendered data set and that of all its frames; (0, 0) for others."""
@@ -380,15 +380,15 @@ def _anchored(catalog: Catalog, folder: Path, *, weights_folder: Path | None = N
     """Return the catalog with relative paths resolved against `folder`, those of weights against `weights_folder`."""
     return Catalog(
         tracking=catalog.tracking,
-        roots=Roots(**{name: folder / path.expanduser() for name, path in catalog.roots}),
+        roots=Roots(**{name: folder / expand_home(path) for name, path in catalog.roots}),
         datasets={name: entry.anchored(folder) for name, entry in catalog.datasets.items()},
         weights={name: _anchored_weights(entry, weights_folder or folder) for name, entry in catalog.weights.items()},
     )
 
 
 def _anchored_weights(entry: WeightsEntry, folder: Path) -> WeightsEntry:
-    path = {"path": folder / entry.path.expanduser()}
+    path = {"path": folder / expand_home(entry.path)}
     if entry.codec is None:
         return entry.model_copy(update=path)
-    codec = entry.codec.model_copy(update={"path": folder / entry.codec.path.expanduser()})
+    codec = entry.codec.model_copy(update={"path": folder / expand_home(entry.codec.path)})
     return entry.model_copy(update={**path, "codec": codec})

@@ -271,7 +271,6 @@ _EXPECTED = {
     "list_type": "a list",
     "model_attributes_type": "a mapping of keys",
     "model_type": "a mapping of keys",
-    "too_short": "a list with at least one value",
     "tuple_type": "a list",
 }
 """What settings must be, by pydantic's type of a fault whose own sentence has Python's words."""
@@ -302,6 +301,8 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
         return f"unknown key `{where}`; " + (f"did you mean `{near}`?" if near else fix)
     if fault["type"] == "missing":
         return f"`{where}` is missing; add it"
+    if fault["type"] == "too_short":
+        return f"`{where}` must have at least {fault['ctx']['min_length']} value"
     if fault["type"] in _EXPECTED:
         found = repr(fault["input"]) if len(repr(fault["input"])) < _MAX_SHOWN else type(fault["input"]).__name__
         return f"`{where}` must be {_EXPECTED[fault['type']]}, found {found}"

@@ -28,11 +28,16 @@ def shipped_file(name: str) -> Path:
     return SHIPPED_FOLDER / name
 
 
+def expand_home(path: Path) -> Path:
+    """Return the path with a leading ~ or ~USER replaced by that home folder; unchanged if there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+
+
 def find_catalog(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the path of the catalog in use; one that FANTRANS_CATALOG names may not exist."""
     named = environment.get("FANTRANS_CATALOG")
     if named:
-        return Path(named).expanduser()
+        return expand_home(Path(named))
     here = Path.cwd()
     found = (folder / CATALOG_NAME for folder in (here, *here.parents))
     return next((path for path in found if path.is_file()), shipped_file(CATALOG_NAME))

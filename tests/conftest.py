@@ -1,9 +1,9 @@
 """What all tests have in common."""
 
-import multiprocessing.forkserver
-
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+from tests.processes import start_fork_server
 
 ONE_SERVER = ("tests/e2e/test_operations.py", "tests/e2e/test_outages.py")
 """Files whose tests share a Prefect server."""
@@ -24,4 +24,4 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session", autouse=True)
 def fork_server():
     """Start the fork server in a folder that stays: tests change theirs, and it is removed after them."""
-    multiprocessing.forkserver.ensure_running()
+    start_fork_server()

@@ -1,6 +1,5 @@
 """Helpers for kill tests: a rendered data set before and after changes, and processes that refresh it."""
 
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -14,10 +13,8 @@ from pipeline.catalog import CATALOG_FILE, WeightsEntry, load_catalog
 from pipeline.runtime.atomic import file_sha256
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import verify_store
+from tests.processes import PROCESSES
 from tests.steps import watch_steps
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.kills", "pipeline.refresh.stages", "models.retinaface"])
 
 CONFIG = """base: demo
 cache: {views: {num_views: 3}, features: {weights: tiny}}

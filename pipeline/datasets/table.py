@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,8 +123,8 @@ def _numbers(path: Path, column: pd.Series, *, unknown: Sequence[int], is_label:
 
 def _files(raw: RawData, column: pd.Series) -> pd.Series:
     """Return each frame's file, "" where it does not exist."""
-    files = _stripped(column)
-    exists = {name: name != "" and (raw.root / name).is_file() for name in files.unique()}
+    files = _stripped(column)  # any text: os.path raises for none
+    exists = {name: name != "" and os.path.isfile(raw.root / name) for name in files.unique()}  # noqa: PTH113
     return pd.Series([name if exists[name] else "" for name in files], index=files.index, dtype=object)
 
 

@@ -130,7 +130,7 @@ def _read_stream(path: Path, size: int, time_ns: int) -> _Stream:  # noqa: ARG00
     """Read all packets and number the frames; of several streams, the one with the most frames that is not a cover."""
     with _open(path) as video:
         streams = [s for s in video.streams.video if s.codec_context and not s.disposition & Disposition.attached_pic]
-        if not streams:  # with none, `demux` would read all, those without pictures as well
+        if not streams:  # with none, `demux` would read all, sound as well
             raise DataError(f"{path} has no video frames; expected a video such as AVI, MP4 or MKV")
         packets: dict[int, list[tuple[float, float, bool, bool, bool]]] = {stream.index: [] for stream in streams}
         for packet in _demux(video, streams):
@@ -165,7 +165,9 @@ def _read_stream(path: Path, size: int, time_ns: int) -> _Stream:  # noqa: ARG00
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        video = av.open(str(path.absolute()))  # a relative name with a colon would count as a protocol
+        video = av.open(
+            str(path.absolute()), metadata_errors="replace"
+        )  # a relative name with a colon would count as a protocol
     except (av.FFmpegError, OSError) as error:
         raise DataError(
             f"{path} is not a video that can be read: {_message(error)}; expected AVI, MP4 or MKV"

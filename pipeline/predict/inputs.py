@@ -11,6 +11,7 @@ import cv2
 
 from pipeline.datasets.videos import describe_video
 from pipeline.errors import DataError, UsageError
+from pipeline.project import expand_home
 from pipeline.runtime.text import join_first, nearest_name
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -41,7 +42,7 @@ def find_sources(words: Sequence[str | Path], *, recursive: bool = False) -> lis
 
 
 def _sources(word: str, *, recursive: bool) -> list[Source]:
-    path = Path(word).expanduser()
+    path = expand_home(Path(word))
     if path.is_dir():
         return _in_folder(path, recursive=recursive)
     if path.is_file():

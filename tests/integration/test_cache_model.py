@@ -33,8 +33,8 @@ from pipeline.store.prune import prune_store
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import mark_damaged, verify_store
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages
+from tests.processes import PROCESSES
 from tests.unit import small_cache
-from tests.unit.cache.test_build import PROCESSES
 from tests.unit.small_cache import AUS, CROP, CROPS_FORMAT, FORMAT, make_cache, make_crops
 
 NUM_STEPS = int(os.environ.get("FANTRANS_MODEL_STEPS", "500"))

@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import shutil
 from contextlib import redirect_stdout
 
@@ -27,6 +26,7 @@ from pipeline.runtime.atomic import file_sha256
 from pipeline.training.predict import count
 from pipeline.training.runs import finished_folds, read_counts, read_predictions
 from tests.command_line import fantrans
+from tests.processes import PROCESSES
 from tests.steps import watch_steps
 
 CATALOG = """roots: {{work: work, cache: cache, runs: runs}}
@@ -160,7 +160,7 @@ def test_a_killed_run_continues_with_an_equal_file(world, predicted, step):
     out = world.folder / "killed.csv"
     step = step.replace("world0", step_folder(world.folder))
     arguments = (world.folder, world.run.name, world.video, out, step)
-    process = multiprocessing.get_context("forkserver").Process(target=predict_until, args=arguments)
+    process = PROCESSES.Process(target=predict_until, args=arguments)
     process.start()
     process.join(120)
     assert process.exitcode == -9

@@ -122,7 +122,6 @@ def places(tmp_path, monkeypatch):
         ("-q refresh bp4d -v", "--verbose and --quiet exclude each other"),
         # options without effect
         ("refresh bp4d --dry-run --workers 1", "--workers has no effect with --dry-run"),
-        ("refresh bp4d --dry-run --device cpu", "--device has no effect with --dry-run"),
         ("cache verify --device cpu", "--device has no effect without --deep"),
         (
             "render demo_quick --out x --layout bp4d --seed 0",

@@ -150,11 +150,11 @@ def test_the_old_key_of_a_set_is_refused_with_the_new_one(tmp_path, content, cho
     [
         ("members: {a: {head: {depth: 3}}}", "unknown key `head.depth`"),
         ("memberz: {a: {}}", "unknown key `memberz`"),
-        ("members: {a: 3}", "`members.a` is 3: input should be a valid dictionary"),
+        ("members: {a: 3}", "`members.a` must be a mapping of keys, found 3"),
         ("seeds: [0, 0]\nmembers: {a: {}}", "`seeds`: a seed appears twice"),
         ("seeds: []\nmembers: {a: {}}", "`seeds`"),
         ("members: {a: {train: {seed: 7}}}", "member a has a `train.seed`; list its seeds in the set's `seeds`"),
-        ("members: [a, b]", "`members`: input should be a valid dictionary"),
+        ("members: [a, b]", "`members` must be a mapping of keys, found ['a', 'b']"),
         ("members: {a: {}}\nbase: demo", "unknown key `base`"),
     ],
 )
@@ -217,7 +217,7 @@ def test_overrides_of_the_cache_are_part_of_the_command_that_refreshes_it():
         ("head.blocks=3", "unknown key `head.blocks`"),
         ("train.lr=fast", "`train.lr` is 'fast'"),
         ("tain.lr=1", "unknown key `tain`"),
-        ("train=3", "`train` is 3"),
+        ("train=3", "`train` must be a mapping of keys, found 3"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(override, sentence):

@@ -1,6 +1,7 @@
 """Where catalog and experiments are found: in a checkout, in a project, and in an installed package."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from pipeline import project
 from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.errors import CatalogError, ConfigError
 from pipeline.experiments import load_experiment
-from pipeline.project import find_catalog, find_experiment, project_file, project_folder, shipped_file
+from pipeline.project import expand_home, find_catalog, find_experiment, project_file, project_folder, shipped_file
 
 PROJECT = "roots: {work: w, cache: c, runs: r}\ndatasets: {}\n"
 
@@ -117,3 +118,9 @@ def test_a_file_of_the_project_comes_before_the_shipped_one(tmp_path, monkeypatc
     assert project_file("prefect.yaml") == shipped_file("prefect.yaml")
     (folder / "prefect.yaml").touch()
     assert project_file("prefect.yaml") == folder / "prefect.yaml"
+
+
+def test_the_home_of_an_unknown_user_stays_as_it_is(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    paths = ("~/faces", "~no-such-user/faces", "faces/~", "~")
+    assert [str(expand_home(Path(path))) for path in paths] == ["/home/ada/faces", *paths[1:3], "/home/ada"]

@@ -13,6 +13,7 @@ from pipeline.yaml_settings import merge_settings, parse_overrides, read_yaml, r
         (b"a: [", "line 2: did not find expected node content"),
         (b"- a", "must contain a mapping of keys, not a list"),
         (b"a: \xff", "not UTF-8 text"),
+        (b"a: 1\n~: 2", "NoneType.*; keys must be names, and values text or numbers$"),
         (b"a: 1\x00", r"has the control character U\+0000 at position 4; remove it$"),
         (b"a: {b: ${oc.env:X}}", r"put quotes around a \$\{...\} inside of \{ \}$"),
     ],

@@ -28,10 +28,10 @@ from pipeline.store.mirror import read_sealed_json, sealed_json
 from pipeline.store.shards import stage_shard
 from pipeline.store.verify import verify_store
 from pipeline.store.writer import open_writer
+from tests.processes import PROCESSES
 from tests.steps import kind_of
 from tests.unit import small_cache
 from tests.unit.cache.test_codecs import random_basis
-from tests.unit.processes import PROCESSES
 from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, cache_build, make_cache, make_frames, stored_bytes
 
 

@@ -98,7 +98,7 @@ def test_a_table_that_is_missing_is_named(tmp_path):
     ("keys", "sentence"),
     [
         ({"table": TABLE + ", min_positive: 3"}, "`min_positive` has no effect with `values: presence`"),
-        ({"table": TABLE.replace("{1: a1, 12: a12}", "{}")}, "at least 1"),
+        ({"table": TABLE.replace("{1: a1, 12: a12}", "{}")}, "must have at least 1 value"),
         ({"table": TABLE + ", vlaues: presence"}, "did you mean `values`"),
         ({"more": ", camera: right"}, "`camera` has no effect with layout table; it belongs to layout disfa"),
         ({"more": ", folders: {images: x}"}, "`folders.images` is unknown to layout table, which has no folders"),

@@ -238,7 +238,7 @@ def test_bars_are_read_back():
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mkv", "pcm_s16le"), ("a.avi", "mp3")])
-def test_a_recording_without_pictures_is_named(tmp_path, name, codec):
+def test_a_recording_without_images_is_named(tmp_path, name, codec):
     path = tmp_path / name
     with av.open(str(path), "w") as recording:
         stream = recording.add_stream(codec, rate=16000)
@@ -248,3 +248,12 @@ def test_a_recording_without_pictures_is_named(tmp_path, name, codec):
         recording.mux(stream.encode(None))
     with pytest.raises(DataError, match=f"{name} has no video frames; expected a video"):
         describe_video(path)
+
+
+def test_a_title_of_any_bytes_costs_no_frame(tmp_path):
+    path = write_video(tmp_path / "v.mkv")
+    before = path.read_bytes()
+    marker = b"Lavf"  # the name of the program that wrote it
+    assert marker in before
+    path.write_bytes(before.replace(marker, b"\xac\xff\xfe\x80"))
+    assert describe_video(path).num_frames == NUM_FRAMES

@@ -24,8 +24,8 @@ from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.prune import prune_store
 from pipeline.store.revisions import read_damage
 from pipeline.store.verify import mark_damaged, verify_store
+from tests.processes import PROCESSES
 from tests.unit import small_cache
-from tests.unit.processes import PROCESSES
 from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_crops, stored_bytes
 
 

@@ -24,8 +24,8 @@ from pipeline.training.heads import build_head
 from pipeline.training.predict import predict
 from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
+from tests.processes import PROCESSES
 from tests.unit import small_runs
-from tests.unit.processes import PROCESSES
 from tests.unit.small_runs import RULES, TRAIN, make_run, train_fold
 
 LAYERS = """

@@ -11,7 +11,7 @@ from pipeline.report.listing import list_runs
 from pipeline.training import removal
 from pipeline.training.removal import remove_runs
 from pipeline.training.run_lock import is_in_training, removal_lock, training_locks
-from tests.unit.processes import PROCESSES
+from tests.processes import PROCESSES
 
 
 def make_folder(root, name, **record):

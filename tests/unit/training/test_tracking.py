@@ -16,8 +16,8 @@ from pipeline.training import tracking, trainer
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.runs import read_counts, read_history
 from pipeline.training.trainer import train_heads
+from tests.processes import PROCESSES
 from tests.unit import small_runs
-from tests.unit.processes import PROCESSES
 from tests.unit.small_runs import make_run
 
 LOSSES = ("loss", "loss_cls", "loss_kd", "lr", "seconds")

@@ -23,8 +23,8 @@ from pipeline.training.predict import predict
 from pipeline.training.runs import write_record
 from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
+from tests.processes import PROCESSES
 from tests.unit import small_cache, small_runs
-from tests.unit.processes import PROCESSES
 from tests.unit.small_runs import HEAD, RULES, TRAIN, make_run, train_fold
 
 
