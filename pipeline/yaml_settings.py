@@ -39,9 +39,8 @@ def read_yaml(path: Path, *, error: type[Exception]) -> dict[str, Any]:
         hint = "; put quotes around a ${...} inside of { }" if _INLINE_VARIABLE.search(path.read_text()) else ""
         raise error(f"{path}{line}: {getattr(fault, 'problem', fault)}{hint}") from None
     except OmegaConfBaseException as fault:
-        raise error(
-            f"{path}: {str(fault).partition(chr(10))[0]}; keys must be names, and values text or numbers"
-        ) from None
+        words = str(fault).partition("\n")[0]
+        raise error(f"{path}: {words}; keys must be names, and values text or numbers") from None
     if not isinstance(content, DictConfig):
         raise error(f"{path} must contain a mapping of keys, not a list")
     return _as_dict(content)

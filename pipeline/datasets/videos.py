@@ -164,10 +164,9 @@ def _read_stream(path: Path, size: int, time_ns: int) -> _Stream:  # noqa: ARG00
 
 
 def _open(path: Path) -> av.container.InputContainer:
+    name = str(path.absolute())  # a relative name with a colon would count as a protocol
     try:
-        video = av.open(
-            str(path.absolute()), metadata_errors="replace"
-        )  # a relative name with a colon would count as a protocol
+        video = av.open(name, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise DataError(
             f"{path} is not a video that can be read: {_message(error)}; expected AVI, MP4 or MKV"

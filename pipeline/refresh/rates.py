@@ -14,10 +14,11 @@ _NAME = "rates.json"
 _MIN_RATED_S = 10.0
 """Rates of shorter stages are not recorded: they measure start-up."""
 
-_CORE_RATES = {"render": 1.0, "detect": 4.0, "crop": 60.0, "encode": 60.0}
-"""Frames, or views of `encode`, per second and CPU core; `make demo` on 2 cores (its `rates.json`, halved)."""
+_CORE_RATES = {"render": 8.0, "detect": 29.0, "crop": 300.0, "encode": 37.0}
+"""Frames of 384 px, or views of `encode`, per second and CPU core: half of what `fantrans refresh demo_quick` logs on 2
+cores, first with `--profile exact`, then with `--profile standard`."""
 _CORE_FLOPS = 55e9
-"""Operations per second of a FAN on a CPU core: 63 views/s of FAN-64 on 2 cores, docs/scale.md."""
+"""Operations per second of a FAN on a CPU core: 58 views/s of FAN-64 on 2 cores (docs/scale.md)."""
 _CUDA_FLOPS = 11e12
 """The same of one H100, all of the extraction included."""
 _CUDA_DETECTED = 120.0
