@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-unit kill-test check newest constraints audit mutants bench clean
+.PHONY: help setup demo demo-quick test test-unit kill-test check newest constraints audit mutants fuzz bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ audit: $(READY)  ## look for known vulnerabilities of the installed packages (as
 
 mutants: $(READY)  ## break 90 or so lines, one at a time, and see whether the tests notice (15 minutes)
 	$(BIN)/python benchmarks/mutants.py
+
+fuzz: $(READY)  ## read randomly damaged labels, images, videos, settings and weights (1 hour)
+	$(BIN)/python benchmarks/fuzz.py --minutes 60
 
 bench: $(READY)  ## speed of extraction, loader and training, compared with other libraries (after the demo)
 	$(BIN)/python benchmarks/throughput.py
