@@ -30,7 +30,7 @@ demo-quick: $(READY)  ## the same on fewer faces (1 to 2 minutes)
 	$(BIN)/fantrans demo --quick
 
 test: $(READY)  ## all tests, on all cores, with coverage
-	$(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 test-unit: $(READY)  ## unit tests, on all cores (under 1 minute)
 	$(BIN)/pytest tests/unit --numprocesses=auto
