@@ -114,3 +114,12 @@ def test_keys_that_do_not_fit_are_refused(tmp_path, keys, sentence):
 
 def test_an_action_unit_is_left_out(tmp_path):
     assert "au_12" not in index(tmp_path, more=", leave_out: [12]")
+
+
+def test_a_file_name_longer_than_a_disk_allows_is_a_frame_without_a_file(tmp_path):
+    frames = index(tmp_path, CSV.replace("i/1.png", "i/" + "1" * 5000 + ".png"))
+    assert frames.set_index("frame_id")["source_file"].to_dict() == {
+        "S1/all/1": "",
+        "S2/all/1": "i/2.png",
+        "S3/all/2": "",
+    }
