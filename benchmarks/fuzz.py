@@ -31,19 +31,17 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from models.fan import FAN
+from pipeline.catalog import load_catalog
+from pipeline.datasets.images import read_image
+from pipeline.datasets.index import index_frames
+from pipeline.datasets.videos import describe_video, iterate_video
+from pipeline.errors import FantransError
+from pipeline.experiments import load_experiment
+from pipeline.weights.files import read_weights
+from tests.bad_inputs import write_project, write_video
+
 CHECKOUT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(CHECKOUT))
-
-from models.fan import FAN  # noqa: E402
-from pipeline.catalog import load_catalog  # noqa: E402
-from pipeline.datasets.images import read_image  # noqa: E402
-from pipeline.datasets.index import index_frames  # noqa: E402
-from pipeline.datasets.videos import describe_video, iterate_video  # noqa: E402
-from pipeline.errors import FantransError  # noqa: E402
-from pipeline.experiments import load_experiment  # noqa: E402
-from pipeline.weights.files import read_weights  # noqa: E402
-from tests.bad_inputs import write_project, write_video  # noqa: E402
-
 BATCH, TIMEOUT_S, MAX_BYTES = 50, 60, 12 << 30
 WORDS = (
     b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"\r\n", b",", b",,", b";", b"\t", b'"', b"'", b"-1", b"1.5",

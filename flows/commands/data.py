@@ -259,34 +259,25 @@ def refresh(
     Computes only what is missing. Logs one line per stage: how many frames are new, kept and dropped.
     """
     resolve_experiment(dataset, experiment, base, overrides or ())
-    chosen: dict[str, Any] = {"experiment": experiment, "base": base, "overrides": overrides or []}
+    chosen: dict[str, Any] = {
+        "experiment": experiment,
+        "base": base,
+        "overrides": overrides or [],
+        "profile": profile,
+        "num_views": views,
+        "limit": limit,
+        "allow_lost": allow_lost,
+    }
     if dry_run:
         refuse_ignored(context, ["workers"], when="with --dry-run, which computes nothing")
         from pipeline.refresh.job import prepare_refresh
         from pipeline.refresh.stages import plan_refresh
 
-        job = prepare_refresh(
-            dataset,
-            **chosen,
-            profile=profile,
-            num_views=views,
-            limit=limit,
-            device=choose_device(device),
-            allow_lost=allow_lost,
-        )
+        job = prepare_refresh(dataset, **chosen, device=choose_device(device))
         _print_plan(job, plan_refresh(job), as_json=as_json)
         return
     refuse_ignored(context, ["as_json"], when="without --dry-run")
-    _find_refresh()(
-        dataset,
-        **chosen,
-        profile=profile,
-        num_views=views,
-        limit=limit,
-        device=choose_device(device),
-        num_workers=workers,
-        allow_lost=allow_lost,
-    )
+    _find_refresh()(dataset, **chosen, device=choose_device(device), num_workers=workers)
 
 
 def _find_refresh() -> Callable[..., Any]:

@@ -121,6 +121,9 @@ def places(tmp_path, monkeypatch):
         ("weights evaluate resnet18-rendered", "name a FAN or a RetinaFace"),
         ("-q refresh bp4d -v", "--verbose and --quiet exclude each other"),
         # options without effect
+        ("train bp4d --parts P1 P2", "run `fantrans train bp4d --parts P1,P2`"),
+        ("train bp4d --set parts=[P1, P2]", "run `fantrans train bp4d --set 'parts=[P1,P2]'`"),
+        ("train bp4d --set train.lr=1 train.seed=3", "--set train.lr=1 --set train.seed=3`"),
         ("refresh bp4d --dry-run --workers 1", "--workers has no effect with --dry-run"),
         ("cache verify --device cpu", "--device has no effect without --deep"),
         (

@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.fan import FAN
 from pipeline.catalog import Catalog, Roots, WeightsEntry
 from pipeline.config import CacheConfig
+from pipeline.refresh.estimate import warn_if_full
 from pipeline.refresh.job import RefreshJob
 from pipeline.refresh.rates import expected_duration, remember_rate, view_flops
 
@@ -72,3 +73,10 @@ def test_operations_of_a_network_are_those_that_torch_counts(width, num_stacks):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         FAN(width, num_stacks)(torch.empty(1, 3, 256, 256))
     assert view_flops(fan(width, num_stacks)) == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_a_stage_that_does_not_fit_on_the_disk_is_warned_of_and_one_that_does_is_not(job, caplog):
+    warn_if_full(job, 10, what="features")
+    assert not caplog.messages
+    warn_if_full(job, 1 << 60, what="features")
+    assert caplog.messages[0].startswith("features take about 1,152,921,504.6 GB, and ")
