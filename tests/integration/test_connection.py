@@ -101,3 +101,9 @@ def test_what_is_not_a_prefect_server_is_said(server):
     server.protected_status = 404
     with pytest.raises(ServerError, match=r"answers with status 404; read its log"):
         check_server()
+
+
+def test_an_address_without_its_scheme_is_named_with_the_right_one(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "127.0.0.1:4200/api")
+    with pytest.raises(ServerError, match=r"without http:// or https://; set it to http://127\.0\.0\.1:4200/api$"):
+        check_server()
