@@ -1,15 +1,17 @@
 """A frame whose key comes back takes its dead row again; whatever else happened, no frame gets another one's values."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.store.dead_rows import find_dead_rows
 from pipeline.store.plan import Unit
 from pipeline.store.prune import prune_store
 from pipeline.store.reader import StoreReader
-from pipeline.store.revisions import write_damage
+from pipeline.store.revisions import load_revision, write_damage
 from pipeline.store.verify import mark_damaged, verify_store
 from pipeline.store.writer import plan_store
 from tests.unit.store.small_store import FORMAT, fill, make_wanted, values_for
@@ -113,6 +115,16 @@ def test_a_unit_that_was_repaired_without_its_dead_rows_lends_none(store):
     fill(store.parent, HALF)
     fill(store.parent, ALL)
     assert_holds(store, ALL)
+
+
+def test_a_unit_whose_files_have_other_checksums_now_lends_none(store):
+    """Its sizes on disk are those of the older revision; only the newest revision's record tells them apart."""
+    newest = load_revision(store, 2)
+    (unit,) = [unit for unit in newest.records if unit.block == 0]
+    changed = {name: replace(file, crc32c=file.crc32c ^ 1) for name, file in newest.records[unit].items()}
+    found, revived = find_dead_rows(newest, ALL[2:], ["one"], records={unit: changed}, damaged=())
+    assert sorted(found["row"] // newest.block_rows) == [1, 1, 1, 1, 2, 2]
+    assert unit not in revived
 
 
 def test_a_unit_that_is_listed_as_damaged_lends_none(store):
