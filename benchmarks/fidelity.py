@@ -29,7 +29,8 @@ from pipeline.report import rows
 from pipeline.training.export import load_deployed
 from pipeline.training.metrics import resampled_percent
 from pipeline.training.predict import count, predict
-from pipeline.training.runs import COUNTS_NAME, DEPLOYED_NAME, TrainingRun, prepare_run
+from pipeline.training.run_files import COUNTS_NAME, DEPLOYED_NAME
+from pipeline.training.runs import TrainingRun, prepare_run
 from pipeline.training.trainer import train_heads
 
 DOCUMENT = Path(__file__).parent.parent / "docs/fidelity.md"

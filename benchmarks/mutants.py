@@ -356,8 +356,12 @@ MUTANTS = [
         "pipeline/training/runs.py",
         ('"labels": file_sha256(catalog.index_path(dataset)),', '"labels": "",'),
         ('"index": cache.manifest["index"]["sha256"],', '"index": "",'),
-        ("return all((fold / name).is_file() for name in", "return any((fold / name).is_file() for name in"),
         ("if cache.num_views < num_views:", "if False:"),
+        tests="training/test_runs.py",
+    ),
+    *_of(
+        "pipeline/training/run_files.py",
+        ("return all((fold / name).is_file() for name in", "return any((fold / name).is_file() for name in"),
         tests="training/test_runs.py",
     ),
     # --- reports

@@ -35,7 +35,8 @@ from pipeline.training.loader import Batch, CachedFrames, HeadBatches, TrainingP
 from pipeline.training.metrics import compute_scores
 from pipeline.training.predict import count
 from pipeline.training.predict import predict as predict_part
-from pipeline.training.runs import DEPLOYED_NAME, Runs, check_parts, find_run, finished_folds
+from pipeline.training.run_files import DEPLOYED_NAME, check_parts, find_run, finished_folds
+from pipeline.training.runs import Runs
 from pipeline.training.trainer import train_folds
 
 
@@ -162,6 +163,7 @@ def predict(
     part: str | None = None,
     faces: Literal["all", "largest"] = "all",
     every: int = 1,
+    min_score: float = 0.0,
     recursive: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
@@ -170,8 +172,9 @@ def predict(
 
     inputs: paths of images, videos and folders, patterns, and images in memory, RGB uint8 (H, W, 3), which are named
     `image 0`, `image 1`... and follow the files. model: a run, a folder of `fantrans export` or a shipped model;
-    default: the shipped default. part: the fold of a run. every: predict each N-th frame of a video. An input that
-    cannot be read has a row with the status unreadable. Raises `UsageError` for an input that does not exist and for an
+    default: the shipped default. part: the fold of a run. every: predict each N-th frame of a video. min_score:
+    faces that the detector gives a lower score, 0..1, are left out. An input that cannot be read has a row with the
+    status unreadable. Raises `UsageError` for an input that does not exist and for an
     unknown model.
     """
     from pipeline.predict.inputs import find_sources  # noqa: PLC0415 - training and reports need no detector
@@ -192,7 +195,8 @@ def predict(
     sources = find_sources([each for each in listed if not isinstance(each, np.ndarray)], recursive=recursive)
     catalog, on = load_catalog(), choose_device(device)
     opened = open_model(find_model(catalog, None if model is None else str(model), part=part), catalog)
-    worker = JobWorker(opened, on, with_batch_size(Options(faces=faces, every=every), on, batch_size))
+    options = Options(faces=faces, every=every, min_score=min_score)
+    worker = JobWorker(opened, on, with_batch_size(options, on, batch_size))
     return predict_table(worker, sources, [(f"image {number}", image) for number, image in enumerate(images)])
 
 

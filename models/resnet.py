@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MAP_SHAPES = {"lf": (64, 64, 64)}
-"""Shape (C, H, W) of the map of a 256 px image."""
+from models.maps import RESNET_SHAPES
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Normalisation of RGB in [0, 1] that timm's weights expect."""
@@ -20,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ResNet18Features(nn.Module):
     """timm's `resnet18` up to `layer1`; state-dict keys are those of timm's `conv1`, `bn1` and `layer1`."""
 
-    map_shapes = MAP_SHAPES
+    map_shapes = RESNET_SHAPES
 
     def __init__(self) -> None:
         super().__init__()

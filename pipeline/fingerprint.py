@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from models import fan, resnet
+from models import maps
 from pipeline.catalog import Catalog, FileEntry, WeightsEntry
 from pipeline.config import CacheConfig
 from pipeline.errors import ConfigError
@@ -65,13 +65,13 @@ def cache_document(settings: CacheConfig, catalog: Catalog) -> dict[str, Any]:
 def map_shapes(entry: WeightsEntry) -> dict[str, tuple[int, int, int]]:
     """Return the shape (C, H, W) of each map of a network; `ConfigError` for one without features."""
     if entry.family == "resnet18":
-        return resnet.MAP_SHAPES
+        return maps.RESNET_SHAPES
     if entry.width is None:
         raise ConfigError(
             f"features come from a fan or a resnet18, and {entry.path} is a {entry.family}; name another "
             "in `cache: {features: {weights}}`"
         )
-    return fan.map_shapes(entry.width)
+    return maps.map_shapes(entry.width)
 
 
 def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:

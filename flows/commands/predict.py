@@ -34,7 +34,7 @@ def _faces_names() -> Sequence[str]:
 
 
 def _checked_part(part: str | None) -> str | None:
-    from pipeline.training.runs import check_parts
+    from pipeline.training.run_files import check_parts
 
     check_parts([] if part is None else [part])
     return part
@@ -69,6 +69,10 @@ def predict(
     ] = None,
     faces: Annotated[str, typer.Option(help="Faces of each frame.", callback=checked_choice)] = "all",
     every: Annotated[int, typer.Option(min=1, help="Predict each N-th frame of a video.")] = 1,
+    min_score: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Leave out faces with a lower score.", show_default="the detector's threshold"),
+    ] = 0.0,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders as well.")] = False,
     device: Device = "auto",
     batch_size: Annotated[
@@ -102,7 +106,11 @@ def predict(
     catalog = load_catalog()
     opened = open_model(find_model(catalog, model, part=part), catalog)
     chosen = choose_device(device)
-    options = with_batch_size(Options(faces=faces, every=every), chosen, batch_size)  # type: ignore[arg-type]
+    options = with_batch_size(
+        Options(faces=faces, every=every, min_score=min_score),  # type: ignore[arg-type]
+        chosen,
+        batch_size,
+    )
     worker = JobWorker(opened, chosen, options)
 
     def draw(source: Source, rows: Iterator[pd.DataFrame]) -> None:

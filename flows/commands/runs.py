@@ -128,7 +128,7 @@ def show_run(
     """
     from pipeline.catalog import load_catalog
     from pipeline.report.overview import read_overview
-    from pipeline.training.runs import find_run
+    from pipeline.training.run_files import find_run
 
     overview = read_overview(find_run(load_catalog(), run))
     if as_json:
@@ -193,7 +193,7 @@ def compare_runs(runs: Runs, as_json: Json = False) -> None:
     """
     from pipeline.catalog import load_catalog
     from pipeline.report.overview import compare_folders
-    from pipeline.training.runs import find_run
+    from pipeline.training.run_files import find_run
 
     catalog = load_catalog()
     folders = list(dict.fromkeys(find_run(catalog, run) for run in runs))
@@ -255,7 +255,7 @@ def remove_runs(
     """
     from pipeline.catalog import load_catalog
     from pipeline.training import removal
-    from pipeline.training.runs import find_run
+    from pipeline.training.run_files import find_run
 
     catalog = load_catalog()
     folders = list(dict.fromkeys(find_run(catalog, run) for run in runs))

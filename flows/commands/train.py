@@ -185,7 +185,7 @@ def report(
     else:
         what = f"for {names[0]}, which is a run" if len(names) == 1 else f"for {', '.join(names)}, which are runs"
         refuse_ignored(context, _OF_EXPERIMENTS, when=what)
-        from pipeline.training.runs import find_run
+        from pipeline.training.run_files import find_run
 
         reported = [_run_report(find_run(catalog, name)) for name in names]
     drawn = _draw_figures(reported) if figures else []
@@ -265,7 +265,7 @@ def export(
     """
     from pipeline.catalog import load_catalog
     from pipeline.training.export import export_deployed
-    from pipeline.training.runs import DEPLOYED_NAME, find_run, fold_folder
+    from pipeline.training.run_files import DEPLOYED_NAME, find_run, fold_folder
 
     if out.is_file():
         raise ConfigError(f"{out} is a file; name a folder with --out")
@@ -294,7 +294,7 @@ def _refuse_experiments(ours: str, theirs: str) -> None:
 
 def _are_runs(*names: str) -> bool:
     from pipeline.catalog import load_catalog
-    from pipeline.training.runs import run_folder
+    from pipeline.training.run_files import run_folder
 
     catalog = load_catalog()
     return all(not is_experiment(name) and run_folder(catalog, name) is not None for name in names)

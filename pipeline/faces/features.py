@@ -1,4 +1,4 @@
-"""From crops to frozen features in fp16: the maps of a FAN (`models.fan.TAPS`) or of a ResNet-18.
+"""From crops to frozen features in fp16: the maps of a FAN (`models.maps.TAPS`) or of a ResNet-18.
 
 On one kind of device, the bytes of a crop's features do not depend on number and order of the other crops. Kernels, and
 so the last bits, depend on a batch's shape, therefore every batch is padded to one size. Nor do the bytes depend on the
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.fan import FAN, INPUT_SIZE_PX
+from models.fan import FAN
+from models.maps import INPUT_SIZE_PX
 from models.resnet import ResNet18Features
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError

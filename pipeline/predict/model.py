@@ -25,7 +25,7 @@ from pipeline.project import PACKAGES_FOLDER
 from pipeline.runtime.atomic import file_sha256
 from pipeline.runtime.text import unknown_name
 from pipeline.training.export import DESCRIPTION_NAME, WEIGHTS_NAME, load_deployed
-from pipeline.training.runs import DEPLOYED_NAME, find_run, finished_folds, run_folder
+from pipeline.training.run_files import DEPLOYED_NAME, find_run, finished_folds, run_folder
 
 logger = logging.getLogger("fantrans")
 

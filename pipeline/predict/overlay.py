@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from models.fan import NUM_LANDMARKS
+from models.maps import NUM_LANDMARKS
 from pipeline.datasets.images import read_image
 from pipeline.datasets.videos import describe_video, iterate_video
 from pipeline.errors import DataError

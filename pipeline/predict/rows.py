@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.fan import NUM_LANDMARKS
+from models.maps import NUM_LANDMARKS
 from pipeline.config import TrackConfig
 from pipeline.faces.tracks import THUMBNAIL_PX, Tracker
 from pipeline.predict.stream import FrameFaces

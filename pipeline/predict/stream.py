@@ -40,12 +40,14 @@ _DECODING_THREADS = 4
 class Options:
     """What is predicted.
 
-    every: each N-th frame of a video. batch_size: frames that the detector gets at once. chunk_frames: frames that are
+    every: each N-th frame of a video. min_score: faces below it are left out; faces below the detector's threshold
+    always are. batch_size: frames that the detector gets at once. chunk_frames: frames that are
     finished together; no batch spans two chunks, so a resumed run computes the same.
     """
 
     faces: Faces = "all"
     every: int = 1
+    min_score: float = 0.0
     batch_size: int = 8
     chunk_frames: int = 256
 
@@ -159,6 +161,8 @@ def _unread(frame: Frame) -> FrameFaces:
 
 def _cut(frame: Frame, boxes_N4: np.ndarray, scores_N: np.ndarray, reader: FaceReader, options: Options) -> FrameFaces:
     assert frame.image is not None
+    is_sure = scores_N >= options.min_score
+    boxes_N4, scores_N = boxes_N4[is_sure], scores_N[is_sure]
     if options.faces == "largest" and len(boxes_N4):
         largest = [int(np.argmax((boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)))]
         boxes_N4, scores_N = boxes_N4[largest], scores_N[largest]

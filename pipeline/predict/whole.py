@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.fan import INPUT_SIZE_PX
+from models.maps import INPUT_SIZE_PX
 from pipeline.catalog import Catalog
 from pipeline.errors import DataError
 from pipeline.faces.features import load_network

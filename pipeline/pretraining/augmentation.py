@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 
-from models.fan import INPUT_SIZE_PX, NUM_LANDMARKS
+from models.maps import INPUT_SIZE_PX, NUM_LANDMARKS
 from pipeline.config import CropConfig
 from pipeline.faces.geometry import crop_from_frame, transform_points
 from pipeline.pretraining.face_pool import FacePool

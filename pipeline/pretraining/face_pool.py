@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.fan import NUM_LANDMARKS
+from models.maps import NUM_LANDMARKS
 from pipeline.errors import DataError
 from pipeline.runtime.atomic import write_json
 from pipeline.runtime.process_pool import process_pool

@@ -17,7 +17,8 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.fan import FAN, INPUT_SIZE_PX, widened
+from models.fan import FAN, widened
+from models.maps import INPUT_SIZE_PX
 from pipeline.config import Fraction, PositiveFloat, PositiveInt, Settings
 from pipeline.errors import WeightsError
 from pipeline.pretraining.augmentation import augmented

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import torch
 
-from models.fan import FAN, INPUT_SIZE_PX, decode_landmarks
+from models.fan import FAN, decode_landmarks
+from models.maps import INPUT_SIZE_PX
 from pipeline.config import CropConfig
 from pipeline.faces.geometry import crop_from_frame, transform_points
 from pipeline.pretraining.face_pool import FACE_SIZE_PX, TEST_FACES, FacePool, render_pool

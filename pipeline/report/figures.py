@@ -34,7 +34,7 @@ from pipeline.training.export import load_deployed, load_trained
 from pipeline.training.loader import CachedFrames, evaluation_batches
 from pipeline.training.metrics import THRESHOLD
 from pipeline.training.predict import probability_column
-from pipeline.training.runs import DEPLOYED_NAME, finished_folds, read_history, read_predictions, read_run
+from pipeline.training.run_files import DEPLOYED_NAME, finished_folds, read_history, read_predictions, read_run
 
 with optional_packages("figures", for_what="drawing figures"):
     from matplotlib.figure import Figure

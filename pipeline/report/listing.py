@@ -15,8 +15,8 @@ import pandas as pd
 from pipeline.errors import ConfigError, DataError
 from pipeline.protocols import PARTS
 from pipeline.training.metrics import f1_percent
+from pipeline.training.run_files import RECORD_NAME, RESULT_NAME, finished_folds, read_counts, read_run
 from pipeline.training.run_lock import is_in_training
-from pipeline.training.runs import RECORD_NAME, RESULT_NAME, finished_folds, read_counts, read_run
 
 STATES = ("finished", "partial", "started", "damaged")
 """All folds of the experiment are finished, some are, none is; or a file of the run cannot be read."""

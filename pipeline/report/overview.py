@@ -14,8 +14,8 @@ from pipeline.errors import DataError
 from pipeline.protocols import PARTS
 from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import Report, read_report
+from pipeline.training.run_files import finished_folds, flattened, fold_folder, read_history, read_run
 from pipeline.training.run_lock import is_in_training
-from pipeline.training.runs import finished_folds, flattened, fold_folder, read_history, read_run
 
 _NOT_COMPARED = ("experiment", "parts")
 _MISSING = "(not set)"

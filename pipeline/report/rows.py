@@ -20,7 +20,7 @@ from rich.table import Table
 from pipeline.errors import DataError
 from pipeline.protocols import PARTS
 from pipeline.training.metrics import NUM_RESAMPLES, interval_percent, mean_of_defined, resampled_percent
-from pipeline.training.runs import finished_folds, read_counts
+from pipeline.training.run_files import finished_folds, read_counts
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipeline.errors import DataNotFoundError, WriteError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
-from pipeline.training.runs import finished_folds, read_counts, read_run
+from pipeline.training.run_files import finished_folds, read_counts, read_run
 
 logger = logging.getLogger("fantrans")
 

@@ -29,7 +29,8 @@ from pipeline.report.run import markdown_table
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.runtime.text import unknown_name
-from pipeline.training.runs import Runs, find_run, finished_folds, read_run
+from pipeline.training.run_files import find_run, finished_folds, read_run
+from pipeline.training.runs import Runs
 
 logger = logging.getLogger("fantrans")
 

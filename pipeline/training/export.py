@@ -30,7 +30,7 @@ from pipeline.runtime.atomic import write_atomically, write_json, write_safetens
 from pipeline.runtime.extras import optional_packages
 from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
 from pipeline.training.metrics import THRESHOLD
-from pipeline.training.runs import DEPLOYED_NAME, HEAD_NAME, RESULT_NAME, SOURCE_NAME
+from pipeline.training.run_files import DEPLOYED_NAME, HEAD_NAME, RESULT_NAME, SOURCE_NAME
 
 WEIGHTS_NAME = "head.safetensors"
 DESCRIPTION_NAME = "head.json"

@@ -36,7 +36,7 @@ from pipeline.training.heads import BuiltHead, build_head
 from pipeline.training.loader import Batch, CachedFrames, HeadBatches, Page
 from pipeline.training.metrics import f1_percent, mean_of_defined
 from pipeline.training.predict import count, predict
-from pipeline.training.runs import (
+from pipeline.training.run_files import (
     CHECKPOINT_NAME,
     COUNTS_NAME,
     DEPLOYED_NAME,
@@ -45,11 +45,10 @@ from pipeline.training.runs import (
     HISTORY_NAME,
     PREDICTIONS_NAME,
     RESULT_NAME,
-    TrainingRun,
     fold_folder,
     read_run,
-    write_record,
 )
+from pipeline.training.runs import TrainingRun, write_record
 from pipeline.training.tracking import FoldTracking
 
 logger = logging.getLogger("fantrans")

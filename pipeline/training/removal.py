@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.runtime.atomic import TEMP_PREFIX, fsync_folder
+from pipeline.training.run_files import RECORD_NAME
 from pipeline.training.run_lock import being_trained, is_in_training, removal_lock
-from pipeline.training.runs import RECORD_NAME
 
 
 def dependent_runs(folder: Path, *, besides: Collection[Path] = ()) -> list[str]:

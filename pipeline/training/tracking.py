@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from pipeline.errors import ConfigError
 from pipeline.runtime.atomic import write_json
 from pipeline.runtime.extras import requirements
-from pipeline.training.runs import RECORD_NAME, flattened
+from pipeline.training.run_files import RECORD_NAME, flattened
 
 logger = logging.getLogger("fantrans")
 

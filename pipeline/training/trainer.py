@@ -1,7 +1,7 @@
 """Train any number of heads on cached features in one pass over each cache, and score each on its held-out part.
 
 Each fold of a run has its own head. All heads of a cache read the same pages; the weights of a head depend neither on
-the heads trained beside it nor, on a CPU, on the number of threads. pipeline/training/runs.py lists the files.
+the heads trained beside it nor, on a CPU, on the number of threads. pipeline/training/run_files.py lists the files.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from pipeline.refresh.maintenance import verify_caches
 from pipeline.tables import VALUE_COLUMNS
 from pipeline.training.export import load_deployed
 from pipeline.training.predict import predict
-from pipeline.training.runs import prepare_run, read_history
+from pipeline.training.run_files import read_history
+from pipeline.training.runs import prepare_run
 from pipeline.training.trainer import train_heads
 from tests.devices import needs_cuda
 from tests.small_catalog import write_small_catalog

@@ -24,7 +24,7 @@ from pipeline.predict.model import find_model, open_model
 from pipeline.predict.stream import Options
 from pipeline.runtime.atomic import file_sha256
 from pipeline.training.predict import count
-from pipeline.training.runs import finished_folds, read_counts, read_predictions
+from pipeline.training.run_files import finished_folds, read_counts, read_predictions
 from tests.command_line import fantrans
 from tests.processes import PROCESSES
 from tests.steps import watch_steps
@@ -222,6 +222,17 @@ def test_stdout_gets_the_rows_of_the_file_and_largest_keeps_one_face(world, tmp_
     summary = fantrans(*words, "--out", tmp_path / "au.parquet", "--json", "--format", "openface")
     assert json.loads(summary.out)["num_faces"] == 4
     assert pd.read_parquet(tmp_path / "au.parquet")["success"].sum() == 4
+
+
+def test_faces_below_the_lowest_score_are_left_out(world):
+    images = [str(path) for path in world.images]
+    scores = package.predict(images, world.run)["score"]
+    limit = float(scores.median())
+    found = package.predict(images, world.run, min_score=limit)
+    assert found["score"].dropna().tolist() == scores[scores >= limit].tolist()
+    assert found["input"].unique().tolist() == images
+    assert (found.loc[found["score"].isna(), "status"] == "no_face").all()
+    assert 0 < found["score"].notna().sum() < scores.notna().sum()
 
 
 def test_overlays_are_written_and_read_back(world, tmp_path, predicted):

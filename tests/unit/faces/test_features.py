@@ -8,7 +8,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from models.fan import FAN, map_shapes
+from models.fan import FAN
+from models.maps import map_shapes
 from pipeline.cache.codecs import encode_rows, make_codec
 from pipeline.catalog import WeightsEntry
 from pipeline.errors import DataError, WeightsError

@@ -6,7 +6,8 @@ import torch
 from face_alignment import models as face_alignment_models
 from face_alignment.utils import _get_preds_fromhm
 
-from models.fan import FAN, TAPS, decode_landmarks, widened
+from models.fan import FAN, decode_landmarks, widened
+from models.maps import TAPS
 
 # B frames, P landmarks, H rows, W columns
 

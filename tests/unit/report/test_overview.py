@@ -7,7 +7,8 @@ from pipeline.report.curves import loss_chart
 from pipeline.report.overview import compare_folders, read_overview
 from pipeline.report.rows import difference, read_row
 from pipeline.training.head_training import HeadTraining
-from pipeline.training.runs import read_history, write_record
+from pipeline.training.run_files import read_history
+from pipeline.training.runs import write_record
 from pipeline.training.trainer import train_heads
 from tests.unit import small_runs
 from tests.unit.small_runs import HEAD, TRAIN, make_run, train_fold

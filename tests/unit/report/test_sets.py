@@ -9,7 +9,7 @@ from pipeline.errors import DataError, UsageError
 from pipeline.report.rows import average_over_runs, difference, read_row
 from pipeline.report.sets import SetTable, compare_runs
 from pipeline.training.metrics import compute_scores, interval_percent, resampled_percent
-from pipeline.training.runs import finished_folds, fold_folder
+from pipeline.training.run_files import finished_folds, fold_folder
 
 AUS = (1, 4)
 

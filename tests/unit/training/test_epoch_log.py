@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.training.epoch_log import EpochLog, sparkline
 from pipeline.training.head_training import HeadTraining
-from pipeline.training.runs import read_history
+from pipeline.training.run_files import read_history
 from pipeline.training.trainer import train_heads
 from tests.unit import small_runs
 from tests.unit.small_runs import make_run

@@ -16,7 +16,8 @@ from pipeline.protocols import PROTOCOLS
 from pipeline.store.writer import open_writer
 from pipeline.tables import FRAME_COLUMNS, au_column, write_table
 from pipeline.training import loader, runs
-from pipeline.training.runs import Runs, find_run, finished_folds, fold_parts, read_run, run_folder, write_record
+from pipeline.training.run_files import find_run, finished_folds, read_run, run_folder
+from pipeline.training.runs import Runs, fold_parts, write_record
 
 EXPERIMENT = ExperimentConfig.model_validate(
     {

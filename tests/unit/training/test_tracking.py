@@ -14,7 +14,7 @@ from pipeline.catalog import load_catalog
 from pipeline.errors import CatalogError, ConfigError
 from pipeline.training import tracking, trainer
 from pipeline.training.head_training import HeadTraining
-from pipeline.training.runs import read_counts, read_history
+from pipeline.training.run_files import read_counts, read_history
 from pipeline.training.trainer import train_heads
 from tests.processes import PROCESSES
 from tests.unit import small_runs
