@@ -37,7 +37,7 @@ from tests.processes import PROCESSES
 from tests.unit import small_cache
 from tests.unit.small_cache import AUS, CROP, CROPS_FORMAT, FORMAT, make_cache, make_crops
 
-NUM_STEPS = int(os.environ.get("FANTRANS_MODEL_STEPS", "500"))
+NUM_STEPS = int(os.environ.get("FANTRANS_MODEL_STEPS", "250"))
 BOX = np.array([18.0, 12.0, 44.0, 40.0], np.float32)
 PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 

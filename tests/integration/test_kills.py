@@ -17,7 +17,7 @@ from pipeline.store.revisions import load_revision
 from tests import kills
 from tests.steps import kind_of
 
-NUM_KILLS = int(os.environ.get("FANTRANS_KILLS", "12"))
+NUM_KILLS = int(os.environ.get("FANTRANS_KILLS", "6"))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_killed_before_each_kind_of_write_it_ends_with_the_same_bytes(world, und
         assert needed in kinds
     last = {kind_of(step): step for step in steps}
     chosen = sorted(last.values()) if NUM_KILLS < 100 else sorted({*last.values(), *(f"{kind}#1" for kind in kinds)})
-    chosen = chosen if NUM_KILLS >= 100 else chosen[2 * (data == "late") :: 4]
+    chosen = chosen if NUM_KILLS >= 100 else chosen[3 * (data == "late") :: 6]
     for number, step in enumerate(chosen):
         state = place / f"step-{data}-{number}"
         start_of(data, undisturbed, state)

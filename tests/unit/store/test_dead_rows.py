@@ -143,7 +143,7 @@ def test_whatever_comes_and_goes_each_frame_has_its_own_values(tmp_path, seed):
     chance = random.Random(seed)
     folder, groups = FORMAT.folder_in(tmp_path), ["one"]
     num_computed = num_back = 0
-    for _ in range(40):
+    for _ in range(20):
         chosen = ALL[[chance.random() < 0.6 for _ in range(len(ALL))]]
         wanted = chosen.assign(key=[chance.choice(key + key.upper()) for key in chosen["key"]])
         if len(groups) < 3 and chance.random() < 0.05:
