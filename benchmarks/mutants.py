@@ -411,14 +411,14 @@ MUTANTS = [
         ("if not logits.requires_grad:", "if False:"),
         ("if source[name].shape == tensor.shape", "if True"),
         ("return self.branches[-1]", "return self.branches[0]"),
-        tests="training/test_own_heads.py models/test_own_contract.py",
+        tests="../integration/test_own_heads.py models/test_own_contract.py",
     ),
     *_of(
         "pipeline/head_class.py",
         ("if _digest_at_import.get(module_name, digest) != digest:", "if False:"),
         ("if not is_local and top not in _distributions():", "if False:"),
         ("if not issubclass(cls, nn.Module):", "if False:"),
-        tests="training/test_own_heads.py",
+        tests="../integration/test_own_heads.py",
     ),
     *_of(
         "pipeline/runtime/random_numbers.py",
@@ -431,7 +431,7 @@ MUTANTS = [
         "pipeline/training/heads.py",
         ('if own.source_sha256 != description["source_sha256"]:', "if False:"),
         ("return BuiltHead(head, description, draws)", "return BuiltHead(head, description, False)"),
-        tests="training/test_own_heads.py",
+        tests="../integration/test_own_heads.py",
     ),
     *_of(
         "models/attention.py",
@@ -506,13 +506,13 @@ MUTANTS = [
         ("if name in taken:", "if False:"),
         ("known_pooling = (published.pooling if published else None) or found.pooling", "known_pooling = None"),
         ("if published.sha256 and not sha256.startswith(published.sha256):", "if False:"),
-        tests="weights/test_add.py",
+        tests="../integration/test_added_weights.py",
     ),
     *_of(
         "pipeline/weights/networks.py",
         ("if values.is_floating_point() and not torch.isfinite(values).all():", "if False:"),
         ("torch.zeros_like(v) if name.endswith(_COUNTER) else v", "v"),
-        tests="weights/test_add.py",
+        tests="../integration/test_added_weights.py",
     ),
     *_of(
         "pipeline/weights/torchscript.py",

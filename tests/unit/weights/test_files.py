@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,25 @@ def write(state, path: Path, form: str, network) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def written(fan, tmp_path_factory):
+    """Write the FAN in a container, once each: tracing takes seconds."""
+    folder = tmp_path_factory.mktemp("containers")
+
+    @cache
+    def content(form: str) -> bytes:
+        return write(fan.state_dict(), folder / form, form, fan).read_bytes()
+
+    return content
+
+
 FORMS = ["safetensors", "pth", "legacy", "parallel", "model of model", "parameters", "zipped", "traced"]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_container_gives_the_same_weights(tmp_path, fan, form):
-    found = read_weights(write(fan.state_dict(), tmp_path / "file", form, fan))
+def test_every_container_gives_the_same_weights(tmp_path, fan, written, form):
+    (tmp_path / "file").write_bytes(written(form))
+    found = read_weights(tmp_path / "file")
     assert found.architecture == FAN_16
     assert found.pooling == ("avg" if form == "traced" else None)
     assert found.state.keys() == fan.state_dict().keys()
@@ -148,10 +162,10 @@ def _of_archive(path: Path, out: Path, change) -> None:
             target.writestr(name, change(name, source.read(name)))
 
 
-def test_forbidden_content_is_named_and_never_run(tmp_path, fan):
+def test_forbidden_content_is_named_and_never_run(tmp_path, fan, written):
     torch.save({"state_dict": fan.state_dict(), "hook": Harmful()}, tmp_path / "harmful.pth")
     torch.save(fan, tmp_path / "module.pth")
-    as_jit(fan, tmp_path / "good.zip")
+    (tmp_path / "good.zip").write_bytes(written("traced"))
     harmful = pickle.dumps(Harmful(), protocol=2)
     _of_archive(
         tmp_path / "good.zip", tmp_path / "jit.zip", lambda name, data: harmful if name.endswith("data.pkl") else data
@@ -164,15 +178,11 @@ def test_forbidden_content_is_named_and_never_run(tmp_path, fan):
         assert str(caught.value).endswith("save the state dict alone: torch.save(network.state_dict(), 'weights.pth')")
 
 
-def _cut(path: Path, out: Path, fraction: float) -> None:
-    data = path.read_bytes()
-    out.write_bytes(data[: int(len(data) * fraction)])
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fraction", [0.001, 0.3, 0.6, 0.999])
-def test_a_cut_file_is_called_so(tmp_path, fan, form, fraction):
-    _cut(write(fan.state_dict(), tmp_path / "file", form, fan), tmp_path / "cut", fraction)
+def test_a_cut_file_is_called_so(tmp_path, written, form, fraction):
+    data = written(form)
+    (tmp_path / "cut").write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(WeightsError, match=r"cut is cut.*; download the file of weights again$") as caught:
         read_weights(tmp_path / "cut")
     assert "\n" not in str(caught.value)
