@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 from distributed import Client, LocalCluster
 
 from flows.cluster import ClusterWorkers
-from pipeline.refresh.job import RefreshJob, make_extractor, prepare_refresh
+from pipeline.cache.prepare import make_extractor
+from pipeline.refresh.job import RefreshJob, prepare_refresh
 from pipeline.refresh.plan import StageSummary
 from pipeline.refresh.stages import ExtractStage, run_stage
 
@@ -77,7 +78,7 @@ def warm_up(job: RefreshJob, core: int) -> None:
     """Pin a worker to a core, then import modules and load weights."""
     for thread in Path("/proc/self/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
-    make_extractor(job)
+    make_extractor(job.config, job.catalog, job.device)
 
 
 def digest(folder: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.head import HeadInputs
 from models.losses import class_weights
 from models.registry import HEADS
-from pipeline.cache.reader import CacheReader
+from pipeline.cache.reader import Features
 from pipeline.catalog import load_catalog
 from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, DataError, UsageError
@@ -51,7 +51,7 @@ class Cache:
     dataset: str
     experiment: str
     aus: tuple[int, ...]
-    reader: CacheReader = field(repr=False)
+    reader: Features = field(repr=False)
     _index: pd.DataFrame = field(repr=False)
 
     @cached_property
@@ -208,21 +208,26 @@ def train(
     overrides: Sequence[str] = (),
     init_from: str | None = None,
     device: str = "auto",
+    source: Literal["cache", "crops"] = "cache",
 ) -> list[Path]:
     """Train one head per fold of an experiment or set on its cache; return the folders of the runs.
 
     Finished folds are skipped. parts: tested parts, default: the experiment's. overrides: settings KEY=VALUE; several
-    values, "train.lr=1e-4,3e-4", train one head each. Raises `StoreError` if the cache does not exist, `ConfigError`
+    values, "train.lr=1e-4,3e-4", train one head each. source: "crops" computes features in place of reading them from
+    the cache. Raises `StoreError` if the cache does not exist, `ConfigError`
     for a wrong setting.
     """
-    name = experiment or load_catalog().get_dataset(dataset).experiment
+    from pipeline.cache.live import feature_opener  # noqa: PLC0415 - only training from crops runs a FAN
+
+    name, on = experiment or load_catalog().get_dataset(dataset).experiment, choose_device(device)
     return train_folds(
         name,
         dataset=dataset,
         parts=None if parts is None else list(_listed(parts)),
         overrides=_listed(overrides),
         init_from=init_from,
-        device=choose_device(device),
+        device=on,
+        open_features=feature_opener(source, on),
     )
 
 

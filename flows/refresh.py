@@ -13,7 +13,7 @@ from flows.cluster import Cluster, ClusterWorkers
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.config import PositiveInt, Profile
 from pipeline.refresh import stages
-from pipeline.refresh.job import RefreshJob, prepare_refresh
+from pipeline.refresh.job import RefreshJob, StageName, prepare_refresh
 from pipeline.refresh.plan import StageSummary
 from pipeline.refresh.summary import write_summary
 from pipeline.runtime.device import AUTO, choose_device
@@ -39,11 +39,13 @@ def refresh_cache(
     num_workers: PositiveInt = 1,
     cluster: Cluster | None = None,
     allow_lost: bool = False,
+    until: StageName = "extract",
 ) -> list[StageSummary]:
     """Compute what is missing, keep the rest; returns what each stage kept and did.
 
     With a cluster, its workers detect and extract in place of `num_workers` processes here, and the device "auto" is
-    CUDA where `cluster.cuda` is set, else the CPU. allow_lost: as `fantrans refresh --allow-lost`.
+    CUDA where `cluster.cuda` is set, else the CPU. allow_lost, until: as the options of
+    `fantrans refresh`.
     """
     if cluster is None:
         device = choose_device(device)
@@ -61,6 +63,7 @@ def refresh_cache(
         check_device=cluster is None,
         num_workers=num_workers,
         allow_lost=allow_lost,
+        until=until,
     )
     with nullcontext() if cluster is None else cluster.task_runner() as runner:
         summaries = [_run(stage, job, runner) for stage in stages.job_stages(job)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.tasks import fantrans_flow, fantrans_task
+from pipeline.cache.live import Source, feature_opener
 from pipeline.catalog import load_catalog
 from pipeline.config import Part
 from pipeline.runtime.device import choose_device
@@ -13,9 +14,9 @@ from pipeline.training import trainer as stages
 
 
 @fantrans_task()
-def train_heads(experiment: str, **settings: Any) -> list[Path]:
+def train_heads(experiment: str, *, device: str, source: Source, **settings: Any) -> list[Path]:
     """Train heads that read the cache together; each resumes at its last checkpoint."""
-    return stages.train_folds(experiment, **settings)
+    return stages.train_folds(experiment, device=device, open_features=feature_opener(source, device), **settings)
 
 
 @fantrans_flow(name="train-folds")
@@ -27,10 +28,12 @@ def train_folds(
     init_from: str | None = None,
     overrides: list[str] | None = None,
     device: str = "auto",
+    source: Source = "cache",
 ) -> list[Path]:
     """Train the unfinished folds of an experiment, or of all experiments of a set; returns the folders of the runs.
 
     The default experiment is the data set's own. overrides: settings, such as ["train.lr=1e-4,3e-4"].
+    source: "crops" computes features from crops in place of reading them from the cache.
     """
     experiment = experiment or load_catalog().get_dataset(dataset).experiment
     device = choose_device(device)
@@ -42,4 +45,5 @@ def train_folds(
         init_from=init_from,
         overrides=overrides or (),
         device=device,
+        source=source,
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from flows.commands.base import Group, add_command
+from flows.commands.base import Group, add_command, checked_choice, has_choices
 from flows.commands.names import complete_dataset, resolve_experiment
 from flows.commands.options import (
     Base,
@@ -233,6 +233,11 @@ def render(
     )
 
 
+@has_choices("until")
+def _stage_names() -> Sequence[str]:
+    return "index", "detect", "crop", "extract"
+
+
 def refresh(
     context: typer.Context,
     dataset: Dataset,
@@ -251,6 +256,7 @@ def refresh(
     allow_lost: Annotated[
         bool, typer.Option("--allow-lost", help="Continue although many images, videos or labels are gone.")
     ] = False,
+    until: Annotated[str, typer.Option(help="The last stage to run.", callback=checked_choice)] = "extract",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -267,6 +273,7 @@ def refresh(
         "num_views": views,
         "limit": limit,
         "allow_lost": allow_lost,
+        "until": until,
     }
     if dry_run:
         refuse_ignored(context, ["workers"], when="with --dry-run, which computes nothing")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.base import checked_choice, has_choices
 from flows.commands.names import complete_dataset_or_run, complete_experiment, is_experiment, resolve_experiment
 from flows.commands.options import (
     Base,
@@ -88,6 +89,11 @@ def _split_parts(parts: str | None) -> list[str] | None:
     return None if parts is None else [part.strip() for part in parts.split(",")]
 
 
+@has_choices("source")
+def _source_names() -> Sequence[str]:
+    return "cache", "crops"
+
+
 def train(
     dataset: Dataset,
     experiment: Experiment = None,
@@ -98,6 +104,9 @@ def train(
     ] = None,
     init_from: InitFrom = None,
     overrides: Set = None,
+    source: Annotated[
+        str, typer.Option(help="Read features from the cache, or compute them from crops.", callback=checked_choice)
+    ] = "cache",
     device: Device = "auto",
 ) -> None:
     """Train one head per fold on cached features, score it and print the report.
@@ -117,6 +126,7 @@ def train(
         init_from=init_from,
         overrides=sets,
         device=choose_device(device),
+        source=source,
     )
     if len(folders) == 1:
         _print_reports([_run_report(folders[0])])
@@ -133,9 +143,13 @@ def _find_training() -> Callable[..., list[Path]]:
         from flows.train import train_folds as train_flow
 
         return train_flow
+    from pipeline.cache.live import Source, feature_opener
     from pipeline.training.trainer import train_folds
 
-    return train_folds
+    def train_plainly(*, source: Source, device: str, **settings: Any) -> list[Path]:
+        return train_folds(device=device, open_features=feature_opener(source, device), **settings)
+
+    return train_plainly
 
 
 _Reported = tuple["Report | SetTable", Path | None]

@@ -114,9 +114,24 @@ class Codec:
         return tuple(name for name in (*MAPS, HEATMAPS) if name in self.shapes)
 
     @property
+    def input_specs(self) -> tuple[ArraySpec, ...]:
+        """Specs of the arrays that `decode` reads."""
+        return tuple(spec for spec in self.arrays if spec.name != RELATIVE_L2)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the arrays that `decode` reads."""
-        return tuple(spec.name for spec in self.arrays if spec.name != RELATIVE_L2)
+        return tuple(spec.name for spec in self.input_specs)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels of lf, h1 and h2."""
+        return self.shapes["lf"][0]
+
+    @property
+    def map_size(self) -> int:
+        """Height and width of every map."""
+        return self.shapes["lf"][1]
 
     def check_has_maps(self, *, plain: Collection[str], gated: Collection[str], experiment: str) -> None:
         """Raise `ConfigError` if `experiment` reads maps, plain or gated, that rows of this codec do not have."""

@@ -1,19 +1,65 @@
-"""Read one pinned revision of a feature cache by rows and views. Imports no detector, FAN or Prefect."""
+"""Read features by row and view: of one pinned revision of a cache. Imports no detector, FAN or Prefect."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 
 from pipeline.cache.codecs import Codec
 from pipeline.cache.format import load_codec, view_group
 from pipeline.errors import StoreError
 from pipeline.store.hashing import hash_document
 from pipeline.store.reader import StoreReader
-from pipeline.store.shards import ArraySpec
+
+
+class Features(Protocol):
+    """Features of frames, as heads read them: a cache (`CacheReader`), or computed anew (`live.LiveFeatures`)."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the store that they come from."""
+
+    @property
+    def revision(self) -> int:
+        """Number of the store's pinned revision."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Everything that decides the values."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the values."""
+
+    @property
+    def index(self) -> pd.DataFrame:
+        """Frames with features, sorted by row: frame_id, row, key, part and more."""
+
+    @property
+    def index_sha256(self) -> str:
+        """Hash of all listed frames with their rows."""
+
+    @property
+    def codec(self) -> Codec:
+        """Codec of the rows."""
+
+    @property
+    def num_views(self) -> int:
+        """Number of views: clean, flipped, then augmented ones. Every view has the same rows."""
+
+    def read(
+        self, rows: np.ndarray, *, view: int = 0, out: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the codec's arrays (n, *row_shape) by name, in the order of `rows`; fills `out` if given.
+
+        `codec.decode` turns them into a head's input. Threads may call it. Raises `StoreError` for an unknown view or
+        damaged rows.
+        """
 
 
 def open_cache(folder: Path, *, revision: int | None = None) -> CacheReader:
@@ -28,7 +74,7 @@ def open_cache(folder: Path, *, revision: int | None = None) -> CacheReader:
 
 
 class CacheReader(StoreReader):
-    """Features of one pinned revision. Every view has the same rows."""
+    """The `Features` of one pinned revision of a cache."""
 
     @property
     def fingerprint(self) -> str:
@@ -46,19 +92,10 @@ class CacheReader(StoreReader):
         return load_codec(self.folder)
 
     @property
-    def num_channels(self) -> int:
-        """Number of channels of lf, h1 and h2."""
-        return self.codec.shapes["lf"][0]
-
-    @property
-    def map_size(self) -> int:
-        """Height and width of every map."""
-        return self.codec.shapes["lf"][1]
-
-    @property
-    def input_specs(self) -> tuple[ArraySpec, ...]:
-        """Specs of the arrays that `codec.decode` takes."""
-        return tuple(self.spec(name) for name in self.codec.inputs)
+    def index_sha256(self) -> str:
+        """Hash of the revision's index."""
+        sha256: str = self.manifest["index"]["sha256"]
+        return sha256
 
     def rows(self, parts: Collection[str] | None = None) -> np.ndarray:
         """Return the rows, ascending, of the frames that were in `parts` at the refresh (default: all)."""
@@ -68,10 +105,7 @@ class CacheReader(StoreReader):
     def read(
         self, rows: np.ndarray, *, view: int = 0, out: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return stored arrays (n, *row_shape) by name, in the order of `rows`; fills `out` if given.
-
-        `codec.decode` turns them into a head's input. Raises `StoreError` for an unknown view or damaged rows.
-        """
+        """Return stored arrays, see `Features.read`."""
         if view not in range(self.num_views):
             raise StoreError(
                 f"{self.folder} has views 0 to {self.num_views - 1} in revision {self.revision}, not {view}; "

@@ -22,7 +22,7 @@ from pipeline.cache.crops import CropReader
 from pipeline.cache.format import PARAMS, view_number
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.config import ViewConfig
-from pipeline.faces.views import render_view, view_params
+from pipeline.faces.views import render_views, view_params
 from pipeline.runtime.executors import Result, apply_step
 from pipeline.store.plan import Unit
 from pipeline.store.reader import readable_rows
@@ -158,9 +158,8 @@ class UnitWorker:
     def _render(self, todo: pd.DataFrame, view: int) -> np.ndarray:
         """Render a view of each row's crop: RGB uint8 (n, S, S, 3)."""
         frame_ids = tuple(todo["frame_id"])
-        params = [view_params(frame_id, view, self.spec.views) for frame_id in frame_ids]
-        crops = zip(self._read_crops(frame_ids), params, strict=True)
-        return np.stack([render_view(crop, each, view_px=self.spec.view_px) for crop, each in crops])
+        crops = self._read_crops(frame_ids)
+        return render_views(crops, frame_ids, view=view, settings=self.spec.views, view_px=self.spec.view_px)
 
     def _read_crops(self, frame_ids: tuple[str, ...]) -> np.ndarray:
         """Read crops (n, S, S, 3); a block's crops are kept for its other views."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import cv2
@@ -75,6 +76,14 @@ def render_view(crop: np.ndarray, params: ViewParams, *, view_px: int) -> np.nda
     """Render a view of a stored crop, RGB uint8 (S, S, 3) to (view_px, view_px, 3): bilinear, zero outside."""
     matrix = view_matrix(params, crop_px=crop.shape[0], view_px=view_px)
     return cv2.warpAffine(crop, matrix, (view_px, view_px), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))
+
+
+def render_views(
+    crops: np.ndarray, frame_ids: Sequence[str], *, view: int, settings: ViewConfig, view_px: int
+) -> np.ndarray:
+    """Render one view of stored crops (n, S, S, 3) of these frames: RGB uint8 (n, view_px, view_px, 3)."""
+    params = (view_params(frame_id, view, settings) for frame_id in frame_ids)
+    return np.stack([render_view(crop, each, view_px=view_px) for crop, each in zip(crops, params, strict=True)])
 
 
 def crop_side_px(crop: CropConfig) -> int:

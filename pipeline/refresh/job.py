@@ -11,28 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import ValidationError
 
 from pipeline import experiments, fingerprint
-from pipeline.cache import crops
+from pipeline.cache import prepare
 from pipeline.cache.build import CacheBuild
-from pipeline.cache.codecs import Codec, make_codec
-from pipeline.cache.format import features_format
-from pipeline.cache.units import Extractor
+from pipeline.cache.crops import CropReader
 from pipeline.catalog import Catalog, DatasetEntry, load_catalog
-from pipeline.config import CacheConfig, first_fault
+from pipeline.config import CacheConfig, Profile, first_fault
 from pipeline.errors import ConfigError
 from pipeline.faces.detect import load_detector
-from pipeline.faces.features import extract_features, load_network
+from pipeline.faces.features import load_network
 from pipeline.runtime.device import checked_device
 from pipeline.runtime.executors import LocalWorkers
 from pipeline.store.format import StoreFormat
 from pipeline.store.hashing import hash_document
-from pipeline.store.revisions import load_revision
+
+StageName = Literal["render", "index", "detect", "crop", "extract"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,8 @@ class RefreshJob:
     num_workers: int = 1
     allow_lost: bool = False
     """Whether frames may lose their image or video, any number of them."""
+    until: StageName = "extract"
+    """The last stage that is run."""
 
     @property
     def entry(self) -> DatasetEntry:
@@ -100,6 +101,7 @@ def prepare_refresh(
     checks_weights: bool = True,
     num_workers: int = 1,
     allow_lost: bool = False,
+    until: StageName = "extract",
 ) -> RefreshJob:
     """Resolve the settings of a refresh: those of the experiments, overridden by the caller's.
 
@@ -131,6 +133,7 @@ def prepare_refresh(
         device=device,
         num_workers=num_workers,
         allow_lost=allow_lost,
+        until=until,
     )
     if checks_weights:
         _check_weights(job)
@@ -141,60 +144,26 @@ def _check_weights(job: RefreshJob) -> None:
     """Load the job's weights once, before any stage runs; raises `WeightsError` for those that cannot be used."""
     load_detector(job.catalog.get_weights(job.config.detector.weights), torch.device("cpu"))
     load_network(job.catalog.get_weights(job.config.features.weights), "cpu")
-    _load_codec(job)
+    prepare.load_codec(job.config, job.catalog)
 
 
 def crop_format(job: RefreshJob) -> StoreFormat:
     """Return the format of the job's crops."""
-    return crops.crops_format(fingerprint.crops_document(job.config, job.catalog), job.config.crop)
+    return prepare.crop_format(job.config, job.catalog)
 
 
-def crop_reader(job: RefreshJob) -> crops.CropReader:
+def crop_reader(job: RefreshJob) -> CropReader:
     """Open the job's crops at their newest revision."""
-    return crops.CropReader(crop_format(job).folder_in(job.crops_root))
+    return prepare.open_crops(job.config, job.catalog, dataset=job.dataset)
 
 
 def cache_build(job: RefreshJob) -> CacheBuild:
     """Return the job's feature cache and how its values are computed."""
-    codec, basis = _load_codec(job)
-    return CacheBuild(
-        root=job.catalog.caches_folder(job.dataset),
-        format=features_format(fingerprint.cache_document(job.config, job.catalog), codec),
-        codec=codec,
-        basis=basis,
-        views=job.config.views,
-        view_px=job.config.crop.size_px,
-        make_extractor=partial(make_extractor, job),
-        exact=_find_exact_cache(job),
-        provenance=job.provenance,
+    return prepare.cache_build(
+        job.config, job.catalog, dataset=job.dataset, device=job.device, provenance=job.provenance
     )
 
 
-def make_extractor(job: RefreshJob) -> Extractor:
-    """Load the job's network; it returns what the job's codec stores."""
-    settings = job.config.features
-    network = load_network(job.catalog.get_weights(settings.weights), job.device)
-    return partial(extract_features, network, encode=_load_codec(job)[0].encode, precision=settings.precision)
-
-
-def with_profile(job: RefreshJob, profile: str) -> RefreshJob:
+def with_profile(job: RefreshJob, profile: Profile) -> RefreshJob:
     """Return the same job in another profile."""
-    features = job.config.features.model_copy(update={"profile": profile})
-    return replace(job, config=job.config.model_copy(update={"features": features}))
-
-
-def _load_codec(job: RefreshJob) -> tuple[Codec, bytes | None]:
-    """Return the job's codec, and the basis that the catalog names for its FAN if the profile needs one."""
-    settings = job.config.features
-    shapes = fingerprint.map_shapes(job.catalog.get_weights(settings.weights))
-    file = fingerprint.codec_file(job.config, job.catalog) if settings.profile == "compact" else None
-    basis = None if file is None else file.checked_path().read_bytes()
-    return make_codec(settings.profile, shapes, basis=basis), basis
-
-
-def _find_exact_cache(job: RefreshJob) -> Path | None:
-    """Return the cache with the same settings in the profile exact, from which this one can be encoded."""
-    if job.config.features.profile == "exact":
-        return None
-    folder = cache_build(with_profile(job, "exact")).folder
-    return folder if load_revision(folder) is not None else None
+    return replace(job, config=prepare.with_profile(job.config, profile))

@@ -311,9 +311,10 @@ def _packing(job: RefreshJob, build: CacheBuild) -> float:
 
 
 def job_stages(job: RefreshJob) -> tuple[Stage[Any], ...]:
-    """Return the stages of a job, in order."""
-    stages = (IndexStage(), DetectStage(), CropStage(), ExtractStage())
-    return (RenderStage(), *stages) if job.entry.is_rendered else stages
+    """Return the stages of a job, in order, up to its last one."""
+    stages = (RenderStage(), IndexStage(), DetectStage(), CropStage(), ExtractStage())
+    names = [stage.name for stage in stages]
+    return stages[0 if job.entry.is_rendered else 1 : names.index(job.until) + 1]
 
 
 def plan_refresh(job: RefreshJob) -> list[StagePlan]:

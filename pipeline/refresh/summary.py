@@ -20,16 +20,13 @@ PAGE_NAME = "refresh.html"
 
 def write_summary(job: RefreshJob, stages: Sequence[StageSummary]) -> tuple[str, Path]:
     """Write the page as HTML into the data set's work folder; return it as Markdown, and the path of the HTML."""
-    cache = open_cache(cache_build(job).folder)
     now = datetime.now().astimezone()
     lines = [
         f"# Refresh of {job.dataset}, {now:%Y-%m-%d %H:%M}",
         "",
         *_stages(stages),
-        "",
-        *_frames(job),
-        "",
-        *_cache(cache),
+        *(["", *_frames(job)] if job.until in ("crop", "extract") else []),
+        *(["", *_cache(open_cache(cache_build(job).folder))] if job.until == "extract" else []),
     ]
     markdown = "\n".join(lines) + "\n"
     path = job.work / PAGE_NAME

@@ -222,14 +222,19 @@ def publish(
         "provenance": dict(provenance),
     }
     for name, table in (("index", index), ("shards", _records_table(records))):
-        file = f"{name}-{number:06d}.parquet"
-        buffer = BytesIO()
-        table.to_parquet(buffer, index=False)
-        write_copies(folder, file, buffer.getvalue())
-        manifest[name] = {"file": file, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+        file, content = f"{name}-{number:06d}.parquet", table_bytes(table)
+        write_copies(folder, file, content)
+        manifest[name] = {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
     write_copies(folder, manifest_name(number), sealed_json(manifest))
     write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": number}))
     return Revision(folder, manifest)
+
+
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """Return a table as it is published."""
+    buffer = BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
 def has_fingerprint(folder: Path) -> bool:

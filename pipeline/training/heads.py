@@ -16,7 +16,7 @@ from torch import nn
 from models.fan_trans import FanTransHead, HeadShape
 from models.head import HeadInputs, check_contract, deployed_head, maps_read
 from models.registry import HEADS
-from pipeline.cache.reader import CacheReader
+from pipeline.cache.reader import Features
 from pipeline.config import HeadConfig, OwnHeadConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.head_class import describe_error, load_head_class
@@ -37,13 +37,13 @@ class BuiltHead(NamedTuple):
     draws_random_numbers: bool = False
 
 
-def head_inputs(cache: CacheReader, num_aus: int) -> HeadInputs:
+def head_inputs(cache: Features, num_aus: int) -> HeadInputs:
     """Return what the heads that are trained on a cache get."""
     names = tuple(name for name in ("lf", "h1", "h2") if name in cache.codec.shapes)
-    return HeadInputs(cache.num_channels, cache.map_size, num_aus, names)
+    return HeadInputs(cache.codec.num_channels, cache.codec.map_size, num_aus, names)
 
 
-def check_maps(run_name: str, settings: HeadConfig | OwnHeadConfig, cache: CacheReader) -> None:
+def check_maps(run_name: str, settings: HeadConfig | OwnHeadConfig, cache: Features) -> None:
     """Raise `ConfigError` if the head of an experiment reads maps that the cache does not hold."""
     inputs = head_inputs(cache, num_aus=1)
     if isinstance(settings, OwnHeadConfig):

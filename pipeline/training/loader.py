@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.cache.reader import CacheReader
+from pipeline.cache.reader import Features
 from pipeline.errors import DataError, StoreError
 from pipeline.faces.views import CLEAN_VIEW, FIRST_AUGMENTED_VIEW, FLIPPED_VIEW
 from pipeline.tables import au_column
@@ -35,12 +35,12 @@ _NUM_THREADS = 2
 _ROWS_AHEAD = 256
 
 
-def page_sizes(cache: CacheReader) -> dict[str, int]:
+def page_sizes(cache: Features) -> dict[str, int]:
     """Return the number of rows in a page ("rows") and in a run of neighbours ("run").
 
     With the number of rows, they decide the order of an epoch.
     """
-    row_bytes = sum(spec.row_bytes for spec in cache.input_specs)
+    row_bytes = sum(spec.row_bytes for spec in cache.codec.input_specs)
     num_runs = max(1, min(MAX_PAGE_ROWS, MAX_PAGE_BYTES // row_bytes) // NEIGHBOUR_ROWS)
     return {"rows": num_runs * NEIGHBOUR_ROWS, "run": NEIGHBOUR_ROWS}
 
@@ -65,7 +65,7 @@ class CachedFrames:
 
     def __init__(
         self,
-        cache: CacheReader,
+        cache: Features,
         frames: pd.DataFrame,
         *,
         aus: tuple[int, ...],
@@ -91,7 +91,7 @@ class CachedFrames:
 
 
 def evaluation_batches(
-    cache: CacheReader,
+    cache: Features,
     frames: CachedFrames,
     *,
     batch_size: int,
@@ -127,7 +127,7 @@ class TrainingPages:
 
     def __init__(
         self,
-        cache: CacheReader,
+        cache: Features,
         frames: pd.DataFrame,
         *,
         parts: Collection[str],
@@ -181,7 +181,7 @@ class HeadBatches:
     only, and not on the other heads.
     """
 
-    def __init__(self, cache: CacheReader, frames: CachedFrames, *, batch_size: int, seed: int) -> None:
+    def __init__(self, cache: Features, frames: CachedFrames, *, batch_size: int, seed: int) -> None:
         self.frames = frames
         self._codec, self._batch_size, self._seed = cache.codec, batch_size, seed
         self._left_rows = np.empty(0, np.int64)
@@ -230,7 +230,7 @@ def _index(places: np.ndarray, tensor: Tensor) -> Tensor:
     return torch.from_numpy(places).to(tensor.device, non_blocking=True)
 
 
-def _read_ahead(cache: CacheReader, wanted: list[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
+def _read_ahead(cache: Features, wanted: list[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
     """Yield the codec's arrays for each (rows, view), while threads read the next one, or several small ones."""
     todo = deque(wanted)
     coming: deque[tuple[list[Future[None]], dict[str, np.ndarray]]] = deque()
@@ -240,7 +240,7 @@ def _read_ahead(cache: CacheReader, wanted: list[tuple[np.ndarray, int]]) -> Ite
             for rows_here, _ in wanted:
                 while todo and (not coming or num_coming < len(rows_here) + _ROWS_AHEAD):
                     rows, view = todo.popleft()
-                    out = {s.name: np.empty((len(rows), *s.row_shape), s.dtype) for s in cache.input_specs}
+                    out = {s.name: np.empty((len(rows), *s.row_shape), s.dtype) for s in cache.codec.input_specs}
                     runs = [slice(start, start + NEIGHBOUR_ROWS) for start in range(0, len(rows), NEIGHBOUR_ROWS)]
                     coming.append(([pool.submit(_fill, cache, rows, view, out, run) for run in runs], out))
                     num_coming += len(rows)
@@ -254,7 +254,7 @@ def _read_ahead(cache: CacheReader, wanted: list[tuple[np.ndarray, int]]) -> Ite
                 future.cancel()
 
 
-def _fill(cache: CacheReader, rows: np.ndarray, view: int, out: dict[str, np.ndarray], here: slice) -> None:
+def _fill(cache: Features, rows: np.ndarray, view: int, out: dict[str, np.ndarray], here: slice) -> None:
     cache.read(rows[here], view=view, out={name: values[here] for name, values in out.items()})
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pipeline.cache.reader import CacheReader
+from pipeline.cache.reader import Features
 from pipeline.faces.views import CLEAN_VIEW, FLIPPED_VIEW
 from pipeline.tables import au_column
 from pipeline.training.loader import Batch, CachedFrames, evaluation_batches
@@ -26,7 +26,7 @@ def probability_column(au: int) -> str:
 
 def predict(
     head: nn.Module,
-    cache: CacheReader,
+    cache: Features,
     frames: pd.DataFrame,
     *,
     aus: tuple[int, ...],

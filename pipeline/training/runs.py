@@ -6,7 +6,7 @@ pipeline/training/run_files.py lists the folder's files.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from pipeline import experiments
-from pipeline.cache.reader import CacheReader, open_cache
+from pipeline.cache.reader import Features, open_cache
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
 from pipeline.datasets.index import coverage, read_index
@@ -34,6 +34,10 @@ RUN_VERSION = 1
 """Increased when the same settings on the same cache train another head."""
 
 
+FeatureOpener = Callable[[Catalog, str, ExperimentConfig, pd.DataFrame], Features]
+"""Opens features from catalog, name of the data set, experiment and frame index."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
     """One experiment on one revision of one cache, and the folder of its results."""
@@ -42,7 +46,7 @@ class TrainingRun:
     dataset: str
     rules: Protocol
     frames: pd.DataFrame
-    cache: CacheReader
+    cache: Features
     folder: Path
     init_from: Path | None
     """Folder of a run whose heads initialise those of the same test parts; None without one."""
@@ -75,20 +79,29 @@ class TrainingRun:
 class Runs:
     """Runs of experiments on a data set; its index and each of its caches are opened once, at the newest revision.
 
-    init_from: a run that initialises the heads, or a data set: then its run of the same experiment. Raises
-    `UsageError` if it is neither.
+    init_from: a run that initialises the heads, or a data set: then its run of the same experiment. open_features:
+    opens what is read in place of caches, which then need not exist; the runs are the same. Raises `UsageError` if
+    `init_from` is neither.
     """
 
-    def __init__(self, catalog: Catalog, dataset: str, *, init_from: str | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        dataset: str,
+        *,
+        init_from: str | None = None,
+        open_features: FeatureOpener | None = None,
+    ) -> None:
         self._catalog, self._dataset, self._source = catalog, dataset, None
-        self._sources = Runs(catalog, init_from) if init_from in catalog.datasets else None
+        self._open_features = open_features
+        self._sources = Runs(catalog, init_from, open_features=open_features) if init_from in catalog.datasets else None
         if init_from is not None and self._sources is None:
             self._source = run_folder(catalog, init_from)
             if self._source is None:
                 names = [*catalog.datasets, *catalog.run_names()]
                 raise UsageError(unknown_name("run or data set", init_from, names))
         self._frames: pd.DataFrame | None = None
-        self._caches: dict[Path, CacheReader] = {}
+        self._features: dict[tuple[Path, int], Features] = {}
 
     def resolve(self, experiment: ExperimentConfig) -> TrainingRun:
         """Return the run of an experiment on the newest revision of its cache.
@@ -99,7 +112,7 @@ class Runs:
         """
         catalog, dataset = self._catalog, self._dataset
         source = self._source if self._sources is None else self._sources.resolve(experiment).folder
-        frames, cache = self._frames_for(experiment), self._cache_for(experiment)
+        frames, cache = self._frames_for(experiment), self._features_for(experiment)
         num_views, rules = experiment.cache.views.num_views, catalog.get_dataset(dataset).rules
         if cache.num_views < num_views:
             raise StoreError(
@@ -112,7 +125,7 @@ class Runs:
             "head": experiment.head.document(),
             "train": experiment.train.model_dump(),
             "cache": cache.fingerprint,
-            "index": cache.manifest["index"]["sha256"],
+            "index": cache.index_sha256,
             "num_views": num_views,
             "pages": page_sizes(cache),
             "labels": file_sha256(catalog.index_path(dataset)),
@@ -141,16 +154,20 @@ class Runs:
             check_subject_exclusive(self._frames)
         return self._frames
 
-    def _cache_for(self, experiment: ExperimentConfig) -> CacheReader:
-        folder = self._catalog.caches_folder(self._dataset) / cache_fingerprint(experiment.cache, self._catalog)
-        if not folder.is_dir():
-            raise StoreNotFoundError(
-                f"{self._dataset} has no cache with the settings of {experiment.name} ({folder} does not exist); "
-                f"run `fantrans refresh {self._dataset} --experiment {experiment.refresh_args}`"
-            )
-        if folder not in self._caches:
-            self._caches[folder] = open_cache(folder)
-        return self._caches[folder]
+    def _features_for(self, experiment: ExperimentConfig) -> Features:
+        settings, catalog, dataset = experiment.cache, self._catalog, self._dataset
+        folder = catalog.caches_folder(dataset) / cache_fingerprint(settings, catalog)
+        key = folder, 0 if self._open_features is None else settings.views.num_views
+        if key not in self._features and self._open_features is not None:
+            self._features[key] = self._open_features(catalog, dataset, experiment, self._frames_for(experiment))
+        elif key not in self._features:
+            if not folder.is_dir():
+                raise StoreNotFoundError(
+                    f"{dataset} has no cache with the settings of {experiment.name} ({folder} does not exist); "
+                    f"run `fantrans refresh {dataset} --experiment {experiment.refresh_args}`"
+                )
+            self._features[key] = open_cache(folder)
+        return self._features[key]
 
 
 def prepare_run(experiment: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:
@@ -168,13 +185,14 @@ def resolve_runs(
     base: str | None = None,
     init_from: str | None = None,
     overrides: Sequence[str] = (),
+    open_features: FeatureOpener | None = None,
 ) -> list[TrainingRun]:
     """Return the run of an experiment, or the runs of a set (one per member and seed), on the newest caches.
 
-    Raises what `Runs.resolve` raises, and `ConfigError` for an unknown experiment.
+    open_features: see `Runs`. Raises what `Runs.resolve` raises, and `ConfigError` for an unknown experiment.
     """
     catalog = load_catalog()
-    runs = Runs(catalog, dataset, init_from=init_from)
+    runs = Runs(catalog, dataset, init_from=init_from, open_features=open_features)
     chosen = experiments.resolve(catalog, dataset, experiment, base=base, overrides=overrides)
     return [runs.resolve(each) for each in chosen.experiments]
 

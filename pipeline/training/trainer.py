@@ -27,7 +27,7 @@ from pipeline.training.head_training import HeadTraining
 from pipeline.training.heads import build_head
 from pipeline.training.loader import TrainingPages
 from pipeline.training.run_lock import training_locks
-from pipeline.training.runs import TrainingRun, fold_parts, resolve_runs
+from pipeline.training.runs import FeatureOpener, TrainingRun, fold_parts, resolve_runs
 from pipeline.training.tracking import Tracking
 
 logger = logging.getLogger("fantrans")
@@ -42,15 +42,23 @@ def train_folds(
     init_from: str | None = None,
     overrides: Sequence[str] = (),
     device: str = "cpu",
+    open_features: FeatureOpener | None = None,
 ) -> list[Path]:
     """Train and score the unfinished folds of an experiment or of a set's experiments; return the runs' folders.
 
     base: the experiment that the members of a set change; default: that of the data set. parts: parts to test; default:
     those of the experiment. init_from: a run whose heads of the same test parts initialise these, as the paper does for
-    DISFA from BP4D (4.1). overrides: settings KEY=VALUE, see `experiments.load_set`. Raises what `resolve_runs` and
-    `train_heads` raise.
+    DISFA from BP4D (4.1). overrides: settings KEY=VALUE, see `experiments.load_set`. open_features: what
+    is read in place of caches, see `Runs`. Raises what `resolve_runs` and `train_heads` raise.
     """
-    runs = resolve_runs(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
+    runs = resolve_runs(
+        experiment,
+        dataset=dataset,
+        base=base,
+        init_from=init_from,
+        overrides=overrides,
+        open_features=open_features,
+    )
     folds = [(run, part) for run in runs for part in fold_parts(run, parts)]
     train_heads(folds, device=device, tracking=load_catalog().tracking)
     return [run.folder for run in runs]

@@ -57,7 +57,7 @@ def expected_features(crops, frame_id, view):
 def test_every_frame_has_its_own_features_in_every_view(world):
     frames, crops, cache = world
     assert sorted(cache.index["frame_id"]) == sorted(frames["frame_id"])
-    assert (cache.num_views, cache.num_channels, cache.map_size, cache.revision) == (3, 4, 8, 1)
+    assert (cache.num_views, cache.codec.num_channels, cache.codec.map_size, cache.revision) == (3, 4, 8, 1)
     some = cache.index.iloc[[20, 3, 11]]
     for view in range(3):
         found = cache.read(some["row"].to_numpy(), view=view)
