@@ -292,6 +292,7 @@ def first_fault(error: ValidationError, model: type[BaseModel] | None = None) ->
     if fault["type"] == "extra_forbidden":
         name = str(steps[-1])
         near = nearest_name(name, _keys_at(model, steps[:-1]))
+        near = None if near is None else ".".join([*map(str, steps[:-1]), near])
         if near is None and len(steps) == 1:
             near = next(
                 (f"{section}.{name}" for section in _keys_at(model, ()) if name in _keys_at(model, [section])), None

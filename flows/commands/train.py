@@ -336,7 +336,7 @@ def compare(
 
     if not 2 <= len(names) <= 3:
         raise UsageError(
-            f"expected two runs, or a data set and two experiments; found {len(names)} names: {' '.join(names)}; run "
+            f"expected two runs, or a data set and two experiments; found {' '.join(names) or 'nothing'}; run "
             "`fantrans compare --help`"
         )
     *first, ours, theirs = names

@@ -22,7 +22,7 @@ def fetch_weights(name: str, folder: Path, *, taken: Collection[str] = ()) -> bo
     unknown name; `WeightsError` without a network, with the file to bring, and for another file than the published.
     """
     if name not in PUBLISHED:
-        raise UsageError(unknown_name("published weights", name, PUBLISHED))
+        raise UsageError(unknown_name("published file of weights", name, PUBLISHED))
     if name in taken:
         raise UsageError(f"the catalog already has weights {name!r} of its own; remove them there to fetch these")
     published = PUBLISHED[name]

@@ -113,7 +113,7 @@ def places(tmp_path, monkeypatch):
         ("refresh bp4d --device cuda:99", "device 'cuda:99' does not exist"),
         ("refresh bp4d --limit many", "invalid value for '--limit'"),
         ("refresh", "missing argument 'dataset'; run `fantrans refresh --help`"),
-        ("compare one", "expected two runs, or a data set and two experiments; found 1 names: one"),
+        ("compare one", "expected two runs, or a data set and two experiments; found one;"),
         ("train bp4d -e table1 --base table2", "table2 is a set of experiments"),
         ("refresh bp4d -e fan_trans --base demo", "leave --base out"),
         ("render bp4d", "data set 'bp4d' has no `rendered:` in the catalog"),

@@ -54,8 +54,8 @@ def test_a_file_that_is_no_text_is_said(tmp_path):
     ("text", "sentence"),
     [
         ("train: {learning_rate: 1}", "unknown key `train.learning_rate`; known ones: num_epochs, batch_size, lr"),
-        ("head: {numblocks: 1}", "unknown key `head.numblocks`; did you mean `num_blocks`?"),
-        ("cache: {views: {num_view: 3}}", "unknown key `cache.views.num_view`; did you mean `num_views`?"),
+        ("head: {numblocks: 1}", "unknown key `head.numblocks`; did you mean `head.num_blocks`?"),
+        ("cache: {views: {num_view: 3}}", "unknown key `cache.views.num_view`; did you mean `cache.views.num_views`?"),
         ("train: {lr: -1}", "`train.lr` is -1"),
         ("head: {variant: fan}", "`head.variant` is 'fan'"),
         ("train: {lr: 1}\ntrain: {lr: 2}", "found duplicate key train"),

@@ -99,7 +99,7 @@ def test_a_table_that_is_missing_is_named(tmp_path):
     [
         ({"table": TABLE + ", min_positive: 3"}, "`min_positive` has no effect with `values: presence`"),
         ({"table": TABLE.replace("{1: a1, 12: a12}", "{}")}, "must have at least 1 value"),
-        ({"table": TABLE + ", vlaues: presence"}, "did you mean `values`"),
+        ({"table": TABLE + ", vlaues: presence"}, "did you mean `datasets.mine.table.values`"),
         ({"more": ", camera: right"}, "`camera` has no effect with layout table; it belongs to layout disfa"),
         ({"more": ", folders: {images: x}"}, "`folders.images` is unknown to layout table, which has no folders"),
         ({"more": ", leave_out: [2]"}, "`leave_out` names AU 2, which is not one of 1, 12"),

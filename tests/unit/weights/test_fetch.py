@@ -195,7 +195,7 @@ def test_fetched_weights_are_added_once_and_the_original_is_removed(site, tiny, 
 
 def test_what_fetch_refuses(site, tiny, tmp_path, monkeypatch):
     folder = tmp_path / "weights"
-    with pytest.raises(UsageError, match="published weights 'tinyy' does not exist; did you mean 'tiny'"):
+    with pytest.raises(UsageError, match="published file of weights 'tinyy' does not exist; did you mean 'tiny'"):
         fetch_weights("tinyy", folder)
     with pytest.raises(UsageError, match="the catalog already has weights 'tiny'"):
         fetch_weights("tiny", folder, taken={"tiny"})
