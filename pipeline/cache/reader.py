@@ -18,7 +18,7 @@ from pipeline.store.reader import StoreReader
 
 
 class Features(Protocol):
-    """Features of frames, as heads read them: a cache (`CacheReader`), or computed at each reading (`live.LiveFeatures`)."""
+    """Features of frames, as heads read them: from a cache (`CacheReader`), or computed each time (`LiveFeatures`)."""
 
     @property
     def folder(self) -> Path:
