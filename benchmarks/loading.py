@@ -25,7 +25,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 import torch
 import zarr
 from torch.utils.data import DataLoader, Dataset
