@@ -7,6 +7,7 @@ A fault changes the project's files, or nothing where the command is wrong itsel
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -223,7 +224,43 @@ LABELS = [
     Fault("a source that is away", text(TABLE, "s1-1.png", "x.png"), OWN, 0, "1 of 6 coded frames have no image"),
 ]
 
+
+def _pipe(path: str) -> Callable[[Path], object]:
+    return lambda folder: ((folder / path).unlink(missing_ok=True), os.mkfifo(folder / path))
+
+
 IMAGES = [
+    Fault("a pipe for an image", _pipe(IMAGE), BP4D, 0, "F001/T1/1"),
+    Fault("a pipe for labels", _pipe(CODES), BP4D, 1, "F001_T1.csv: Not a regular file"),
+    Fault("a pipe for a table", _pipe("own/frames.csv"), OWN, 1, "own/frames.csv is not a file"),
+    Fault("a pipe for a photograph", _pipe("a.jpg"), "predict a.jpg --out b.csv", 2, "a.jpg is not a file: a pipe"),
+    Fault("an address", nothing, "predict https://host/a.jpg --out b.csv", 2, "'https://host/a.jpg' is an address"),
+    Fault("nothing to predict", nothing, "predict  --out b.csv", 2, "'' is empty"),
+    Fault(
+        "an overlay on its image",
+        lambda f: cv2.imwrite(str(f / "a.png"), _noise(0)),
+        "predict a.png --out b.csv --overlay .",
+        2,
+        "would replace the input a.png",
+    ),
+    Fault(
+        "an overlay on another file",
+        lambda f: ((f / "o").mkdir(), (f / "o/1.png").touch()),
+        f"predict {IMAGE} --out b.csv --overlay o",
+        2,
+        "o/1.png exists; pass --force",
+    ),
+    Fault(
+        "rendered faces of other settings",
+        in_catalog(
+            ENTRY_BP4D.replace("protocol: bp4d", "protocol: rendered_bp4d").replace(
+                "}", ", rendered: {num_subjects: 3, num_tasks: 1, num_frames: 1, size_px: 64, seed: 1}}"
+            )
+        ),
+        BP4D,
+        1,
+        "is not a rendered set",
+    ),
     Fault("an empty image", content(IMAGE, b""), BP4D, 0, "F001/T1/1"),
     Fault("a page", content(IMAGE, "<!DOCTYPE html>"), BP4D, 0, "F001/T1/1"),
     Fault("half a image", lambda f: (f / IMAGE).write_bytes((f / IMAGE).read_bytes()[:900]), BP4D, 0, "F001/T1/1"),

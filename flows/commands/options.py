@@ -134,7 +134,6 @@ OptionalDataset = Annotated[
         autocompletion=complete_dataset,
     ),
 ]
-Part = Annotated[str, typer.Option(help="The fold, by the part that it tests.", callback=checked_choice)]
 Profile = Annotated[
     str | None,
     typer.Option(help="How much of the maps to keep.", show_default="the experiment's", callback=checked_choice),

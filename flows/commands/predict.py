@@ -94,6 +94,7 @@ def predict(
         for option in (name for name, is_given in given.items() if is_given):
             raise UsageError(f"{option} has no effect with --out -; leave it out, or name a file with --out")
     from pipeline.catalog import load_catalog
+    from pipeline.predict.chunks import part_folder
     from pipeline.predict.inputs import find_sources, overlay_names
     from pipeline.predict.job import JobWorker, predict_to_file, predict_to_stream, with_batch_size
     from pipeline.predict.model import find_model, open_model
@@ -103,6 +104,7 @@ def predict(
     if path is not None and path.exists() and not force:
         raise UsageError(f"{path} exists; pass --force to replace it, or name another file with --out")
     targets = {} if overlay is None else _overlay_paths(overlay, sources, overlay_names(sources))
+    _check_targets(targets, is_replaced=force or path is None or part_folder(path).is_dir())
     catalog = load_catalog()
     opened = open_model(find_model(catalog, model, part=part), catalog)
     chosen = choose_device(device)
@@ -149,6 +151,9 @@ def predict(
 
 
 def _checked_out(path: Path) -> Path:
+    from pipeline.datasets.files import checked_name
+
+    checked_name(path.name, folder=path.parent)
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise UsageError(f"--out {path} has no known suffix; name a .csv or .parquet file, or - for the terminal")
     if path.is_dir():
@@ -169,6 +174,17 @@ def _overlay_paths(overlay: Path, sources: Sequence[Source], names: dict[Source,
             if len(sources) > 1
             else f"{sources[0].path} is an image; name a folder with --overlay"
         )
-    if overlay.absolute() == sources[0].path.absolute():
-        raise UsageError(f"--overlay {overlay} is the input itself; name another file")
     return {sources[0]: overlay}
+
+
+def _check_targets(targets: dict[Source, Path], *, is_replaced: bool) -> None:
+    """Raise `UsageError` if an overlay would replace an input, or another file that may not be replaced.
+
+    is_replaced: whether existing files may be: with --force, and those of a run that is continued.
+    """
+    inputs = {source.path.resolve() for source in targets}
+    for target in targets.values():
+        if target.resolve() in inputs:
+            raise UsageError(f"--overlay would replace the input {target}; name another file or folder")
+        if target.exists() and not is_replaced:
+            raise UsageError(f"{target} exists; pass --force to replace it, or name another --overlay")

@@ -18,7 +18,6 @@ from flows.commands.options import (
     Experiment,
     InitFrom,
     Json,
-    Part,
     Run,
     Set,
     checked_dataset,
@@ -268,7 +267,14 @@ def _draw_figures(reported: Sequence[_Reported]) -> list[Path]:
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
-    part: Part = "P1",
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="The fold, by the part that it tests.",
+            show_default="the first finished one",
+            callback=checked_choice,
+        ),
+    ] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Also write model.onnx, from a face's crop to probabilities.")
     ] = False,
@@ -279,12 +285,13 @@ def export(
     """
     from pipeline.catalog import load_catalog
     from pipeline.training.export import export_deployed
-    from pipeline.training.run_files import DEPLOYED_NAME, find_run, fold_folder
+    from pipeline.training.run_files import DEPLOYED_NAME, find_run, finished_folds, fold_folder
 
     if out.is_file():
         raise ConfigError(f"{out} is a file; name a folder with --out")
     folder = find_run(load_catalog(), run)
-    gap = export_deployed(fold_folder(folder, part) / DEPLOYED_NAME, out)
+    tested = part or next(iter(finished_folds(folder)), "P1")
+    gap = export_deployed(fold_folder(folder, tested) / DEPLOYED_NAME, out)
     if whole:
         from pipeline.predict.whole import export_whole
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import DataError
+from pipeline.runtime.atomic import open_regular
 
 logger = logging.getLogger("fantrans")
 
@@ -26,7 +27,8 @@ def read_codes(path: Path, *, names: Sequence[str] | None = None) -> pd.DataFram
     The table's index is the 1-based line of each row. Raises `DataError` with the line of a row of another length, of
     a cell that is missing or not a whole number, for another separator, or for a file that is not a table.
     """
-    data = path.read_bytes()
+    with open_regular(path) as file:
+        data = file.read()
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:

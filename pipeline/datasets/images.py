@@ -18,6 +18,7 @@ import simplejpeg
 
 from pipeline.datasets.videos import read_video_frames
 from pipeline.errors import DataError, DataNotFoundError
+from pipeline.runtime.atomic import open_regular
 from pipeline.runtime.prefetch import prefetch_map
 from pipeline.runtime.text import join_first
 from pipeline.tables import Status
@@ -111,7 +112,8 @@ def load_image(path: Path) -> np.ndarray:
     such file, and `DataError`, with the reason, for one that is damaged, truncated or above `MAX_PIXELS`.
     """
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         if error.errno in _ABSENT:
             raise DataNotFoundError(f"{path} is not a file; check the path of the image") from None

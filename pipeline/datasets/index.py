@@ -63,9 +63,9 @@ def _check_sources(rows: pd.DataFrame, layout: Layout, raw: RawData) -> None:
         return
     hint = describe_no_source(missing, layout, raw)
     if len(missing) == len(rows):
+        expected = "" if layout.source_pattern is None else f"expected {raw.root / layout.source_pattern}; "
         raise DataError(
-            f"none of the {len(rows):,} coded frames in {raw.root} has its image or video; expected "
-            f"{raw.root / layout.source_pattern}; {hint}"
+            f"none of the {len(rows):,} coded frames in {raw.root} has its image or video; {expected}{hint}"
         )
     logger.warning("%s of %s coded frames have no image or video; %s", f"{len(missing):,}", f"{len(rows):,}", hint)
 

@@ -72,8 +72,9 @@ class Layout:
     """The files with labels, relative to the root; the index is out of date when one of them changes."""
     source_hint: Callable[[RawData, pd.Series], str]
     """Of a row without an image or video: a clause that says where it is missing."""
-    source_pattern: Path
-    """Path of an image or video relative to the root, with {names} for what varies; for error messages."""
+    source_pattern: Path | None
+    """Path of an image or video relative to the root, with {names} for what varies; for error messages. None if it
+    depends on the settings."""
     own_keys: frozenset[str] = frozenset()
     """Keys of `DatasetSettings` that only this layout uses."""
     other_aus: tuple[int, ...] = ()

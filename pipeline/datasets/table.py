@@ -157,6 +157,8 @@ def _names(raw: RawData) -> TableSettings:
     if not (raw.root / names.file).is_file():
         folder, name = (raw.root / names.file).parent, names.file.name
         near = find_child(folder, name)
+        if near == name:
+            raise DataError(f"{folder / name} is not a file; fix `table: {{file}}`")
         hint = f"; there is {near}" if near else ""
         raise DataNotFoundError(
             describe_missing_file(folder, [names.file.stem], what=f"table {name}") + f"{hint}; fix `table: {{file}}`"
@@ -180,7 +182,7 @@ LAYOUT = Layout(
     index_rows=index_rows,
     label_files=_label_files,
     source_hint=_source_hint,
-    source_pattern=Path("{source_file}"),
+    source_pattern=None,
     own_keys=frozenset({"table"}),
     has_intensity=None,
 )

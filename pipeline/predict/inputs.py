@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 
+from pipeline.datasets.files import printable
 from pipeline.datasets.videos import describe_video
 from pipeline.errors import DataError, UsageError
 from pipeline.project import expand_home
@@ -27,8 +29,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The path as the user gave it: the content of the column `input`."""
-        return str(self.path)
+        """The path as the user gave it, bytes that are not UTF-8 as escapes: the content of the column `input`."""
+        return printable(str(self.path))
 
 
 def find_sources(words: Sequence[str | Path], *, recursive: bool = False) -> list[Source]:
@@ -42,6 +44,8 @@ def find_sources(words: Sequence[str | Path], *, recursive: bool = False) -> lis
 
 
 def _sources(word: str, *, recursive: bool) -> list[Source]:
+    if not word or "://" in word:
+        raise UsageError(f"{word!r} is {'an address' if word else 'empty'}; name an image, a video or a folder on disk")
     path = expand_home(Path(word))
     if path.is_dir():
         return _in_folder(path, recursive=recursive)
@@ -53,7 +57,9 @@ def _sources(word: str, *, recursive: bool) -> list[Source]:
         if not files:
             raise UsageError(f"no file matches {word!r}; check the pattern with `ls {word}`")
         return [_source(each) for each in files]
-    raise UsageError(f"{path} does not exist; {_nearest(path)}")
+    if os.path.lexists(path):
+        raise UsageError(f"{printable(str(path))} is not a file: a pipe, a device or a broken link; name a file")
+    raise UsageError(f"{printable(str(path))} does not exist; {_nearest(path)}")
 
 
 def _nearest(path: Path) -> str:

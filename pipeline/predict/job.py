@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from pipeline.datasets.files import printable
 from pipeline.datasets.videos import describe_video
 from pipeline.errors import DataError, UsageError
 from pipeline.predict.chunks import ChunkFolder, open_chunks, read_chunk
@@ -281,7 +282,7 @@ def _draw_job(draw: Callable[[Source, Iterator[pd.DataFrame]], object], job: Job
 
 def _file_record(source: Source) -> dict[str, Any]:
     status = source.path.stat()
-    return {"path": str(source.path.absolute()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"path": printable(str(source.path.absolute())), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def with_batch_size(options: Options, device: str, batch_size: int | None) -> Options:

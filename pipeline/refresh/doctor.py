@@ -66,6 +66,7 @@ def examine(job: RefreshJob, *, is_deep: bool) -> Examination:
         return found
     rules = job.entry.rules
     try:
+        job.entry.count_unrendered()  # raises if the faces there were rendered with other settings
         frames = index.index_frames(job.entry.root, job.entry.raw_layout, rules, job.entry)
         found.coverage = str(index.coverage(frames, rules))
         check_subject_exclusive(frames)

@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,14 @@ def write_safetensors(
     write_bytes_atomically(path, save(tensors, metadata))
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading; `OSError` for a folder, and for a pipe or device, which could block or never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise IsADirectoryError(errno.EISDIR, "Not a regular file", str(path))
+    return path.open("rb")
+
+
 def file_sha256(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with path.open("rb") as file:
+    """Return the hex sha256 of a file; raises as `open_regular` does."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

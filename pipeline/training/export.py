@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from models.head import HeadInputs
 from pipeline.errors import DataError, DataNotFoundError
-from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
+from pipeline.runtime.atomic import file_sha256, write_atomically, write_json, write_safetensors
 from pipeline.runtime.extras import optional_packages
 from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
 from pipeline.training.metrics import THRESHOLD
@@ -95,7 +95,7 @@ def write_deployed(
         **{name: images[name] for name in IMAGE_KEYS if images is not None and name in images},
     }
     write_safetensors(folder / WEIGHTS_NAME, head.state_dict())
-    write_json(folder / DESCRIPTION_NAME, description)
+    write_json(folder / DESCRIPTION_NAME, description | {"sha256": file_sha256(folder / WEIGHTS_NAME)})
 
 
 def load_deployed(folder: Path | str) -> DeployedModel:
@@ -107,6 +107,8 @@ def load_deployed(folder: Path | str) -> DeployedModel:
     folder = Path(folder)
     tensors = read_tensors(folder / WEIGHTS_NAME)
     description = _read_description(folder)
+    if description.get("sha256", "") not in ("", file_sha256(folder / WEIGHTS_NAME)):  # "": of an older version
+        raise _damaged(folder / WEIGHTS_NAME, f"its sha256 is not that of {DESCRIPTION_NAME}", "pass another folder")
     head = rebuild_deployed(description, source=_source_of(folder.parent))
     _load_into(head, tensors, folder / WEIGHTS_NAME)
     return DeployedModel(head.eval(), tuple(description["aus"]), description)

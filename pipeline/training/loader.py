@@ -82,7 +82,9 @@ class CachedFrames:
         if len(found) < at_least:
             raise StoreError(
                 f"{cache.folder} holds {len(found)} of the {len(frames)} frames needed, too few for one batch of "
-                f"{at_least}; run `fantrans refresh`, or lower `train.batch_size`"
+                f"{at_least}; "
+                + ("run `fantrans refresh`, or " if len(found) < len(frames) else "")
+                + "lower `train.batch_size`"
             )
         self.num_missing = len(frames) - len(found)
         self.rows = found["row"].to_numpy()

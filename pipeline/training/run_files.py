@@ -111,8 +111,15 @@ def is_fold_finished(fold: Path) -> bool:
 
 
 def read_counts(fold: Path) -> pd.DataFrame:
-    """Read the counts (`metrics.COUNT_COLUMNS`) of a finished fold; `DataError` if the table is damaged."""
-    return read_table(fold / COUNTS_NAME, columns=tuple(COUNT_COLUMNS), made_by=_MADE_BY)
+    """Read a finished fold's counts (`metrics.COUNT_COLUMNS`); `DataError` if damaged, or another fold's."""
+    counts = read_table(fold / COUNTS_NAME, columns=tuple(COUNT_COLUMNS), made_by=_MADE_BY)
+    parts = counts["part"].unique().tolist()
+    if parts != [fold.name.removeprefix(_FOLD_PREFIX)]:
+        raise DataError(
+            f"{fold / COUNTS_NAME} is that of fold {', '.join(map(str, parts))}, not of {fold.name}; remove the folder "
+            f"{fold}, and run `{_MADE_BY}` to compute it again"
+        )
+    return counts
 
 
 def read_predictions(fold: Path) -> pd.DataFrame:

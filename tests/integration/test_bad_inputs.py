@@ -43,7 +43,7 @@ def test_there_are_a_hundred_faults_of_different_names():
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_bad_input_is_one_sentence_with_its_exit_status(copy, fault):
     fault.change(copy)
-    ended = fantrans(*fault.command.split())
+    ended = fantrans(*fault.command.split(" "))
     assert ended.status == fault.status, ended
     lines = [line for line in (ended.out + ended.err).splitlines() if line.startswith(("error:", "fault:", "note:"))]
     assert any(fault.words in line for line in lines), ended

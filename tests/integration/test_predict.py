@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from contextlib import redirect_stdout
 
@@ -233,6 +234,17 @@ def test_faces_below_the_lowest_score_are_left_out(world):
     assert found["input"].unique().tolist() == images
     assert (found.loc[found["score"].isna(), "status"] == "no_face").all()
     assert 0 < found["score"].notna().sum() < scores.notna().sum()
+
+
+def test_a_name_that_is_not_utf8_is_written_as_escapes_and_refused_for_an_output(world, tmp_path):
+    odd = tmp_path / os.fsdecode(b"odd\xff.jpg")
+    shutil.copy(world.images[0], odd)
+    ended = fantrans("predict", tmp_path, "-m", world.run, "--out", tmp_path / "au.csv", "--overlay", tmp_path / "o")
+    assert ended.status == 0, ended.err
+    assert pd.read_csv(tmp_path / "au.csv")["input"].tolist() == [f"{tmp_path}/odd\\xff.jpg"]
+    assert [os.fsencode(path.name) for path in (tmp_path / "o").iterdir()] == [b"odd\xff.png"]
+    ended = fantrans("predict", odd, "-m", world.run, "--out", tmp_path / os.fsdecode(b"\xff.csv"))
+    assert (ended.status, "is not UTF-8; rename the file" in ended.err) == (1, True)
 
 
 def test_overlays_are_written_and_read_back(world, tmp_path, predicted):

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,23 @@ def test_a_damaged_model_is_one_sentence_with_what_to_do(tmp_path, name, damage)
         )
     with pytest.raises(DataError, match=r"is damaged \(.*\); write it again with `fantrans export`, or pass another"):
         load_deployed(tmp_path / "exported")
+
+
+def test_a_changed_bit_of_the_weights_is_found_and_a_model_of_an_older_version_is_read(tmp_path):
+    head = trained_head()
+    write_deployed(
+        tmp_path, head.deployed(), describe_shape(head.shape), aus=(1, 2, 4), features={}, averages_flip=False
+    )
+    weights, described = tmp_path / "head.safetensors", tmp_path / "head.json"
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(DataError, match=r"head.safetensors is damaged \(its sha256 is not that of head.json\)"):
+        load_deployed(tmp_path)
+    description = json.loads(described.read_bytes())
+    del description["sha256"]
+    described.write_text(json.dumps(description))
+    assert load_deployed(tmp_path).aus == (1, 2, 4)
 
 
 def test_the_papers_model_is_small(tmp_path):
