@@ -292,7 +292,7 @@ def test_what_cannot_be_read_has_a_row_and_is_named_at_the_end(world, tmp_path):
         (["{image}", "--out", "{out}/gone/au.csv"], "create it with `mkdir -p"),
         (["{image}", "--out", "-", "--workers", "2"], "--workers has no effect with --out -"),
         (["{image}", "--out", "{out}.csv", "--overlay", "{out}.mp4"], "is an image; name a folder with --overlay"),
-        (["{video}", "--out", "{out}.csv", "--overlay", "{video}"], "is the input itself"),
+        (["{video}", "--out", "{out}.csv", "--overlay", "{video}"], "would replace the input"),
         (["{image}", "--out", "{out}.csv", "--model", "{run}x"], "does not exist"),
         (["{image}", "--out", "{out}.csv", "--part", "P2"], "has no finished fold P2; finished: P1"),
         (["{image}", "--out", "{out}.csv", "--format", "of"], "format 'of' does not exist"),
