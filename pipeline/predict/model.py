@@ -181,7 +181,10 @@ class FaceReader:
         logits_NA = torch.from_numpy(found["logits"])
         if flipped is not None:
             logits_NA = torch.stack([logits_NA, torch.from_numpy(self._extract(flipped)["logits"])]).mean(0)
-        return logits_NA.sigmoid().numpy(), found.get("landmarks")
+        probabilities_NA = (
+            logits_NA.double().sigmoid().float()
+        )  # in fp32 the last bit depends on the place in the array
+        return probabilities_NA.numpy(), found.get("landmarks")
 
     def _extract(self, views: np.ndarray) -> dict[str, np.ndarray]:
         return extract_features(self._network, views, encode=self._run_head, precision=self.model.precision)

@@ -34,6 +34,8 @@ _MAX_BATCH_PX = 2**25
 """Pixels of the frames of a batch: four frames in 4K."""
 _BATCHES_AHEAD = 2
 _DECODING_THREADS = 4
+_GROUP_FACES = 64
+"""Faces that FAN and head get together; the FAN pads them to whole batches, so many of them waste little."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,7 @@ def read_chunks(
     batches = read_ahead(_batches(frames, options), num_ahead=_BATCHES_AHEAD)
     detected = map_batches(lambda batch: _detect(batch, reader, options), batches, device)
     tracked = (_track(each, tracker) for batch in read_ahead(detected, num_ahead=_BATCHES_AHEAD) for each in batch)
-    size = 8 if device.type == "cpu" else 64
-    read = map_batches(lambda group: _read(group, reader), _groups(tracked, size), device)
+    read = map_batches(lambda group: _read(group, reader), _groups(tracked, _GROUP_FACES), device)
     return _chunked(chain.from_iterable(read), options.chunk_frames)
 
 
