@@ -29,10 +29,10 @@ demo: $(READY)  ## raw frames to per-AU F1 on rendered faces (under 15 minutes)
 demo-quick: $(READY)  ## the same on fewer faces (1 to 2 minutes)
 	$(BIN)/fantrans demo --quick
 
-test: $(READY)  ## all tests, on all cores (under 15 minutes on two)
+test: $(READY)  ## all tests, on all cores
 	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-test-unit: $(READY)  ## unit tests, on all cores (under 1 minute)
+test-unit: $(READY)  ## unit tests, on all cores
 	$(BIN)/pytest tests/unit --numprocesses=auto
 
 coverage: $(READY)  ## which lines the unit tests run; too few of them is an error
