@@ -355,7 +355,7 @@ MUTANTS = [
     *_of(
         "pipeline/training/runs.py",
         ('"labels": file_sha256(catalog.index_path(dataset)),', '"labels": "",'),
-        ('"index": cache.manifest["index"]["sha256"],', '"index": "",'),
+        ('"index": cache.index_sha256,', '"index": "",'),
         ("if cache.num_views < num_views:", "if False:"),
         tests="training/test_runs.py",
     ),
