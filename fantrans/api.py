@@ -174,8 +174,7 @@ def predict(
     `image 0`, `image 1`... and follow the files. model: a run, a folder of `fantrans export` or a shipped model;
     default: the shipped default. part: the fold of a run. every: predict each N-th frame of a video. min_score:
     faces that the detector gives a lower score, 0..1, are left out. An input that cannot be read has a row with the
-    status unreadable. Raises `UsageError` for an input that does not exist and for an
-    unknown model.
+    status unreadable. Raises `UsageError` for an input that does not exist and for an unknown model.
     """
     from pipeline.predict.inputs import find_sources  # noqa: PLC0415 - training and reports need no detector
     from pipeline.predict.job import JobWorker, predict_table, with_batch_size  # noqa: PLC0415
@@ -214,8 +213,7 @@ def train(
 
     Finished folds are skipped. parts: tested parts, default: the experiment's. overrides: settings KEY=VALUE; several
     values, "train.lr=1e-4,3e-4", train one head each. source: "crops" computes features in place of reading them from
-    the cache. Raises `StoreError` if the cache does not exist, `ConfigError`
-    for a wrong setting.
+    the cache. Raises `StoreError` if the cache (or crops) does not exist, `ConfigError` for a wrong setting.
     """
     from pipeline.cache.live import feature_opener  # noqa: PLC0415 - only training from crops runs a FAN
 

@@ -181,9 +181,8 @@ class FaceReader:
         logits_NA = torch.from_numpy(found["logits"])
         if flipped is not None:
             logits_NA = torch.stack([logits_NA, torch.from_numpy(self._extract(flipped)["logits"])]).mean(0)
-        probabilities_NA = (
-            logits_NA.double().sigmoid().float()
-        )  # in fp32 the last bit depends on the place in the array
+        # in fp32 the last bit would depend on a value's place in the array
+        probabilities_NA = logits_NA.double().sigmoid().float()
         return probabilities_NA.numpy(), found.get("landmarks")
 
     def _extract(self, views: np.ndarray) -> dict[str, np.ndarray]:

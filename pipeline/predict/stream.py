@@ -43,8 +43,8 @@ class Options:
     """What is predicted.
 
     every: each N-th frame of a video. min_score: faces below it are left out; faces below the detector's threshold
-    always are. batch_size: frames that the detector gets at once. chunk_frames: frames that are
-    finished together; no batch spans two chunks, so a resumed run computes the same.
+    always are. batch_size: frames that the detector gets at once. chunk_frames: frames that are finished together; no
+    batch spans two chunks, so a resumed run computes the same.
     """
 
     faces: Faces = "all"

@@ -31,7 +31,7 @@ from pipeline.runtime.executors import LocalWorkers
 from pipeline.store.format import StoreFormat
 from pipeline.store.hashing import hash_document
 
-StageName = Literal["render", "index", "detect", "crop", "extract"]
+StageName = Literal["index", "detect", "crop", "extract"]
 
 
 @dataclass(frozen=True, kw_only=True)

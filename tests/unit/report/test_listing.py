@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.report.listing import COLUMNS, as_records, list_runs, parse_age, select_runs
 from pipeline.report.run import read_report, write_report
 from pipeline.runtime.text import age_in_words
@@ -87,6 +87,15 @@ def test_a_damaged_record_is_a_row(root, content):
 def test_a_damaged_fold_is_a_row(root, file):
     (root / "small-x-seed1-aaaa2222/fold-P2" / file).write_bytes(b"x")
     assert list_runs(root)["state"].tolist() == ["finished", "damaged", "started"]
+
+
+def test_counts_of_another_fold_are_not_those_of_this_one(root):
+    run = root / "small-x-seed0-aaaa1111"
+    (run / "fold-P1/counts.parquet").write_bytes((run / "fold-P2/counts.parquet").read_bytes())
+    with pytest.raises(
+        DataError, match=r"fold-P1/counts.parquet is that of fold P2, not of fold-P1; remove the folder"
+    ):
+        read_report(run)
 
 
 def test_no_runs_are_an_empty_table_with_all_columns(tmp_path):
