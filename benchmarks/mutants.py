@@ -28,7 +28,7 @@ TESTS_FAILED, COLLECTION_FAILED = 1, 2
 
 
 class Mutant(NamedTuple):
-    """One broken line, and the test files below tests/unit that should notice."""
+    """One broken line, and the test files below tests that should notice."""
 
     file: str
     old: str
@@ -50,7 +50,7 @@ MUTANTS = [
         ("positions = np.flatnonzero(missing & (parts == part))", "positions = np.flatnonzero(missing)"),
         ("num_dropped=len(old - set(rows.tolist())),", "num_dropped=len(old),"),
         ("    block = first_free_block\n", "    block = 0\n"),
-        tests="store/test_plan.py",
+        tests="unit/store/test_plan.py",
     ),
     *_of(
         "pipeline/store/dead_rows.py",
@@ -58,18 +58,18 @@ MUTANTS = [
         ("                unit not in damaged\n", "                True\n"),
         ("                and records.get(unit, files) == files\n", ""),
         ("            if is_whole[block]:\n", "            if False:\n"),
-        tests="store/test_dead_rows.py",
+        tests="unit/store/test_dead_rows.py",
     ),
     *_of(
         "pipeline/store/plan.py",
         ("(unit in done and has_rows)", "unit in done"),
-        tests="store/test_writer.py",
+        tests="unit/store/test_writer.py",
     ),
     *_of(
         "pipeline/store/lock.py",
         ("    except LockError:\n            continue", "    except LockError:\n            return True"),
         ("path.exists() and file.exists() and ", ""),
-        tests="store/test_lock.py",
+        tests="unit/store/test_lock.py",
     ),
     *_of(
         "pipeline/store/shards.py",
@@ -81,7 +81,7 @@ MUTANTS = [
         ),
         ("if len(data) < size or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:", "if len(data) < size:"),
         ("if len(data) < length or _crc_bytes(data[:-_CRC_BYTES]) != data[-_CRC_BYTES:]:", "if len(data) < length:"),
-        tests="store/test_shards.py",
+        tests="unit/store/test_shards.py",
     ),
     *_of(
         "pipeline/store/mirror.py",
@@ -91,52 +91,52 @@ MUTANTS = [
             "= document.pop(_SEAL) == google_crc32c.value(canonical_json(document))",
             "= bool(document.pop(_SEAL))",
         ),
-        tests="store/test_mirror.py",
+        tests="unit/store/test_mirror.py",
     ),
     *_of(
         "pipeline/store/lock.py",
         ("_lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)", "pass"),
         ("        os.ftruncate(descriptor, 0)\n        os.pwrite", "        os.pwrite"),
-        tests="store/test_lock.py",
+        tests="unit/store/test_lock.py",
     ),
     *_of(
         "pipeline/store/prune.py",
         ("            if _is_young(path, grace_s):", "            if False:"),
         ("if number < newest.number and _is_young(folder / manifest_name(number), grace_s):", "if False:"),
         ("            with exclusive(manifest):", "            if manifest:"),
-        tests="store/test_prune.py",
+        tests="unit/store/test_prune.py",
     ),
     *_of(
         "pipeline/store/prune.py",
         ("for unit in revision.records} | writer.unpublished", "for unit in revision.records}"),
-        tests="refresh/test_maintenance.py",
+        tests="integration/test_maintenance.py",
     ),
     *_of(
         "pipeline/store/verify.py",
         ("if file_crc32c(path) != record.crc32c:", "if False:"),
         ("    if size != record.num_bytes:", "    if False:"),
-        tests="store/test_verify.py",
+        tests="unit/store/test_verify.py",
     ),
     *_of(
         "pipeline/store/writer.py",
         ("write_bytes_atomically(_journal_path(self.folder, unit), sealed_json(entry))", "pass"),
-        tests="cache/test_build.py",
+        tests="integration/test_build.py",
     ),
     *_of(
         "pipeline/store/state.py",
         ('if entry["block_rows"] == state.block_rows and _intact(', "if _intact("),
-        tests="store/test_writer.py",
+        tests="unit/store/test_writer.py",
     ),
     *_of(
         "pipeline/store/writer.py",
         ("(self.folder / DAMAGE_NAME).unlink(missing_ok=True)", "pass"),
-        tests="store/test_writer.py",
+        tests="unit/store/test_writer.py",
     ),
     *_of(
         "pipeline/store/revisions.py",
         ("if schema != SCHEMA:", "if schema < SCHEMA:"),
         ('write_bytes_atomically(folder / POINTER_NAME, sealed_json({"revision": number}))', "pass"),
-        tests="cache/test_build.py",
+        tests="integration/test_build.py",
     ),
     # --- cache
     *_of(
@@ -144,13 +144,13 @@ MUTANTS = [
         ("codes = (values / scale[:, :, None, None]).round()", "codes = (values / scale[:, :, None, None])"),
         ("return hm.float().sum(1, keepdim=True).half()", "return hm.float().mean(1, keepdim=True).half()"),
         ('"hm_h2": hm * kept["h2"]}', '"hm_h2": kept["h2"]}'),
-        tests="cache/test_codecs.py",
+        tests="unit/cache/test_codecs.py",
     ),
     *_of(
         "pipeline/cache/crops.py",
         ('.encode() + box_xyxy.astype("<f4").tobytes()', ".encode()"),
         ("has_key = has_face & ~was_unreadable & ~is_missing", "has_key = has_face & ~is_missing"),
-        tests="cache/test_crops.py",
+        tests="unit/cache/test_crops.py",
     ),
     *_of(
         "pipeline/datasets/video_numbers.py",
@@ -158,14 +158,14 @@ MUTANTS = [
         ("if grid is None or not has_times:", "if True:"),
         ("or (packets.starts_at_zero and not packets.is_key[0])", ""),
         ("period, start = np.polyfit(numbers, times, 1)", "pass"),
-        tests="datasets/test_videos.py",
+        tests="unit/datasets/test_videos.py",
     ),
     *_of(
         "pipeline/datasets/videos.py",
         ("if frame is None or frame.is_corrupt:", "if frame is None:"),
         ("yield number, frame, position in suspects", "yield number, frame, frame.is_corrupt"),
         ("if packet.size:  #", "if True:  #"),
-        tests="datasets/test_videos.py",
+        tests="unit/datasets/test_videos.py",
     ),
     *_of(
         "pipeline/datasets/images.py",
@@ -173,7 +173,7 @@ MUTANTS = [
         ("if not _is_harmless(str(error)):", "if False:"),
         ("int(padding[1]) <= _MAX_PADDING_BYTES", "True"),
         ("flip_columns = -1 if orientation in (2, 3, 6, 7) else 1", "flip_columns = 1"),
-        tests="datasets/test_images.py",
+        tests="unit/datasets/test_images.py",
     ),
     *_of(
         "pipeline/datasets/sources.py",
@@ -185,12 +185,12 @@ MUTANTS = [
             "before.get((name, size, time)) or",
             'next((sha for (n, _, t), sha in before.items() if (n, t) == (name, time)), "") or',
         ),
-        tests="cache/test_crops.py",
+        tests="unit/cache/test_crops.py",
     ),
     *_of(
         "pipeline/cache/reader.py",
         ("if view not in range(self.num_views):", "if view > self.num_views:"),
-        tests="cache/test_build.py",
+        tests="integration/test_build.py",
     ),
     # --- data sets, protocols
     *_of(
@@ -199,55 +199,55 @@ MUTANTS = [
         ("if original is not None or re.search(", "if re.search("),
         ("return [video] * len(frames), (frames - 1).tolist()", "return [video] * len(frames), frames.tolist()"),
         ("odd.add(path, codes[list(rules.aus)])", "pass"),
-        tests="datasets",
+        tests="unit/datasets",
     ),
     *_of(
         "pipeline/datasets/codes.py",
         ("if not lines or {line.count", "if False and {line.count"),
         ("below = frames[frames < 1]", "below = frames[frames < 0]"),
         ("twice = frames[frames.duplicated(keep=False)]", "twice = frames[:0]"),
-        tests="datasets",
+        tests="unit/datasets",
     ),
     *_of(
         "pipeline/datasets/files.py",
         ("stem.isascii() and stem.isdecimal()", "stem.isdigit()"),
         ("return stem, suffix.lower()", "return stem, suffix"),
         ("if len(names) > 1:", "if len(names) > 2:"),
-        tests="datasets",
+        tests="unit/datasets",
     ),
     *_of(
         "pipeline/datasets/frame_list.py",
         ('named["frame"] += 1 - start', 'named["frame"] += start'),
-        tests="datasets",
+        tests="unit/datasets",
     ),
     *_of(
         "pipeline/datasets/video_counts.py",
         ("abs(difference) > max(", "difference > max("),
         ("beyond.loc[numbers.index] = numbers >= num_frames", "beyond.loc[numbers.index] = numbers > num_frames"),
-        tests="datasets",
+        tests="unit/datasets",
     ),
     *_of(
         "pipeline/datasets/lost.py",
         ("if len(lost) <= raw.settings", "if len(lost) < raw.settings"),
         ("(source.isna() & is_same_selection)", "source.isna()"),
-        tests="refresh/test_index_stage.py",
+        tests="unit/refresh/test_index_stage.py",
     ),
     *_of(
         "pipeline/datasets/origin.py",
         ("if changed and not is_edited:", "if False:"),
         ("files.get(name) != known.get(name))", "files.get(name, 0) != known.get(name, files.get(name)))"),
-        tests="refresh/test_index_stage.py",
+        tests="unit/refresh/test_index_stage.py",
     ),
     *_of(
         "pipeline/datasets/disfa.py",
         ('return [f"{images}/{name}"] * len(frames), frames - 1', 'return [f"{images}/{name}"] * len(frames), frames'),
         ("(frames - 1 + start).tolist()", "(frames - 1).tolist()"),
-        tests="datasets",
+        tests="unit/datasets",
     ),
     *_of(
         "pipeline/datasets/index.py",
         ("rows = rows[~pd.Series(is_bad, index=rows.index)]", "rows = rows[pd.Series(True, index=rows.index)]"),
-        tests="datasets/test_index.py",
+        tests="unit/datasets/test_index.py",
     ),
     *_of(
         "pipeline/protocols.py",
@@ -257,12 +257,12 @@ MUTANTS = [
         ),
         ("crossing = num_parts[num_parts > 1]", "crossing = num_parts[num_parts > 2]"),
         ("return any(first <= frame <= last for", "return any(first <= frame < last for"),
-        tests="test_protocols.py",
+        tests="unit/test_protocols.py",
     ),
     *_of(
         "pipeline/protocols.py",
         ("return tuple(part for part in PARTS if part != test_part)", "return PARTS"),
-        tests="training/test_trainer.py",
+        tests="integration/test_trainer.py",
     ),
     # --- faces
     *_of(
@@ -270,19 +270,19 @@ MUTANTS = [
         ("flip = np.diag([-1.0 if params.is_flipped else 1.0, 1.0])", "flip = np.diag([1.0, 1.0])"),
         ('_uniforms(f"{settings.seed}/{view}/{frame_id}")', '_uniforms(f"{settings.seed}/{frame_id}")'),
         ("turn = np.array([[cos, -sin], [sin, cos]])", "turn = np.array([[cos, sin], [-sin, cos]])"),
-        tests="faces/test_views.py",
+        tests="unit/faces/test_views.py",
     ),
     *_of(
         "pipeline/faces/geometry.py",
         ("(crop_side_px(settings) - 1) / 2", "crop_side_px(settings) / 2"),
-        tests="cache/test_crops.py",
+        tests="unit/cache/test_crops.py",
     ),
     *_of(
         "pipeline/faces/detect.py",
         ("= (xy + 0.5) * px - 0.5", "= xy * px"),
         ("return 90 * (best + 1) if", "return 90 * best if"),
         ("images + images[-1:] * (batch_size - len(images))", "images"),
-        tests="faces/test_detect.py",
+        tests="unit/faces/test_detect.py",
     ),
     *_of(
         "pipeline/faces/tracks.py",
@@ -292,7 +292,7 @@ MUTANTS = [
         ("oldest = frame - self._settings.max_missed_frames - 1", "oldest = frame - self._settings.max_missed_frames"),
         ("return self.box.moved(x * num_frames * share, y * num_frames * share)", "return self.box"),
         ("order = np.lexsort((*", "order = np.arange(len(boxes_N4)) if len(boxes_N4) else np.lexsort((*"),
-        tests="faces/test_tracks.py",
+        tests="unit/faces/test_tracks.py",
     ),
     *_of(
         "pipeline/faces/subjects.py",
@@ -302,18 +302,18 @@ MUTANTS = [
         ('first=("frame", "min")', 'first=("frame", "max")'),
         ("Status.NO_FACE) & ~has_flaw[rows]", "Status.NO_FACE)"),
         ("if not settings.keeps_implausible:", "if True:"),
-        tests="faces/test_subjects.py",
+        tests="unit/faces/test_subjects.py",
     ),
     *_of(
         "pipeline/refresh/boxes.py",
         ("return boxes if boxes[columns].equals(known.sources[columns]) else None", "return boxes"),
         ('[~faces["frame_id"].isin(seen)]', ""),
-        tests="refresh/test_boxes.py",
+        tests="unit/refresh/test_boxes.py",
     ),
     *_of(
         "pipeline/faces/features.py",
         ("return images.float().div(255) if", "return images.float().div(256) if"),
-        tests="faces/test_features.py",
+        tests="unit/faces/test_features.py",
     ),
     # --- training
     *_of(
@@ -325,74 +325,74 @@ MUTANTS = [
             "np.random.default_rng((page.epoch, page.number))",
         ),
         ("if view not in (CLEAN_VIEW, FLIPPED_VIEW):", "if False:"),
-        tests="training/test_loader.py",
+        tests="unit/training/test_loader.py",
     ),
     *_of(
         "pipeline/training/metrics.py",
         ("answers_NA = probabilities_NA >= threshold", "answers_NA = probabilities_NA > threshold"),
         ('"fn": is_present_NA & ~answers_NA,', '"fn": ~answers_NA,'),
         ("tail = (100 - CONFIDENCE_PERCENT) / 2", "tail = 100 - CONFIDENCE_PERCENT"),
-        tests="training/test_metrics.py report/test_sets.py",
+        tests="unit/training/test_metrics.py unit/report/test_sets.py",
     ),
     *_of(
         "pipeline/training/predict.py",
         ("torch.stack(logits).mean(0).sigmoid()", "torch.stack(logits).sum(0).sigmoid()"),
         ("torch.stack(logits).mean(0).sigmoid()", "torch.stack(logits).sigmoid().mean(0)"),
-        tests="training/test_predict.py",
+        tests="unit/training/test_predict.py",
     ),
     *_of(
         "pipeline/training/head_training.py",
         ("weight_decay=settings.weight_decay", "weight_decay=0.0"),
         ("every_steps = settings.lr_step_epochs * steps_per_epoch", "every_steps = settings.lr_step_epochs"),
         ("        self._checkpoint.remove()\n", ""),
-        tests="training/test_trainer.py",
+        tests="integration/test_trainer.py",
     ),
     *_of(
         "pipeline/runtime/checkpoint.py",
         ('part.load_state_dict(state["parts"][name])', "pass"),
-        tests="training/test_trainer.py",
+        tests="integration/test_trainer.py",
     ),
     *_of(
         "pipeline/training/runs.py",
         ('"labels": file_sha256(catalog.index_path(dataset)),', '"labels": "",'),
         ('"index": cache.index_sha256,', '"index": "",'),
         ("if cache.num_views < num_views:", "if False:"),
-        tests="training/test_runs.py",
+        tests="unit/training/test_runs.py",
     ),
     *_of(
         "pipeline/training/run_files.py",
         ("return all((fold / name).is_file() for name in", "return any((fold / name).is_file() for name in"),
-        tests="training/test_runs.py",
+        tests="unit/training/test_runs.py",
     ),
     # --- reports
     *_of(
         "pipeline/report/rows.py",
         ("np.std(self.percents, ddof=1)", "np.std(self.percents, ddof=0)"),
-        tests="report/test_sets.py",
+        tests="unit/report/test_sets.py",
     ),
     *_of(
         "pipeline/report/sets.py",
         ("if one_percent == other_percent:", "if False:"),
-        tests="report/test_sets.py",
+        tests="unit/report/test_sets.py",
     ),
     # --- refresh
     *_of(
         "pipeline/cache/build.py",
         ("if self.basis is not None and not self._holds_basis:", "if False:"),
         ("UnitTask(unit, rows[unit.block], unit in damaged)", "UnitTask(unit, rows[unit.block], False)"),
-        tests="cache/test_build.py refresh/test_maintenance.py",
+        tests="integration/test_build.py integration/test_maintenance.py",
     ),
     *_of(
         "pipeline/cache/units.py",
         ("merged[array.name][is_kept] = loaded.kept[array.name][is_kept]", "pass"),
         ("todo = rows[~is_kept]", "todo = rows"),
-        tests="cache/test_build.py refresh/test_maintenance.py",
+        tests="integration/test_build.py integration/test_maintenance.py",
     ),
     *_of(
         "pipeline/runtime/executors.py",
         ("        if is_io_failure(error):\n            raise\n", ""),
         ("        if result.error is None:\n            discard(result.unwrap())\n", "        return\n"),
-        tests="runtime/test_executors.py cache/test_build.py",
+        tests="unit/runtime/test_executors.py integration/test_build.py",
     ),
     # --- models
     *_of(
@@ -400,7 +400,7 @@ MUTANTS = [
         ("evidence_BAA.topk(self.top_k, dim=1).values.sum(1)", "evidence_BAA.topk(self.top_k, dim=2).values.sum(2)"),
         ("(aus.index(au), source_aus.index(au)) for au in aus", "(aus.index(au), aus.index(au)) for au in aus"),
         ("unflatten(1, self.size).softmax(1)", "unflatten(1, self.size).softmax(2)"),
-        tests="models/test_fan_trans.py",
+        tests="unit/models/test_fan_trans.py",
     ),
     *_of(
         "models/head.py",
@@ -411,34 +411,34 @@ MUTANTS = [
         ("if not logits.requires_grad:", "if False:"),
         ("if source[name].shape == tensor.shape", "if True"),
         ("return self.branches[-1]", "return self.branches[0]"),
-        tests="../integration/test_own_heads.py models/test_own_contract.py",
+        tests="unit/../integration/test_own_heads.py unit/models/test_own_contract.py",
     ),
     *_of(
         "pipeline/head_class.py",
         ("if _digest_at_import.get(module_name, digest) != digest:", "if False:"),
         ("if not is_local and top not in _distributions():", "if False:"),
         ("if not issubclass(cls, nn.Module):", "if False:"),
-        tests="../integration/test_own_heads.py",
+        tests="unit/../integration/test_own_heads.py",
     ),
     *_of(
         "pipeline/runtime/random_numbers.py",
         ("torch.random.set_rng_state(self._cpu)", "pass"),
         ("self._cpu = torch.random.get_rng_state()", "pass"),
         ('self._cpu = state_dict["cpu"].cpu()', "pass"),
-        tests="runtime/test_random_numbers.py",
+        tests="unit/runtime/test_random_numbers.py",
     ),
     *_of(
         "pipeline/training/heads.py",
         ('if own.source_sha256 != description["source_sha256"]:', "if False:"),
         ("return BuiltHead(head, description, draws)", "return BuiltHead(head, description, False)"),
-        tests="../integration/test_own_heads.py",
+        tests="unit/../integration/test_own_heads.py",
     ),
     *_of(
         "models/attention.py",
         ("(logits >= 0).to(soft)", "(logits > 0).to(soft)"),
         ("attention.topk(size - size // 2, dim)", "attention.topk(size // 2, dim)"),
         ("self.scale = (dim // self.num_heads) ** -0.5", "self.scale = dim**-0.5"),
-        tests="models/test_attention.py",
+        tests="unit/models/test_attention.py",
     ),
     *_of(
         "models/losses.py",
@@ -448,7 +448,7 @@ MUTANTS = [
         ),
         ("is_known_BA.sum().clamp_min(1)", "is_known_BA.numel()"),
         ("num_known_A = (labels_NA >= 0).sum(0).double()", "num_known_A = (labels_NA >= -1).sum(0).double()"),
-        tests="models/test_losses.py",
+        tests="unit/models/test_losses.py",
     ),
     # --- runtime
     *_of(
@@ -456,73 +456,73 @@ MUTANTS = [
         ("        fsync_file(temp)\n", ""),
         ("    fsync_folder(path.parent)\n", ""),
         ("    except OSError as error:\n        discard(temp)\n", "    except OSError as error:\n"),
-        tests="runtime/test_atomic.py",
+        tests="unit/runtime/test_atomic.py",
     ),
     *_of(
         "pipeline/runtime/broadcast.py",
         ("min(idle, key=self._next.__getitem__, default=None)", "max(idle, key=self._next.__getitem__, default=None)"),
         ("_MAX_BUFFERED = 3", "_MAX_BUFFERED = 300"),
-        tests="runtime/test_broadcast.py",
+        tests="unit/runtime/test_broadcast.py",
     ),
     *_of(
         "pipeline/runtime/prefetch.py",
         ("drop(future.result())", "pass"),
-        tests="runtime/test_prefetch.py",
+        tests="unit/runtime/test_prefetch.py",
     ),
     # --- settings
     *_of(
         "pipeline/fingerprint.py",
         ('features["codec"] = {"sha256": codec_file(settings, catalog).recorded_sha256()}', 'features["codec"] = {}'),
         ('"views": settings.views.model_dump(exclude={"num_views"}),', '"views": settings.views.model_dump(),'),
-        tests="test_fingerprint.py",
+        tests="unit/test_fingerprint.py",
     ),
     *_of(
         "pipeline/experiments.py",
         ("seeds or file.seeds, path, published=published", "file.seeds, path, published=published"),
         ("merged = merge_settings(settings, override.settings)", "merged = dict(settings)"),
-        tests="test_experiments.py",
+        tests="unit/test_experiments.py",
     ),
     *_of(
         "pipeline/yaml_settings.py",
         ('under.pop("head", None)', "pass"),
         ("if key in keys[:i]:", "if False:"),
-        tests="test_yaml_settings.py",
+        tests="unit/test_yaml_settings.py",
     ),
     *_of(
         "pipeline/catalog.py",
         ("if not found.startswith(self.sha256):", "if False:"),
         ("shipped | added_weights(own.roots.weights) | own.weights", "shipped | own.weights"),
-        tests="test_catalog.py",
+        tests="unit/test_catalog.py",
     ),
     *_of(
         "pipeline/weights/download.py",
         ('headers |= {"Range": f"bytes={kept}-", "If-Range": validator.read_text()}', "pass"),
         ("total is None or int(total[1]) != kept", "total is None"),
         ("if sha256 and not found.startswith(sha256):", "if False:"),
-        tests="weights/test_fetch.py",
+        tests="unit/weights/test_fetch.py",
     ),
     *_of(
         "pipeline/weights/add.py",
         ("if name in taken:", "if False:"),
         ("known_pooling = (published.pooling if published else None) or found.pooling", "known_pooling = None"),
         ("if published.sha256 and not sha256.startswith(published.sha256):", "if False:"),
-        tests="../integration/test_added_weights.py",
+        tests="unit/../integration/test_added_weights.py",
     ),
     *_of(
         "pipeline/weights/networks.py",
         ("if values.is_floating_point() and not torch.isfinite(values).all():", "if False:"),
         ("torch.zeros_like(v) if name.endswith(_COUNTER) else v", "v"),
-        tests="../integration/test_added_weights.py",
+        tests="unit/../integration/test_added_weights.py",
     ),
     *_of(
         "pipeline/weights/torchscript.py",
         ("raise pickle.UnpicklingError(", "return super().find_class(module, name) if module else print("),
-        tests="weights/test_files.py",
+        tests="integration/test_weight_files.py",
     ),
     *_of(
         "pipeline/tables.py",
         ("if name not in table.columns]", "if False]"),
-        tests="test_tables.py",
+        tests="unit/test_tables.py",
     ),
 ]
 
@@ -537,12 +537,12 @@ def mutated(root: Path, mutant: Mutant) -> str:
 
 
 def run_tests(root: Path, tests: tuple[str, ...]) -> int | None:
-    """Return pytest's exit code for test files below tests/unit, None for a run that hangs."""
+    """Return pytest's exit code for test files below tests, None for a run that hangs."""
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     try:
         return subprocess.run(
-            [*command, *(f"tests/unit/{test}" for test in tests)],
+            [*command, *(f"tests/{test}" for test in tests)],
             cwd=root,
             env=environment,
             capture_output=True,

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet50
-from torchvision.ops import batched_nms
 
 STRIDES = (8, 16, 32)
 ANCHOR_SIDES_PX = ((16, 32), (64, 128), (256, 512))
@@ -82,6 +80,8 @@ class RetinaFace(nn.Module):
         boxes_N4 = decode_boxes(raw.boxes[image_N, anchor_N], anchors_N4) * size_2.repeat(2)
         points_N52 = decode_points(raw.points[image_N, anchor_N], anchors_N4) * size_2
         scores_N = scores_BA[image_N, anchor_N]
+
+        from torchvision.ops import batched_nms  # noqa: PLC0415 - over a second; checks of weights need none of it
 
         kept = batched_nms(boxes_N4, scores_N, image_N, nms_iou)  # best first over all images
         kept = kept[image_N[kept].argsort(stable=True)]
@@ -186,6 +186,8 @@ def _mobilenet_body() -> _Body:
 
 
 def _resnet_body() -> _Body:
+    from torchvision.models import resnet50  # noqa: PLC0415 - see `RetinaFace.forward`
+
     layers = {name: layer for name, layer in resnet50(weights=None).named_children() if name not in ("avgpool", "fc")}
     return _Body(layers, ("layer2", "layer3", "layer4"))
 

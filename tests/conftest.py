@@ -1,9 +1,11 @@
 """What all tests have in common."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 from xdist.scheduler import LoadFileScheduling
-
-from tests.processes import start_fork_server
 
 ONE_SERVER = ("tests/e2e/test_operations.py", "tests/e2e/test_outages.py")
 """Files whose tests share a Prefect server."""
@@ -21,7 +23,18 @@ def pytest_xdist_make_scheduler(config, log):
     return ByServer(config, log)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def fork_server():
-    """Start the fork server in a folder that stays: tests change theirs, and it is removed after them."""
-    start_fork_server()
+@pytest.fixture(scope="session")
+def in_memory(tmp_path_factory):
+    """A folder whose fsyncs cost nothing where the system has one: a killed process does not lose the page cache."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path_factory.mktemp("memory")
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def memory_path(in_memory):
+    """A folder of a test's own in memory, which goes with it."""
+    with tempfile.TemporaryDirectory(dir=in_memory) as folder:
+        yield Path(folder)

@@ -13,7 +13,7 @@ from pipeline.catalog import CATALOG_FILE, WeightsEntry, load_catalog
 from pipeline.runtime.atomic import file_sha256
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import verify_store
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.steps import watch_steps
 
 CONFIG = """base: demo
@@ -83,7 +83,7 @@ class World:
     def start(self, state: Path, data: str, *, kill_before: str | None = None, trace: Path | None = None):
         """Start a refresh in its own process."""
         arguments = (self.environment(state, data), self.config, kill_before, trace)
-        process = PROCESSES.Process(target=_refresh, args=arguments)
+        process = make_process(target=_refresh, args=arguments)
         process.start()
         return process
 

@@ -21,7 +21,7 @@ def webhook(*, status=200):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield told, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

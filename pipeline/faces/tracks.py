@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from pipeline.config import TrackConfig
 
@@ -151,6 +150,8 @@ def _best_pairs(
     is_possible_TN = np.isfinite(close_TN)
     if not is_possible_TN.any():
         return []
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - a third of a second
+
     chosen = zip(*linear_sum_assignment(np.where(is_possible_TN, close_TN, -1e6), maximize=True), strict=True)
     numbers, positions = list(tracks), list(faces)
     return [(numbers[t], positions[n]) for t, n in chosen if is_possible_TN[t, n]]

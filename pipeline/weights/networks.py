@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.fan import FAN
 from models.resnet import ResNet18Features
+from models.retinaface import RetinaFace
 from pipeline.errors import WeightsError
 from pipeline.weights.published import Family, Pooling
 
@@ -63,8 +64,6 @@ def make_network(architecture: Architecture, pooling: Pooling | None = None) -> 
             return FAN(architecture.width, architecture.num_stacks, pooling=pooling or "avg")
         except ValueError as error:
             raise WeightsError(f"{error}; name weights of another FAN") from None
-    from models.retinaface import RetinaFace  # noqa: PLC0415 - imports torchvision: over a second
-
     return RetinaFace(BACKBONES[architecture.family])
 
 

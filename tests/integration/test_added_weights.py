@@ -27,7 +27,7 @@ from pipeline.weights import add, published
 from pipeline.weights.add import add_weights
 from pipeline.weights.folder import add_codec, is_added, remove_weights
 from pipeline.weights.published import PUBLISHED, PublishedWeights, find_published
-from tests.unit.weights.test_files import as_jit, parallel, write
+from tests.integration.test_weight_files import as_jit, parallel, write
 
 CPU = torch.device("cpu")
 

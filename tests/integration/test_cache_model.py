@@ -33,7 +33,7 @@ from pipeline.store.prune import prune_store
 from pipeline.store.revisions import load_revision
 from pipeline.store.verify import mark_damaged, verify_store
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.unit import small_cache
 from tests.unit.small_cache import AUS, CROP, CROPS_FORMAT, FORMAT, make_cache, make_crops
 
@@ -109,7 +109,7 @@ class CacheLife(RuleBasedStateMachine):
         frames, boxes = self._tables()
         before = self._revision()
         arguments = (self.folder, frames, boxes, ViewConfig(num_views=num_views), step)
-        process = PROCESSES.Process(target=small_cache.refresh_all_until_step, args=arguments)
+        process = make_process(target=small_cache.refresh_all_until_step, args=arguments)
         process.start()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)

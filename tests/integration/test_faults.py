@@ -1,7 +1,7 @@
 """What breaks around a refresh, through the command line: each is one sentence, and nothing published is lost.
 
 Faults inside a store (lost and damaged files, clocks, readers during `prune`) are in
-tests/unit/refresh/test_maintenance.py and tests/unit/cache/test_build.py.
+tests/integration/test_maintenance.py and tests/integration/test_build.py.
 """
 
 import json

@@ -24,7 +24,7 @@ from pipeline.training.heads import build_head
 from pipeline.training.predict import predict
 from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.unit import small_runs
 from tests.unit.small_runs import RULES, TRAIN, make_run, train_fold
 
@@ -186,7 +186,7 @@ def _train_and_die(folder: Path) -> None:
 
 
 def test_a_killed_training_with_dropout_ends_with_the_weights_of_an_undisturbed_one(folder):
-    process = PROCESSES.Process(target=_train_and_die, args=(folder,))
+    process = make_process(target=_train_and_die, args=(folder,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

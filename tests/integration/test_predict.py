@@ -27,7 +27,7 @@ from pipeline.runtime.atomic import file_sha256
 from pipeline.training.predict import count
 from pipeline.training.run_files import finished_folds, read_counts, read_predictions
 from tests.command_line import fantrans
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.steps import watch_steps
 
 CATALOG = """roots: {{work: work, cache: cache, runs: runs}}
@@ -161,7 +161,7 @@ def test_a_killed_run_continues_with_an_equal_file(world, predicted, step):
     out = world.folder / "killed.csv"
     step = step.replace("world0", step_folder(world.folder))
     arguments = (world.folder, world.run.name, world.video, out, step)
-    process = PROCESSES.Process(target=predict_until, args=arguments)
+    process = make_process(target=predict_until, args=arguments)
     process.start()
     process.join(120)
     assert process.exitcode == -9

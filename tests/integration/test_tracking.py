@@ -16,7 +16,7 @@ from pipeline.training import tracking, trainer
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.run_files import read_counts, read_history
 from pipeline.training.trainer import train_heads
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.unit import small_runs
 from tests.unit.small_runs import make_run
 
@@ -173,7 +173,7 @@ def train_and_die(folder, name):
 @pytest.mark.parametrize("name", READERS)
 def test_a_resumed_training_logs_each_epoch_once(folder, name):
     pytest.importorskip(PACKAGES[name])
-    process = PROCESSES.Process(target=train_and_die, args=(folder, name))
+    process = make_process(target=train_and_die, args=(folder, name))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -1,30 +1,14 @@
 """What keeps unit tests quick: folders in memory, and one thread for networks of a few channels."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import pytest
-import torch
 
 ON_ONE_THREAD = ("models", "pretraining")
 
 
-@pytest.fixture(scope="session")
-def in_memory(tmp_path_factory):
-    """A folder whose fsyncs cost nothing where the system has one: a killed process does not lose the page cache."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path_factory.mktemp("memory")
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
-
-
 @pytest.fixture
-def tmp_path(in_memory):
+def tmp_path(memory_path):
     """A folder of a test's own, which goes with it."""
-    with tempfile.TemporaryDirectory(dir=in_memory) as folder:
-        yield Path(folder)
+    return memory_path
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +17,8 @@ def few_threads(request):
     if request.path.parent.name not in ON_ONE_THREAD:
         yield
         return
+    import torch
+
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,7 +1,7 @@
 """HDF5 files of a cache and back: the same bytes, and one sentence for whatever the files or the disk lack."""
 
-import subprocess
-import sys
+import multiprocessing
+import resource
 
 import h5py
 import numpy as np
@@ -11,7 +11,8 @@ from pipeline.cache.codecs import make_codec
 from pipeline.cache.format import features_format
 from pipeline.cache.hdf5 import export_hdf5, import_hdf5
 from pipeline.cache.reader import open_cache
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, WriteError
+from tests.processes import make_process
 from tests.unit import small_cache
 from tests.unit.small_cache import make_cache, make_crops, stored_bytes
 
@@ -133,25 +134,23 @@ def test_frames_that_only_the_existing_cache_has_are_not_dropped(tmp_path):
     assert open_cache(few.folder).revision == 2
 
 
-EXPORT = """
-import resource, sys
-from pathlib import Path
-from pipeline.cache.hdf5 import export_hdf5
-from pipeline.cache.reader import open_cache
-from pipeline.errors import WriteError
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
-try:
-    export_hdf5(open_cache(Path(sys.argv[1])), Path(sys.argv[2]))
-except WriteError as error:
-    sys.exit(f"said: {error}")
-"""
+def export_with_quota(folder, out, limit, said):
+    """Export with a quota of bytes per file, in a process of its own, and send the error's sentence."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        export_hdf5(open_cache(folder), out)
+    except WriteError as error:
+        said.send(str(error))
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
 def test_a_full_disk_is_one_sentence_and_no_file(cache, tmp_path, limit):
     """A quota, which fails each write as a full disk does; HDF5 ended the process when a write failed."""
-    words = [sys.executable, "-c", EXPORT, cache.folder, tmp_path / "out", str(limit)]
-    ended = subprocess.run(words, check=False, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
-    assert ended.stderr.startswith(f"said: {tmp_path}/out/P1.h5 cannot be written: File too large; free space")
+    said, sender = multiprocessing.Pipe(duplex=False)
+    process = make_process(target=export_with_quota, args=(cache.folder, tmp_path / "out", limit, sender))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert said.poll()
+    assert said.recv().startswith(f"{tmp_path}/out/P1.h5 cannot be written: File too large; free space")
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,10 +1,6 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -131,49 +127,3 @@ def test_the_papers_model_is_small(tmp_path):
         tmp_path, head.deployed(), describe_shape(head.shape), aus=tuple(range(12)), features={}, averages_flip=False
     )
     assert (tmp_path / "head.safetensors").stat().st_size < 25e6
-
-
-PREDICT_ALONE = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("prefect", "face_alignment", "retinaface"):
-            raise ImportError(name)
-
-sys.meta_path.insert(0, Blocked())
-from pathlib import Path
-
-import pandas as pd
-
-from pipeline.cache.reader import open_cache
-from pipeline.training.export import load_deployed
-from pipeline.training.predict import predict
-
-folder, cache, frames, out = map(Path, sys.argv[1:])
-model = load_deployed(folder)
-table = predict(model.head, open_cache(cache), pd.read_parquet(frames), aus=model.aus, test_part="P2", device="cpu")
-table.to_parquet(out)
-"""
-
-
-def test_a_process_without_prefect_and_detectors_predicts_the_same(tmp_path):
-    from pipeline.training.predict import predict
-    from tests.unit import small_runs
-
-    frames, cache = small_runs.make_cache(tmp_path)
-    head = trained_head(num_aus=2)
-    write_deployed(
-        tmp_path / "fold", head.deployed(), describe_shape(head.shape), aus=(1, 2), features={}, averages_flip=False
-    )
-    frames.to_parquet(tmp_path / "frames.parquet")
-    script = tmp_path / "predict_alone.py"
-    script.write_text(PREDICT_ALONE)
-    subprocess.run(
-        [sys.executable, script, tmp_path / "fold", cache.folder, tmp_path / "frames.parquet", tmp_path / "out"],
-        check=True,
-        cwd=Path(__file__).parents[3],
-        env={"PYTHONPATH": "."},
-    )
-    here = predict(head.deployed(), cache, frames, aus=(1, 2), test_part="P2", device="cpu")
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out"), here, check_exact=True)

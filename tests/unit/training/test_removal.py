@@ -11,7 +11,7 @@ from pipeline.report.listing import list_runs
 from pipeline.training import removal
 from pipeline.training.removal import remove_runs
 from pipeline.training.run_lock import is_in_training, removal_lock, training_locks
-from tests.processes import PROCESSES
+from tests.processes import make_process
 
 
 def make_folder(root, name, **record):
@@ -59,7 +59,7 @@ def test_a_run_in_training_is_kept_unless_it_is_forced(tmp_path):
 def test_a_training_that_starts_during_a_removal_gets_a_lock_that_counts(tmp_path):
     a = make_folder(tmp_path, "a")
     with removal_lock(a):
-        process = PROCESSES.Process(target=hold_and_touch, args=(str(a),))
+        process = make_process(target=hold_and_touch, args=(str(a),))
         process.start()
         while not (tmp_path / "started").exists() and process.is_alive():
             pass
@@ -83,7 +83,7 @@ def remove_and_die(folder):
 
 def test_a_killed_removal_leaves_no_run_and_the_next_one_frees_the_space(tmp_path):
     a, b = make_folder(tmp_path, "a"), make_folder(tmp_path, "b")
-    process = PROCESSES.Process(target=remove_and_die, args=(str(a),))
+    process = make_process(target=remove_and_die, args=(str(a),))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

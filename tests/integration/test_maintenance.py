@@ -1,5 +1,6 @@
 """Verify, repair, prune, and measure: maintenance of a cache between refreshes."""
 
+import multiprocessing
 import os
 import time
 
@@ -24,9 +25,15 @@ from pipeline.store.plan import NO_ROW, Unit
 from pipeline.store.prune import prune_store
 from pipeline.store.revisions import read_damage
 from pipeline.store.verify import mark_damaged, verify_store
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.unit import small_cache
 from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_crops, stored_bytes
+
+
+@pytest.fixture
+def tmp_path(memory_path):
+    """In memory: most of these tests wait for the disk otherwise."""
+    return memory_path
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +202,8 @@ def read_at_a_signal(folder, connection):
 def test_prune_keeps_what_a_reader_pins(world, tmp_path):
     frames, boxes = small_cache.make_world(tmp_path)
     folder = make_cache(tmp_path, frames, make_crops(tmp_path, frames, boxes)).folder
-    here, there = PROCESSES.Pipe()
-    reader = PROCESSES.Process(target=read_at_a_signal, args=(folder, there))
+    here, there = multiprocessing.Pipe()
+    reader = make_process(target=read_at_a_signal, args=(folder, there))
     reader.start()
     assert here.recv() == "open"
     fewer, boxes = frames[12:].reset_index(drop=True), boxes[12:].reset_index(drop=True)

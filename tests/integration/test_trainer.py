@@ -23,9 +23,15 @@ from pipeline.training.predict import predict
 from pipeline.training.runs import write_record
 from pipeline.training.trainer import train_heads
 from tests.devices import DEVICES
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.unit import small_cache, small_runs
 from tests.unit.small_runs import HEAD, RULES, TRAIN, make_run, train_fold
+
+
+@pytest.fixture
+def tmp_path(memory_path):
+    """In memory: most of these tests wait for the disk otherwise."""
+    return memory_path
 
 
 def make_pages_small():
@@ -88,7 +94,7 @@ def _train_and_die(folder: Path, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_killed_fold_ends_with_the_weights_of_an_undisturbed_one(folder, device):
     whole = train_fold(make_run(folder), "P1", device=device)
-    process = PROCESSES.Process(target=_train_and_die, args=(folder, device))
+    process = make_process(target=_train_and_die, args=(folder, device))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

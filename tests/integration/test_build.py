@@ -28,11 +28,17 @@ from pipeline.store.mirror import read_sealed_json, sealed_json
 from pipeline.store.shards import stage_shard
 from pipeline.store.verify import verify_store
 from pipeline.store.writer import open_writer
-from tests.processes import PROCESSES
+from tests.processes import make_process
 from tests.steps import kind_of
 from tests.unit import small_cache
 from tests.unit.cache.test_codecs import random_basis
 from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, cache_build, make_cache, make_frames, stored_bytes
+
+
+@pytest.fixture
+def tmp_path(memory_path):
+    """In memory: most of these tests wait for the disk otherwise."""
+    return memory_path
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +242,7 @@ def test_a_refresh_killed_at_random_moments_ends_with_the_same_bytes(world, tmp_
     rng = random.Random(0)
     num_kills = 0
     while num_kills < 6:
-        process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.05))
+        process = make_process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.05))
         process.start()
         process.join(rng.uniform(0.03, 0.25))
         process.kill()
@@ -264,7 +270,7 @@ SINGLE = (
 
 
 def refresh_and_die(folder, crops, kill_before):
-    process = PROCESSES.Process(
+    process = make_process(
         target=small_cache.refresh_watched, args=(folder, crops.folder), kwargs={"kill_before": kill_before}
     )
     process.start()
@@ -277,7 +283,7 @@ def steps(world, in_memory):
     """The changes of names of an undisturbed refresh, in their order."""
     _, crops, undisturbed = world
     trace = in_memory / "trace"
-    process = PROCESSES.Process(
+    process = make_process(
         target=small_cache.refresh_watched, args=(in_memory / "traced", crops.folder), kwargs={"trace": trace}
     )
     process.start()
@@ -410,7 +416,7 @@ def test_what_changed_between_a_kill_and_the_next_refresh_is_recomputed(world, t
 
 def test_the_second_of_two_writers_ends_with_an_error_that_names_the_first(world, tmp_path):
     frames, crops, undisturbed = world
-    process = PROCESSES.Process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
+    process = make_process(target=small_cache.refresh_slowly, args=(tmp_path, crops.folder, 0.1))
     process.start()
     folder = tmp_path / "cache" / undisturbed.folder.name
     while not list(folder.rglob("c.*")):
