@@ -181,10 +181,11 @@ def predict(
     from pipeline.predict.model import find_model, open_model  # noqa: PLC0415
     from pipeline.predict.stream import Options  # noqa: PLC0415
 
-    if faces not in ("all", "largest") or every < 1 or (batch_size is not None and batch_size < 1):
+    is_size = batch_size is None or batch_size >= 1
+    if faces not in ("all", "largest") or every < 1 or not is_size or not 0 <= min_score <= 1:
         raise UsageError(
-            f"expected faces 'all' or 'largest', every and batch_size of 1 or more; found faces={faces!r}, "
-            f"every={every!r}, batch_size={batch_size!r}"
+            f"expected faces 'all' or 'largest', every and batch_size of 1 or more, min_score of 0 to 1; found "
+            f"faces={faces!r}, every={every!r}, batch_size={batch_size!r}, min_score={min_score!r}"
         )
     listed = [inputs] if isinstance(inputs, str | Path | np.ndarray) else list(inputs)
     images = [each for each in listed if isinstance(each, np.ndarray)]

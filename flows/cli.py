@@ -20,7 +20,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.commands import cache, data, ops, predict, project, runs, train, weights
+from flows.commands import cache, cache_plan, data, ops, predict, project, runs, train, weights
 from flows.commands.base import INTERRUPTED, Group, Quiet, Verbose, add_command
 from flows.commands.output import make_console, print_json
 from pipeline.errors import FantransError
@@ -72,6 +72,9 @@ for command, *examples in (
 ):
     add_command(app, command.__name__, *examples)(command)
 app.add_typer(data.catalog_app, name="catalog")
+add_command(cache.cache_app, "plan", "fantrans cache plan bp4d", "fantrans cache plan bp4d -e fan_trans")(
+    cache_plan.plan_cache
+)
 app.add_typer(cache.cache_app, name="cache")
 app.add_typer(runs.runs_app, name="runs")
 app.add_typer(weights.weights_app, name="weights")

@@ -29,7 +29,7 @@ from pipeline.runtime.text import unknown_name
 from pipeline.weights.folder import entry_path, read_entries
 from pipeline.weights.kinds import FileKind, file_kind
 from pipeline.weights.published import PUBLISHED, Family, Pooling
-from pipeline.yaml_settings import read_yaml, resolve_settings
+from pipeline.yaml_settings import find_variable, read_yaml, resolve_settings
 
 CATALOG_FILE = shipped_file(CATALOG_NAME)
 RUN_RECORD_NAME = "run.json"
@@ -369,11 +369,14 @@ def _read(path: Path) -> Catalog:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise CatalogError(f"catalog {path} {what}; set FANTRANS_CATALOG to a data_catalog.yaml")
-    content = resolve_settings(read_yaml(path, error=CatalogError), where=path, error=CatalogError)
+    written = read_yaml(path, error=CatalogError)
+    content = resolve_settings(written, where=path, error=CatalogError)
     try:
         return Catalog.model_validate(content)
     except ValidationError as error:
-        raise CatalogError(f"{path}: {first_fault(error, Catalog)}") from None
+        named = next((name for fault in error.errors() if (name := find_variable(written, fault["loc"]))), None)
+        origin = "" if named is None else f"; the value is that of the variable {named}"
+        raise CatalogError(f"{path}: {first_fault(error, Catalog)}{origin}") from None
 
 
 def _anchored(catalog: Catalog, folder: Path, *, weights_folder: Path | None = None) -> Catalog:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.errors import ConfigError
 
 _INLINE_VARIABLE = re.compile(r"\{[^{}\n\"']*\$\{")
+_VARIABLE = re.compile(r"\$\{oc\.env:(\w+)")
 _SHELL_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -63,6 +64,17 @@ def resolve_settings(settings: Mapping[str, Any], *, where: object, error: type[
         reason = f"variable {unset[1]} is not set and has no default; set it in the environment" if unset else lines[0]
         raise error(f"{where}: `{key}`: {reason}") from None
     return _as_dict(content)
+
+
+def find_variable(settings: Mapping[str, Any], steps: Sequence[int | str]) -> str | None:
+    """Return the environment variable from which the value at a place of settings comes; None if it does not."""
+    value: Any = settings
+    for step in steps:
+        if not isinstance(value, Mapping) or step not in value:
+            return None
+        value = value[step]
+    found = _VARIABLE.search(value) if isinstance(value, str) else None
+    return found[1] if found else None
 
 
 def merge_settings(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,6 +216,13 @@ LABELS = [
     Fault("a video that is too long", lambda f: write_video(f / VIDEO, 12), DISFA, 1, "12"),
     Fault("a video that is too short", lambda f: write_video(f / VIDEO, 2), DISFA, 1, "2"),
     Fault("a table without its column", text(TABLE, "smile", "frown"), OWN, 1, "smile"),
+    Fault(
+        "a table with semicolons",
+        lambda f: (f / TABLE).write_text((f / TABLE).read_text().replace(",", ";")),
+        OWN,
+        1,
+        "separates its columns with ';', expected ','",
+    ),
     Fault("a table without its file", gone(TABLE), OWN, 1, "frames.csv"),
     Fault("a table with a word", text(TABLE, "s1-1.png,1", "s1-1.png,yes"), OWN, 1, "yes"),
     Fault("a table with a frame twice", text(TABLE, "s1,2", "s1,1"), OWN, 1, "codes a frame twice: rows 2 and 3"),
@@ -305,6 +312,13 @@ SETTINGS = [
         "NOT_SET",
     ),
     Fault(
+        "a wrong value of a variable",
+        lambda f: (f / CATALOG).write_text("tracking: ${oc.env:PWD}\n" + (f / CATALOG).read_text()),
+        "catalog ls",
+        2,
+        "the value is that of the variable PWD",
+    ),
+    Fault(
         "the old spelling",
         in_catalog(ENTRY_BP4D.replace("root: bp4d", 'root: "${NOT_SET:-x}"')),
         "catalog ls",
@@ -381,6 +395,9 @@ SETTINGS = [
     Fault("a word for a number", content(CONFIG, "base: demo\ntrain: {lr: fast}\n"), "train bp4d", 2, "fast"),
     Fault("a negative number", content(CONFIG, "base: demo\ntrain: {lr: -1}\n"), "train bp4d", 2, "lr"),
     Fault("not a number", content(CONFIG, "base: demo\ntrain: {lr: .nan}\n"), "train bp4d", 2, "lr"),
+    Fault(
+        "true for a number", content(CONFIG, "base: demo\ntrain: {seed: true}\n"), "train bp4d", 2, "expected a number"
+    ),
     Fault("a null", content(CONFIG, "base: demo\ntrain: {lr: null}\n"), "train bp4d", 2, "lr"),
     Fault("an unknown variant", content(CONFIG, "base: demo\nhead: {variant: mine}\n"), "train bp4d", 2, "mine"),
     Fault("a head that is away", content(CONFIG, 'base: demo\nhead: {class: "none:Head"}\n'), "train bp4d", 2, "none"),
@@ -449,6 +466,13 @@ WEIGHTS = [
 
 STORES = [
     Fault("import text", content("a.h5", "no HDF5"), "cache import bp4d a.h5", 1, "a.h5"),
+    Fault(
+        "import a folder",
+        nothing,
+        "cache import bp4d own",
+        1,
+        "own is a folder; name the files in it, such as own/*.h5",
+    ),
     Fault("import an empty file", content("a.h5", b""), "cache import bp4d a.h5", 1, "a.h5"),
     Fault("import a file that is away", nothing, "cache import bp4d nowhere.h5", 2, "nowhere.h5"),
     Fault(
@@ -462,6 +486,13 @@ STORES = [
         "a damaged index", content("work/bp4d/frames.parquet", b"PAR1"), "train bp4d", 1, "frames.parquet is damaged"
     ),
     Fault("a run of bytes", content("runs/r/run.json", b"\x00"), "report r", 1, "run.json is damaged"),
+    Fault(
+        "a folder for the index",
+        lambda f: (f / "work/own/frames.parquet").mkdir(parents=True),
+        "refresh own",
+        1,
+        "is a folder",
+    ),
     Fault("a run without folds", content("runs/r/run.json", "{}"), "report r", 1, "run.json"),
     Fault("a work root that is a file", lambda f: (f / "work").touch(), "refresh bp4d", 1, "work"),
 ]

@@ -7,7 +7,13 @@ from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_PRELOADED = ["tests.unit.small_cache", "tests.unit.small_runs", "pipeline.refresh.stages", "models.retinaface"]
+_PRELOADED = [
+    "tests.unit.small_cache",
+    "tests.unit.small_runs",
+    "pipeline.refresh.stages",
+    "torchvision.ops",  # the detector loads these two when it needs them
+    "scipy.optimize",
+]
 
 
 def make_process(target, args, kwargs=None) -> BaseProcess:

@@ -131,6 +131,8 @@ def verify_caches(
         print_json("cache-verify", is_deep=deep, is_intact=is_intact, stores=stores)
     elif not stores:
         print_line(f"nothing to verify: no crops below {catalog.roots.work}, no cache below {catalog.roots.cache}")
+    elif not any(Path(str(store["folder"])).is_relative_to(catalog.roots.cache) for store in stores):
+        print_line(f"no cache below {catalog.roots.cache}: only crops were checked")
     elif not deep:
         print_line("checked: tables, and that each file exists in its size; --deep reads every byte")
     if not is_intact:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pipeline.predict.inputs import Source
+    from pipeline.predict.rows import Format
+    from pipeline.predict.stream import Faces
 
 _STDOUT = "-"
 
@@ -109,7 +111,7 @@ def predict(
     opened = open_model(find_model(catalog, model, part=part), catalog)
     chosen = choose_device(device)
     options = with_batch_size(
-        Options(faces=faces, every=every, min_score=min_score),  # type: ignore[arg-type]
+        Options(faces=cast("Faces", faces), every=every, min_score=min_score),
         chosen,
         batch_size,
     )
@@ -120,14 +122,15 @@ def predict(
 
         write_overlay(source, rows, opened.aus, targets[source])
 
+    columns = cast("Format", format)
     if path is None:
-        summary = predict_to_stream(worker, sources, sys.stdout, format=format)  # type: ignore[arg-type]
+        summary = predict_to_stream(worker, sources, sys.stdout, format=columns)
     else:
         summary = predict_to_file(
             worker,
             sources,
             path,
-            format=format,  # type: ignore[arg-type]
+            format=columns,
             num_workers=workers,
             force=force,
             draw=draw if targets else None,
@@ -156,6 +159,7 @@ def _checked_out(path: Path) -> Path:
     checked_name(path.name, folder=path.parent)
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise UsageError(f"--out {path} has no known suffix; name a .csv or .parquet file, or - for the terminal")
+    path = path.resolve() if path.is_symlink() else path  # the link stays, and its file is written
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder; name a file in it, such as {path / 'au.csv'}")
     if not path.parent.is_dir():

@@ -220,6 +220,8 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def _open_part(path: Path, opened: ExitStack) -> _Part:
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder; name the files in it, such as {path / '*.h5'}")
     with _read_errors(path):
         file = opened.enter_context(h5py.File(path, "r"))
         attributes = dict(file.attrs)

@@ -72,10 +72,13 @@ def _read(path: Path) -> pd.DataFrame:
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path} is not a CSV table in UTF-8: {error}; save it again") from None
         (_, header), *lines = rows or [(0, [])]
+        columns = [name.strip() for name in header]
+        other = next((mark for mark in (";", "\t", "|") if mark in "".join(columns)), None)
+        if len(columns) == 1 and other is not None:
+            raise DataError(f"{path} separates its columns with {other!r}, expected ','; save it again with commas")
         for number, cells in lines:
             if len(cells) != len(header):
                 raise DataError(f"{path}, row {number}: expected {len(header)} values, found {len(cells)}; fix the row")
-        columns = [name.strip() for name in header]
         table = pd.DataFrame([cells for _, cells in lines], columns=columns, index=[n for n, _ in lines], dtype=str)
     if table.empty:
         raise DataError(f"{path} has no rows; expected one per frame")

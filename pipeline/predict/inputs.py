@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from pipeline.errors import DataError, UsageError
 from pipeline.project import expand_home
 from pipeline.runtime.text import join_first, nearest_name
 
+logger = logging.getLogger("fantrans")
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
+_WITH_PAGES = (".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,11 @@ def find_sources(words: Sequence[str | Path], *, recursive: bool = False) -> lis
     and a file that is neither.
     """
     found = [source for word in words for source in _sources(str(word), recursive=recursive)]
-    return list({source.path: source for source in found}.values())
+    sources = list({source.path: source for source in found}.values())
+    for source in sources:
+        if source.path.suffix.lower() in _WITH_PAGES and (num_pages := cv2.imcount(str(source.path))) > 1:
+            logger.warning("%s has %d pictures, of which the first is predicted", source.name, num_pages)
+    return sources
 
 
 def _sources(word: str, *, recursive: bool) -> list[Source]:

@@ -18,7 +18,7 @@ from pipeline.errors import DataNotFoundError, WriteError
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
-from pipeline.training.run_files import finished_folds, read_counts, read_run
+from pipeline.training.run_files import finished_folds, read_counts, read_history, read_run
 
 logger = logging.getLogger("fantrans")
 
@@ -109,6 +109,8 @@ def read_report(folder: Path) -> Report:
     done = finished_folds(folder)
     if not done:
         raise DataNotFoundError(f"{folder} has no finished fold; run `fantrans train` with the same settings")
+    for fold in done.values():
+        read_history(fold)  # raises if the fold's result is damaged
     counts = [read_counts(fold) for fold in done.values()]
     scores = compute_scores(pd.concat(counts))
     return Report(folder, record["experiment"], record["dataset"], tuple(done), scores, record.get("gaps"))

@@ -78,8 +78,11 @@ def discard(temp: Path) -> None:
 
 
 def put_in_place(temp: Path, path: Path) -> None:
-    """Rename a staged file to `path`, durably."""
-    temp.replace(path)
+    """Rename a staged file to `path`, durably; `WriteError` if a folder is there."""
+    try:
+        temp.replace(path)
+    except IsADirectoryError as error:
+        raise WriteError(f"{path} is a folder, expected a file; move it away, then rerun", error.errno) from None
     fsync_folder(path.parent)
 
 

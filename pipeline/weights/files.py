@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -91,7 +92,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = " ".join(f"{error}".split())[:120] or type(error).__name__
+    reason = textwrap.shorten(f"{error}", 120, placeholder=" ...") or type(error).__name__
     return WeightsError(f"{path} is cut or damaged ({reason}); download the file of weights again")
 
 

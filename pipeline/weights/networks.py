@@ -79,7 +79,7 @@ def load_state(network: nn.Module, state: State, *, what: str, expected: Archite
     """Load a state dict into a network of `make_network`: all its names, and no others.
 
     Of a ResNet-18, the names of later layers are ignored. what: words for the file. fix: what to do about weights of
-    another network. Raises `WeightsError` for those, and for values that are not finite.
+    another network. Raises `WeightsError` for those, for values that are not finite, and if all are 0.
     """
     target = network.net if isinstance(network, ResNet18Features) else network
     assert isinstance(target, nn.Module)
@@ -101,6 +101,8 @@ def load_state(network: nn.Module, state: State, *, what: str, expected: Archite
                 f"{what} contain {kind}: {num:,} of {values.numel():,} values of {name}; get an undamaged file, "
                 "or train the network again"
             )
+    if not any(values.any() for name, values in found.items() if not name.endswith(_COUNTER)):
+        raise WeightsError(f"{what} are all 0; get the file of a trained network, or train the network again")
     target.load_state_dict(dict(found))
 
 

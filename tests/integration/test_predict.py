@@ -19,6 +19,7 @@ from models.fan import FAN
 from pipeline.catalog import CATALOG_FILE, WeightsEntry, load_catalog
 from pipeline.datasets.images import read_image
 from pipeline.datasets.videos import iterate_video
+from pipeline.errors import UsageError
 from pipeline.predict.inputs import find_sources
 from pipeline.predict.job import JobWorker, predict_to_file
 from pipeline.predict.model import FaceReader, find_model, open_model
@@ -234,6 +235,15 @@ def test_faces_below_the_lowest_score_are_left_out(world):
     assert found["input"].unique().tolist() == images
     assert (found.loc[found["score"].isna(), "status"] == "no_face").all()
     assert 0 < found["score"].notna().sum() < scores.notna().sum()
+    with pytest.raises(UsageError, match=r"min_score of 0 to 1; found .*min_score=50"):
+        package.predict(images, world.run, min_score=50)
+
+
+def test_behind_a_link_the_linked_file_is_written(world, tmp_path):
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    assert fantrans("predict", world.images[0], "-m", world.run, "--out", tmp_path / "link.csv").status == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(pd.read_csv(tmp_path / "real.csv")) == 1
 
 
 def test_a_name_that_is_not_utf8_is_written_as_escapes_and_refused_for_an_output(world, tmp_path):

@@ -86,6 +86,8 @@ def broken(kind, folder):
     elif kind == "nan":
         shipped["conv1.weight"].view(-1)[0] = float("nan")
         save_file(shipped, path)
+    elif kind == "zeros":
+        save_file({name: torch.zeros_like(values) for name, values in shipped.items()}, path)
     elif kind == "cut":
         save_file(shipped, path)
         path.write_bytes(path.read_bytes()[:-1])
@@ -100,6 +102,7 @@ def broken(kind, folder):
         ("page", "is a web page, not weights"),
         ("pointer", "is a Git LFS pointer to a file, not the file"),
         ("nan", "contain NaN: 1 of "),
+        ("zeros", "are all 0; get the file of a trained network"),
         ("cut", "is cut or damaged"),
         ("missing", "does not exist; put the weights there"),
     ],

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.errors import UsageError
 from pipeline.predict.inputs import Source, find_sources, overlay_names
@@ -42,6 +43,15 @@ def test_a_file_without_a_known_suffix_is_known_by_its_content(folder):
     assert find_sources([image]) == [Source(image, is_video=False)]
     with pytest.raises(UsageError, match=r"notes\.txt is neither an image nor a video that can be read"):
         find_sources([folder / "notes.txt"])
+
+
+def test_an_animation_is_a_video_and_of_several_pages_the_first_is_predicted(folder, caplog):
+    Image.new("L", (8, 8)).save(folder / "a.gif", save_all=True, append_images=[Image.new("L", (8, 8), 90)])
+    assert find_sources([folder / "a.gif"]) == [Source(folder / "a.gif", is_video=True)]
+    Image.new("L", (8, 8)).save(folder / "a.tif", save_all=True, append_images=[Image.new("L", (8, 8), 90)])
+    assert not caplog.messages
+    find_sources([folder / "a.tif"])
+    assert caplog.messages == [f"{folder}/a.tif has 2 pictures, of which the first is predicted"]
 
 
 @pytest.mark.parametrize(

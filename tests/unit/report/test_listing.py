@@ -89,6 +89,14 @@ def test_a_damaged_fold_is_a_row(root, file):
     assert list_runs(root)["state"].tolist() == ["finished", "damaged", "started"]
 
 
+@pytest.mark.parametrize("content", [b"x", b"[]", b"{}"])
+def test_a_fold_with_a_damaged_result_is_not_reported(root, content):
+    run = root / "small-x-seed0-aaaa1111"
+    (run / "fold-P1/result.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"result.json is damaged"):
+        read_report(run)
+
+
 def test_counts_of_another_fold_are_not_those_of_this_one(root):
     run = root / "small-x-seed0-aaaa1111"
     (run / "fold-P1/counts.parquet").write_bytes((run / "fold-P2/counts.parquet").read_bytes())

@@ -1,0 +1,261 @@
+"""Refresh and train on a sample of a data set, in a temporary folder on the caches' disk, and take the time.
+
+The sample goes through the stages, stores and heads of a real refresh and training. Its labels are made up: time does
+not depend on them, and a small sample would lack rare action units.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import fingerprint
+from pipeline.cache import prepare
+from pipeline.cache.live import LiveFeatures
+from pipeline.catalog import Catalog
+from pipeline.config import PROFILES, CacheConfig, ExperimentConfig, Profile
+from pipeline.datasets.index import index_frames, read_index, write_index
+from pipeline.errors import CatalogError, ConfigError, DataError
+from pipeline.protocols import train_parts
+from pipeline.refresh.boxes import DetectionWorker
+from pipeline.refresh.job import RefreshJob, cache_build, crop_reader
+from pipeline.refresh.stages import CropStage, DetectStage, Stage
+from pipeline.runtime.allocator import tune_allocator
+from pipeline.store.revisions import load_revision
+from pipeline.tables import au_column
+from pipeline.training.export import load_deployed
+from pipeline.training.loader import NEIGHBOUR_ROWS, CachedFrames
+from pipeline.training.predict import predict
+from pipeline.training.run_files import DEPLOYED_NAME
+from pipeline.training.runs import Runs, TrainingRun
+from pipeline.training.trainer import train_heads
+
+MIN_SAMPLE_FRAMES = 96
+_FRAMES_PER_BATCH = 2
+"""Frames of the sample per frame of a batch: two of three parts must fill a batch, also if some faces are not found."""
+_NUM_VIEWS = 2
+_TIMED_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class ProfileRate:
+    """What was measured of one profile; times are of one process on the chosen device.
+
+    encode_s: to encode a view that the FAN has computed, and to write it. epoch_s: per frame that a head learns from.
+    waiting: share (0..1) of an epoch in which the heads wait for data. evaluation_s: per frame of the scored parts.
+    """
+
+    view_bytes: float
+    encode_s: float
+    epoch_s: float
+    waiting: float
+    evaluation_s: float
+
+
+@dataclass(frozen=True)
+class SampleRates:
+    """What was measured of a sample: seconds per frame or view, bytes per second of the disk, and by profile.
+
+    fan_s: per view that is extracted in the profile exact. live_s: per view that is computed for a head, not stored.
+    unavailable: why a profile was not measured, by its name.
+    """
+
+    num_frames: int
+    detect_s: float
+    crop_s: float
+    fan_s: float
+    live_s: float
+    disk_bytes_per_s: float
+    profiles: dict[Profile, ProfileRate]
+    unavailable: dict[Profile, str]
+
+
+def measure_sample(
+    dataset: str, experiments: Sequence[ExperimentConfig], catalog: Catalog, *, device: str
+) -> tuple[SampleRates, pd.DataFrame]:
+    """Return the rates of a sample, and the whole index of the data set.
+
+    experiments: those that would be trained together. Raises `DataError` for a data set that is not rendered yet, or
+    whose faces are not found.
+    """
+    tune_allocator()
+    root = catalog.roots.cache
+    root.mkdir(parents=True, exist_ok=True)
+    frames = _whole_index(dataset, catalog)
+    with TemporaryDirectory(dir=root, prefix=".plan-") as name:
+        folder = Path(name)
+        roots = {"work": folder / "work", "cache": folder / "cache", "runs": folder / "runs"}
+        there = catalog.model_copy(update={"roots": catalog.roots.model_copy(update=roots)})
+        return _Sample(dataset, experiments, there, device).measure(frames), frames
+
+
+def _whole_index(dataset: str, catalog: Catalog) -> pd.DataFrame:
+    entry = catalog.get_dataset(dataset)
+    if catalog.index_path(dataset).is_file():
+        return read_index(catalog.work_folder(dataset), dataset=dataset)
+    if entry.count_unrendered()[0]:
+        raise DataError(
+            f"the faces of {dataset} are not rendered yet; run `fantrans render {dataset}`, then plan again"
+        )
+    return index_frames(entry.root, entry.raw_layout, entry.rules, entry)
+
+
+class _Sample:
+    """A data set's sample in a catalog with roots of its own."""
+
+    def __init__(self, dataset: str, members: Sequence[ExperimentConfig], catalog: Catalog, device: str) -> None:
+        self._dataset, self._catalog, self._device = dataset, catalog, device
+        self._members = [_with_cache(each, _with_two_views(each.cache)) for each in members]
+        self._job = RefreshJob(
+            dataset=dataset, catalog=catalog, config=self._members[0].cache, limit=None, device=device
+        )
+
+    def measure(self, frames: pd.DataFrame) -> SampleRates:
+        """Return all rates."""
+        job, sample = self._job, self._chosen(frames)
+        write_index(job.work, sample)
+        worker = DetectionWorker(job)
+        worker.detect(sample[:8])  # loads the network
+        detect_s = _seconds(lambda: worker.detect(sample))
+        _run(DetectStage(), job)
+        crop_s = _seconds(lambda: _run(CropStage(), job))
+        num_faces, largest = len(crop_reader(job).index), max(each.train.batch_size for each in self._members)
+        if 2 * num_faces < 3 * largest:
+            raise DataError(
+                f"{num_faces} of {len(sample)} sampled frames of {self._dataset} have a face, too few for a batch of "
+                f"{largest}; run `fantrans refresh {self._dataset} --until crop` and read its summary"
+            )
+        fan_s, profiles, unavailable = 0.0, {}, {}
+        for profile in PROFILES:  # exact comes first: the others are encoded from it
+            try:
+                view_s, view_bytes = self._extract(profile)
+                learned = self._learn(profile)
+            except (CatalogError, ConfigError) as error:
+                unavailable[profile] = str(error)
+                continue
+            fan_s = view_s if profile == "exact" else fan_s
+            encode_s = 0.0 if profile == "exact" else view_s
+            profiles[profile] = ProfileRate(view_bytes=view_bytes, encode_s=encode_s, **learned)
+        return SampleRates(
+            num_frames=len(sample),
+            detect_s=detect_s / len(sample),
+            crop_s=crop_s / num_faces,
+            fan_s=fan_s,
+            live_s=self._live_seconds(),
+            disk_bytes_per_s=_disk_rate(job.catalog.caches_folder(self._dataset)),
+            profiles=profiles,
+            unavailable=unavailable,
+        )
+
+    def _chosen(self, frames: pd.DataFrame) -> pd.DataFrame:
+        """Return the sample: the first frames of each part, which lie in few files, with made-up labels."""
+        largest = max(each.train.batch_size for each in self._members)
+        per_part = max(MIN_SAMPLE_FRAMES, _FRAMES_PER_BATCH * largest) // frames["part"].nunique()
+        has_source = frames["source_file"] != ""
+        sample = frames[has_source].groupby("part", sort=False).head(per_part).reset_index(drop=True)
+        aus = self._catalog.get_dataset(self._dataset).rules.aus
+        labels = (np.arange(len(sample))[:, None] + np.arange(len(aus))) % 2
+        sample[[au_column(au) for au in aus]] = labels.astype(np.int8)
+        return sample
+
+    def _extract(self, profile: Profile) -> tuple[float, float]:
+        """Fill the cache of a profile; return seconds and bytes per view."""
+        job = replace(self._job, config=prepare.with_profile(self._job.config, profile))
+        fingerprint.cache_document(job.config, self._catalog)  # refuses weights without this profile
+        build, ticks = cache_build(job), [(time.perf_counter(), 0)]
+
+        def on_progress(num_done: int, piece: str = "") -> None:  # noqa: ARG001
+            ticks.append((time.perf_counter(), ticks[-1][1] + num_done))
+
+        build.run(read_index(job.work, dataset=self._dataset), crop_reader(job), on_progress=on_progress)
+        (start, before), (end, after) = ticks[1], ticks[-1]  # the first unit waits for the network
+        revision = load_revision(build.folder)
+        assert revision is not None
+        num_views = revision.manifest["num_rows"] * _NUM_VIEWS
+        return (end - start) / (after - before), revision.manifest["num_bytes"] / num_views
+
+    def _learn(self, profile: Profile) -> dict[str, float]:
+        """Train on a profile; return the fields of `ProfileRate` that it shows."""
+        _, short_s, _ = self._train(profile, 1)
+        run, long_s, waiting = self._train(profile, 1 + _TIMED_EPOCHS)
+        parts = run.experiment.parts
+        num_frames = sum(
+            CachedFrames(run.cache, run.frames, aus=run.rules.aus, parts=train_parts(part)).rows.size
+            // each.train.batch_size
+            * each.train.batch_size
+            for each in self._members
+            for part in parts
+        )
+        model = load_deployed(run.fold_folder(parts[0]) / DEPLOYED_NAME)
+        tested = run.frames[run.frames["part"] == parts[0]]
+        evaluation = partial(
+            predict, model.head, run.cache, tested, aus=run.rules.aus, test_part=parts[0], device=self._device,
+            averages_flip=run.experiment.train.averages_flip,
+        )  # fmt: skip
+        evaluation()
+        return {
+            "epoch_s": (long_s - short_s) / _TIMED_EPOCHS / num_frames,
+            "waiting": waiting,
+            "evaluation_s": _seconds(evaluation) / len(tested),
+        }
+
+    def _train(self, profile: Profile, num_epochs: int) -> tuple[TrainingRun, float, float]:
+        """Train all folds; return the last run, the seconds, and the share of the time that was spent waiting."""
+        runs = Runs(self._catalog, self._dataset)
+        resolved = [runs.resolve(_for_epochs(each, profile, num_epochs)) for each in self._members]
+        folds = [(run, part) for run in resolved for part in run.experiment.parts]
+        started = time.perf_counter()
+        waiting = train_heads(folds, device=self._device)
+        return resolved[-1], time.perf_counter() - started, waiting
+
+    def _live_seconds(self) -> float:
+        """Return the seconds per view of a FAN in the loop, for the profile of the experiment."""
+        job = self._job
+        frames = read_index(job.work, dataset=self._dataset)
+        live = LiveFeatures(cache_build(job), frames, crop_reader(job))
+        rows = live.index["row"].to_numpy()[:NEIGHBOUR_ROWS]
+        live.read(rows)
+        return _seconds(lambda: live.read(rows)) / len(rows)
+
+
+def _with_two_views(settings: CacheConfig) -> CacheConfig:
+    return settings.model_copy(update={"views": settings.views.model_copy(update={"num_views": _NUM_VIEWS})})
+
+
+def _with_cache(experiment: ExperimentConfig, cache: CacheConfig) -> ExperimentConfig:
+    return experiment.model_copy(update={"cache": cache})
+
+
+def _for_epochs(experiment: ExperimentConfig, profile: Profile, num_epochs: int) -> ExperimentConfig:
+    train = experiment.train.model_copy(update={"num_epochs": num_epochs})
+    of_profile = _with_cache(experiment, prepare.with_profile(experiment.cache, profile))
+    return of_profile.model_copy(update={"train": train})
+
+
+def _run(stage: Stage[Any], job: RefreshJob) -> None:
+    stage.run(job, stage.plan(job), job.workers)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _disk_rate(folder: Path) -> float:
+    """Return how many bytes per second the disk reads of the files below a folder, past the page cache."""
+    paths = [path for path in folder.rglob("c.*") if path.is_file()]
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    seconds = _seconds(lambda: [path.read_bytes() for path in paths])
+    return sum(path.stat().st_size for path in paths) / seconds
