@@ -6,6 +6,7 @@ not depend on them, and a small sample would lack rare action units.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -40,10 +41,10 @@ from pipeline.training.runs import Runs, TrainingRun
 from pipeline.training.trainer import train_heads
 
 MIN_SAMPLE_FRAMES = 96
-_FRAMES_PER_BATCH = 2
+_FRAMES_PER_BATCH = 1.6
 """Frames of the sample per frame of a batch: two of three parts must fill a batch, also if some faces are not found."""
 _NUM_VIEWS = 2
-_TIMED_EPOCHS = 4
+_TIMED_EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class _Sample:
     def _chosen(self, frames: pd.DataFrame) -> pd.DataFrame:
         """Return the sample: the first frames of each part, which lie in few files, with made-up labels."""
         largest = max(each.train.batch_size for each in self._members)
-        per_part = max(MIN_SAMPLE_FRAMES, _FRAMES_PER_BATCH * largest) // frames["part"].nunique()
+        per_part = math.ceil(max(MIN_SAMPLE_FRAMES, _FRAMES_PER_BATCH * largest) / frames["part"].nunique())
         has_source = frames["source_file"] != ""
         sample = frames[has_source].groupby("part", sort=False).head(per_part).reset_index(drop=True)
         aus = self._catalog.get_dataset(self._dataset).rules.aus

@@ -136,11 +136,14 @@ def test_frames_that_only_the_existing_cache_has_are_not_dropped(tmp_path):
 
 def export_with_quota(folder, out, limit, said):
     """Export with a quota of bytes per file, in a process of its own, and send the error's sentence."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     try:
         export_hdf5(open_cache(folder), out)
     except WriteError as error:
         said.send(str(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # the process may write a coverage file at its end
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
