@@ -18,6 +18,7 @@ import av
 import numpy as np
 from av.buffer import Buffer
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from pipeline.datasets.video_numbers import FrameNumbers, PacketTimes, number_frames
 from pipeline.errors import DataError, DataNotFoundError
@@ -224,7 +225,7 @@ def _frames(path: Path, stream: _Stream, *, is_wanted: Callable[[int], bool], la
     """Yield the wanted frames up to the number `last`, or the last one of the video."""
     numbers = stream.numbers
     end = numbers.num_frames if last is None else min(numbers.num_frames, last + 1)
-    expected = 0
+    expected, converter = 0, VideoReformatter()
     for num_threads in (0, 1):  # on threads, damage to the last frames costs those that are decoded beside them
         for number, frame, is_damaged in _numbered(path, stream, num_threads=num_threads):
             if number < expected:
@@ -232,7 +233,7 @@ def _frames(path: Path, stream: _Stream, *, is_wanted: Callable[[int], bool], la
             yield from (stream.lost(lost) for lost in range(expected, min(number, end)) if is_wanted(lost))
             expected = number + 1
             if number < end and is_wanted(number):
-                image = None if is_damaged else _displayed(frame)
+                image = None if is_damaged else _displayed(frame, converter)
                 yield VideoFrame(number, numbers.time_s(number), image, _DAMAGED if is_damaged else None)
             if expected >= end:
                 return
@@ -286,9 +287,12 @@ def _display_axes(frame: av.VideoFrame) -> tuple[tuple[int, int], tuple[int, int
     return (0, 1 if b >= 0 else -1), (1 if c >= 0 else -1, 0)
 
 
-def _displayed(frame: av.VideoFrame) -> np.ndarray:
-    """Return the frame's pixels as displayed, RGB uint8 (H, W, 3)."""
-    image: np.ndarray = frame.to_ndarray(format="rgb24")
+def _displayed(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+    """Return the frame's pixels as displayed, RGB uint8 (H, W, 3).
+
+    converter: one for all frames of a video. `frame.to_ndarray(format=...)` makes one per frame, each with its threads.
+    """
+    image: np.ndarray = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     (x_right, x_down), (y_right, y_down) = _display_axes(frame)
     if not x_right:
         image = image.transpose(1, 0, 2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from fractions import Fraction
 from itertools import accumulate, islice
+from pathlib import Path
 
 import av
 import numpy as np
@@ -131,7 +133,7 @@ def test_damage_at_the_end_costs_no_frame_before_it(tmp_path, codec, options):
 def test_wanted_frames_come_in_order_up_to_the_last(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.avi")
     converted = []
-    monkeypatch.setattr(videos, "_displayed", lambda frame: converted.append(1) or draw_number(0))
+    monkeypatch.setattr(videos, "_displayed", lambda *_: converted.append(1) or draw_number(0))
     frames = list(read_video_frames(path, {7, 3, 99}))
     assert [frame.number for frame in frames] == [3, 7, 99]
     assert (frames[2].image, frames[2].reason) == (None, "the video has 40 frames")
@@ -257,3 +259,18 @@ def test_a_title_of_any_bytes_costs_no_frame(tmp_path):
     assert marker in before
     path.write_bytes(before.replace(marker, b"\xac\xff\xfe\x80"))
     assert describe_video(path).num_frames == NUM_FRAMES
+
+
+def test_frames_that_are_read_leave_no_threads_behind(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, "libx264")
+    frames = iterate_video(path)
+    gc.disable()  # it would hide threads that a frame holds in a cycle
+    try:
+        next(frames)
+        before = len(list(Path("/proc/self/task").iterdir()))
+        held = list(frames)
+        assert len(list(Path("/proc/self/task").iterdir())) <= before
+    finally:
+        gc.enable()
+    assert len(held) == NUM_FRAMES - 1
