@@ -1,0 +1,142 @@
+"""Write docs/performance.md from the results of the benchmarks of speed, which lie in one folder as JSON.
+
+    python benchmarks/extraction.py --out var/speed/extraction.json
+    python benchmarks/loading.py --out var/speed/loading.json        # after a refresh, see there
+    python benchmarks/training.py --out var/speed/training.json
+    python benchmarks/performance.py --results var/speed
+
+A page names the machine, the commit and the command of every table. Results that are not there are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs/performance.md"
+INTRODUCTION = """# Performance
+
+Written by `python benchmarks/performance.py` from one run of each benchmark; commit {commit}. All ways of a table took
+turns in one process: compare numbers within a table, not between machines. Numbers are medians, with their range.
+`fantrans cache plan DATASET` measures your own machine in the same way.
+"""
+
+
+def main() -> None:
+    """Parse the command line, read the results, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("var/speed"))
+    parser.add_argument("--out", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=PAGE.parent
+    ).stdout.strip()
+    parts = [INTRODUCTION.format(commit=commit)]
+    for name, write in SECTIONS.items():
+        path = arguments.results / f"{name}.json"
+        if path.is_file():
+            parts.append(write(json.loads(path.read_bytes())))
+    arguments.out.write_text("\n".join(parts))
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table, numbers to the right."""
+    rule = "|---|" + "---:|" * (len(columns) - 1)
+    return "\n".join(
+        ["| " + " | ".join(cells) + " |" for cells in (columns,)] + [rule] + [f"| {' | '.join(row)} |" for row in rows]
+    )
+
+
+def spread(found: Mapping[str, Any]) -> str:
+    """Return a range."""
+    low, high = found["range"]
+    return f"{low:,} to {high:,}"
+
+
+def extraction(result: Mapping[str, Any]) -> str:
+    """Return the section on extraction."""
+    product = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in result["product_gflops"].items())
+    lines = [
+        "## From frames to features",
+        "",
+        f"{result['num_frames']} frames of 512 px on {result['machine']}; a matrix product: {product}. End to end: "
+        "detection, crop, and one view in the profile standard. Theirs: landmarks by face-alignment with the same weights, as its "
+        "README uses it (`python benchmarks/extraction.py`).",
+    ]
+    for name, found in result.items():
+        if not isinstance(found, Mapping) or "gflop_per_view" not in found:
+            continue
+        rows = []
+        for work, rate in found.items():
+            if isinstance(rate, Mapping):
+                rows.append([work, f"{rate['median']:,}", spread(rate)])
+            elif work.startswith("frames end to end"):
+                rows.append([f"**{work}**", f"**{rate:,}**", ""])
+        lines += [
+            "",
+            f"{name}, {found['gflop_per_view']} GFLOP per view:",
+            "",
+            table(["", "per second", "range"], rows),
+        ]
+        if "largest difference of the heatmaps" in found:
+            difference = found["largest difference of the heatmaps"]
+            lines += ["", f"The heatmaps of both differ by {difference:.1e} of their largest value, in fp32."]
+    return "\n".join(lines) + "\n"
+
+
+def loading(result: Mapping[str, Any]) -> str:
+    """Return the section on loading."""
+    lines = [
+        "## Reading features",
+        "",
+        f"{result['rows']} rows in shuffled order on {result['machine']}, frames per second "
+        "(`python benchmarks/loading.py`). Warm: the files are in memory. Cold: they are not.",
+    ]
+    for profile, found in result.items():
+        if not isinstance(found, Mapping):
+            continue
+        rows = [
+            [way, f"{warm['median']:,}", spread(warm), f"{found['cold'][way]['median']:,}"]
+            for way, warm in found["warm"].items()
+        ]
+        lines += [
+            "",
+            f"{profile}, {found['row_bytes'] / 1e6:.2f} MB per row:",
+            "",
+            table(["", "warm", "range", "cold"], rows),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def training(result: Mapping[str, Any]) -> str:
+    """Return the section on training."""
+    rows = [
+        [way, f"{found['seconds']:,}", spread(found), f"{found['f1']:.1f}"] for way, found in result["ways"].items()
+    ]
+    return (
+        "\n".join(
+            [
+                "## Three folds",
+                "",
+                f"{result['num_frames']} frames, {result['num_epochs']} epochs on {result['machine']}, training and scoring "
+                "(`python benchmarks/training.py`). The plain loop reads fp16 arrays by numpy's memmap.",
+                "",
+                table(["", "seconds", "range", "F1"], rows),
+            ]
+        )
+        + "\n"
+    )
+
+
+SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "extraction": extraction,
+    "loading": loading,
+    "training": training,
+}
+
+if __name__ == "__main__":
+    main()
