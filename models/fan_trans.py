@@ -135,7 +135,9 @@ class ConvModule(nn.Module):
         the following convolutions need on a CPU; `nn.Conv2d` and a copy into that order take 1.5 times as long.
         """
         dtype = self.reduce.weight.dtype
-        names, stacked_BCHW = concatenate_maps(features, plain=self.plain, gated=self.gated, dtype=dtype)
+        names, stacked_BCHW = concatenate_maps(
+            features, plain=self.plain, gated=self.gated, dtype=dtype, is_autocast=True
+        )
         weights = self.reduce.weight.flatten(1).chunk(len(names), 1)  # D, C of each map
         weight_DC = torch.cat(
             [

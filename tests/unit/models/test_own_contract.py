@@ -3,7 +3,16 @@ import torch
 from torch import nn
 
 from models.fan_trans import FanTransHead
-from models.head import HeadInputs, HeadOutput, carry_over_by_size, check_contract, deployed_head, run_head, stack_maps
+from models.head import (
+    HeadInputs,
+    HeadOutput,
+    carry_over_by_size,
+    check_contract,
+    concatenate_maps,
+    deployed_head,
+    run_head,
+    stack_maps,
+)
 from models.registry import HEADS
 from models.variants import VARIANTS
 
@@ -28,6 +37,20 @@ def test_maps_can_be_chosen_and_a_resnets_cache_has_lf_alone():
     alone = HeadInputs(8, 16, 3, names=("lf",))
     assert list(alone.random_maps(2)) == ["lf"]
     assert alone.num_stacked_channels == stack_maps(alone.random_maps(2)).shape[1] == 8
+
+
+@pytest.mark.parametrize("form", ["maps", "products"])
+def test_under_autocast_the_stacked_maps_are_rounded_once(form):
+    maps = HeadInputs(4, 16, 2).random_maps(3)
+    maps["hm"] = maps["hm"].half()
+    if form == "products":
+        maps = {"lf": maps["lf"], **{f"hm_{name}": maps[name] * maps["hm"] for name in ("h1", "h2")}}
+    settings = {"plain": ("lf",), "gated": ("h1", "h2"), "dtype": torch.float32}
+    _, expected = concatenate_maps(maps, **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, found = concatenate_maps(maps, **settings, is_autocast=True)
+        assert torch.equal(found, expected.bfloat16())
+        assert stack_maps(maps).dtype == torch.float32
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
