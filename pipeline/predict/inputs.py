@@ -48,7 +48,7 @@ def find_sources(words: Sequence[str | Path], *, recursive: bool = False) -> lis
     sources = list({source.path: source for source in found}.values())
     for source in sources:
         if source.path.suffix.lower() in _WITH_PAGES and (num_pages := cv2.imcount(str(source.path))) > 1:
-            logger.warning("%s has %d pictures, of which the first is predicted", source.name, num_pages)
+            logger.warning("%s has %d pages, of which the first is predicted", source.name, num_pages)
     return sources
 
 

@@ -51,7 +51,7 @@ def test_an_animation_is_a_video_and_of_several_pages_the_first_is_predicted(fol
     Image.new("L", (8, 8)).save(folder / "a.tif", save_all=True, append_images=[Image.new("L", (8, 8), 90)])
     assert not caplog.messages
     find_sources([folder / "a.tif"])
-    assert caplog.messages == [f"{folder}/a.tif has 2 pictures, of which the first is predicted"]
+    assert caplog.messages == [f"{folder}/a.tif has 2 pages, of which the first is predicted"]
 
 
 @pytest.mark.parametrize(
