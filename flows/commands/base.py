@@ -98,7 +98,7 @@ class Command(TyperCommand):
         """Return the parameters; the metavar of an option with choices lists them."""
         params = super().get_params(ctx)
         for param in params:
-            if param.name in _CHOICES:
+            if param.name in _CHOICES and param.callback is not None:  # other options have the same name
                 param.metavar = f"<{'|'.join(_CHOICES[param.name]())}>"
         return params
 

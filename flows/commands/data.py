@@ -193,7 +193,9 @@ def render(
     frames: Annotated[int, typer.Option(min=1, help="Frames per task.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Another seed renders other subjects.")] = 0,
     size: Annotated[int, typer.Option(min=64, help="Side of a frame in px.")] = 512,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = os.cpu_count() or 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that render.", show_default="one per core")
+    ] = os.cpu_count() or 1,
 ) -> None:
     """Render faces with known action units in the raw layout of a data set.
 
