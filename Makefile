@@ -6,9 +6,10 @@ CONSTRAINTS ?= --constraint constraints.txt
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-unit coverage kill-test check newest constraints audit mutants fuzz bench clean
+.PHONY: help setup demo demo-quick test test-unit coverage kill-test check newest constraints audit mutants fuzz bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,7 +61,7 @@ newest:  ## the unit tests with the newest versions that pyproject.toml allows, 
 	$(MAKE) setup VENV=.venv-newest CONSTRAINTS=--upgrade TORCH='torch torchvision'
 	.venv-newest/bin/pytest tests/unit --numprocesses=auto
 
-constraints:  ## write the versions of this virtual environment into constraints.txt
+constraints: $(DOCS_READY)  ## write the versions of this virtual environment into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | grep -v ' @ ' | grep -viE '^(retinaface|torch|torchvision|triton|nvidia-|cuda-)' > constraints.txt  # TORCH names its own
 
 audit: $(READY)  ## look for known vulnerabilities of the installed packages (asks the package index)
@@ -75,5 +76,15 @@ fuzz: $(READY)  ## read randomly damaged labels, images, videos, settings and we
 bench: $(READY)  ## speed of extraction, loader and training, compared with other libraries (after the demo)
 	$(BIN)/python benchmarks/throughput.py
 
-clean:  ## remove outputs (var/) and build files, not .venv
-	rm -rf var build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*
+$(DOCS_READY): $(READY)
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[docs]'
+	touch $@
+
+docs: $(DOCS_READY)  ## the site, in build/site; a link or anchor that does not exist is an error
+	$(BIN)/python -m docs.generate build/pages
+	$(BIN)/mkdocs build --quiet
+	! grep -rlE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' build/site --include='*.html'  # no other host
+	@echo "open build/site/index.html"
+
+clean:  ## remove build files; data and runs (var/) and .venv stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*

@@ -250,7 +250,7 @@ class WeightsEntry(FileEntry):
 
 
 class Roots(Settings):
-    """Folders below which the pipeline writes."""
+    """Folders below which the pipeline writes: indexes, boxes and crops; caches; runs and tables; added weights."""
 
     work: NamedPath
     cache: NamedPath

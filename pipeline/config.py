@@ -100,7 +100,9 @@ class DetectorConfig(Settings):
     weights: str = "retinaface-mobilenet"
     """Name of a RetinaFace in the catalog."""
     score_threshold: Fraction = 0.5
+    """Lowest score of a face."""
     nms_iou: Fraction = 0.4
+    """Overlap from which the face with the lower score is dropped."""
     max_side_px: PositiveInt = 640
     """Longest side before detection; larger frames are shrunk to it. Boxes are in full-frame px."""
     tracks: TrackConfig = TrackConfig()
@@ -136,11 +138,14 @@ class ViewConfig(Settings):
     """Cached views of a crop: 0 clean, 1 clean and flipped, 2 and up augmented (paper 4.1)."""
 
     num_views: Annotated[int, Field(ge=2)] = 14
+    """Clean and flipped ones included; an epoch trains on one augmented view."""
     seed: Seed = 0
+    """Of the augmented views."""
     max_rotation_deg: Annotated[float, Field(ge=0, le=15)] = 15.0
     min_scale: Annotated[float, Field(ge=0.75, le=1)] = 0.75
     max_scale: Annotated[float, Field(ge=1, le=1.25)] = 1.25
     max_shift_px: Annotated[float, Field(ge=0, le=10)] = 10.0
+    """Along each axis."""
     flip_probability: Fraction = 0.5
 
 
@@ -170,11 +175,13 @@ class HeadConfig(Settings):
     variant: Annotated[str, OneOf(VARIANTS)] = "t1_o2o_t2_o2m"
     """Row of Table 1, the last of which is FAN-Trans, or its three branches."""
     attention_drop: Annotated[str, OneOf(ATTENTION_DROPS)] = "learned"
+    """Which attention a transblock zeroes: see the glossary."""
     input_features: Annotated[str, OneOf(INPUT_MAPS)] = "bl"
     """Row of Table 2: all maps, without LF, H1 and H2 without the heatmap gate, or the one map of a ResNet."""
     dim: PositiveInt | None = None
     """Width D of the head; None is a quarter of three maps' channels, as in the paper, whichever are read."""
     num_blocks: PositiveInt = 5
+    """Transblocks per trunk."""
     top_k: PositiveInt | None = None
     """Evidence summed by C_o2m; None is half the action units."""
     mask_start: Annotated[float, Field(ge=0)] = 0.0
@@ -247,6 +254,7 @@ class TrainConfig(Settings):
     num_epochs: PositiveInt = 12
     batch_size: PositiveInt = 64
     lr: PositiveFloat = 1e-4
+    """Learning rate; the highest one with one_cycle."""
     schedule: Literal["step", "one_cycle"] = "step"
     """step: x `lr_decay` after every `lr_step_epochs`; one_cycle: rise to `lr`, then fall to zero, step by step."""
     lr_decay: Fraction = 0.3
@@ -255,6 +263,7 @@ class TrainConfig(Settings):
     kd_weight: Annotated[float, Field(ge=0)] = 0.2
     """Lambda of Eq. 10."""
     kd_form: Annotated[str, OneOf(KD_FORMS)] = "bernoulli"
+    """Distillation per action unit, or over all of them."""
     kd_temperature: PositiveFloat | None = None
     """None is the form's own: 1 for bernoulli, 4 for softmax."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -9,7 +9,7 @@ runs/{dataset}-{head}-seed{N}-{run fingerprint}/
                              removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
     fold-P1/deployed/                the deployed head, see pipeline/training/export.py
-    fold-P1/predictions.parquet, counts.parquet
+    fold-P1/predictions.parquet, counts.parquet   per tested frame; per subject and action unit
     fold-P1/result.json      history and sizes; written last, so it marks the fold as finished
 """
 
