@@ -82,7 +82,7 @@ $(DOCS_READY): $(READY)
 
 docs: $(DOCS_READY)  ## the site, in build/site; a link or anchor that does not exist is an error
 	$(BIN)/python -m docs.generate build/pages
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	! grep -rlE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' build/site --include='*.html'  # no other host
 	@echo "open build/site/index.html"
 

@@ -52,7 +52,7 @@ def write_pages(out: Path) -> None:
     written = {path.relative_to(ROOT): with_wide_lists(text) for path, text in files.items()}
     written |= {Path("docs/reference") / name: text for name, text in reference_pages().items()}
     copied = {linked for page, text in files.items() for linked in linked_files(page, text)}
-    for path in copied:
+    for path in {*copied, ROOT / "docs/site.css"}:
         _place(out / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     written |= {Path("docs/figures") / name: text for name, text in figures().items()}
     for name, text in written.items():

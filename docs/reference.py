@@ -11,6 +11,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,7 +46,7 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
         if issubclass(cls, BaseModel) and cls is not BaseModel:
             (body,) = ast.parse(inspect.getsource(cls)).body
             assert isinstance(body, ast.ClassDef)
-            for before, after in zip(body.body, body.body[1:], strict=False):
+            for before, after in pairwise(body.body):
                 is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
                     found[before.target.id] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
@@ -315,6 +316,11 @@ def api_page() -> str:
     return f"# Python API in full\n\n[The Python API](../api.md) lists the same by topic.\n\n{names}\n"
 
 
+def glossary_page() -> str:
+    """Return the glossary of the page on names and words."""
+    return "# Glossary\n" + (ROOT / "docs/naming.md").read_text().partition("## Glossary\n")[2]
+
+
 _PAGES: dict[str, Callable[[], str]] = {
     "commands.md": cli_page,
     "settings.md": settings_page,
@@ -323,6 +329,7 @@ _PAGES: dict[str, Callable[[], str]] = {
     "errors.md": exit_page,
     "json.md": json_page,
     "files.md": files_page,
+    "glossary.md": glossary_page,
     "python.md": api_page,
 }
 

@@ -1,6 +1,6 @@
 """A run: one experiment on one revision of one cache, in a folder named by everything that decides its result.
 
-runs/{dataset}-{head}-seed{N}-{run fingerprint}/
+runs/{dataset}-{head}-seed{N}-{run fingerprint}/   the folder of a run
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
     .lock                    held by every training of the run, see pipeline/training/run_lock.py
     source/                  source files of a head of one's own

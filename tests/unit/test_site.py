@@ -1,6 +1,7 @@
 """The generated pages of the site, and the diagrams of docs/architecture.md: complete, and as the code is."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -140,3 +141,57 @@ def test_pages_keep_their_folders_and_bring_what_they_link_to(tmp_path):
 def test_items_of_a_list_continue_at_four_spaces():
     text = "1. one\n\n       code\n\n   more\n- two\n  on\n\n    code\n\n```\n- x\n  y\n```"
     assert generate.with_wide_lists(text).split("\n")[2:8] == ["        code", "", "    more", "- two", "    on", ""]
+    after = "- a\n  b\n\nend\n\n    code"
+    assert generate.with_wide_lists(after).endswith("\n\nend\n\n    code")
+
+
+def commands_of_pages():
+    """Yield (page, words) for each command line that a page shows, in a block or within a sentence."""
+    for pattern in generate.PAGES:
+        for path in ROOT.glob(pattern):
+            if path.name == "CHANGELOG.md":
+                continue
+            text = path.read_text()
+            for line in re.findall(r"^ *(fantrans .*)$", text, re.M) + re.findall(r"`(fantrans [^`\n]+)`", text):
+                plain = re.split(r" [>|&;#\[]|;|\$", line)[0]
+                yield path.name, plain.split()[1:]
+
+
+def test_every_command_on_a_page_exists_with_its_options():
+    known = dict(commands(get_command(app)))
+    found = list(commands_of_pages())
+    assert len(found) > 150
+    settings = {
+        f"{place}.{key}".strip(".")
+        for place, group in reference.sections(ExperimentConfig)
+        for key in group.model_fields
+    }
+    for page, words in found:
+        path = next(tuple(words[:n]) for n in (2, 1, 0) if tuple(words[:n]) in known)
+        if not words or words[0] in ("...", "COMMAND") or words[0].startswith("-"):
+            continue
+        is_group = bool(getattr(known[path], "commands", {})) and len(words) > len(path)
+        assert path, f"{page}: fantrans {words[0]} does not exist"
+        assert not is_group or words[len(path)].startswith("-"), f"{page}: fantrans {' '.join(words)} does not exist"
+        options = {name for param in known[path].params for name in param.opts} | {"--help"}
+        given = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+        assert [option for option in given if option not in options] == [], f"{page}: {words}"
+        keys = [word.partition("=")[0] for flag, word in pairwise(words) if flag == "--set"]
+        assert [key for key in keys if key not in settings | {"KEY", "head.class", "head.hidden"}] == [], (
+            f"{page}: {words}"
+        )
+
+
+def test_every_link_between_pages_leads_to_a_file_and_a_heading():
+    found = [
+        (path, *link)
+        for pattern in generate.PAGES
+        for path in ROOT.glob(pattern)
+        for link in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", path.read_text())
+    ]
+    assert len(found) > 100
+    for page, target, anchor in found:
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.name}: {target}"
+        headings = re.findall(r"^#+ (.+)$", path.read_text(), re.M) if anchor else []
+        assert not anchor or anchor in map(reference.slug, headings), f"{page.name}: {target}#{anchor}"
