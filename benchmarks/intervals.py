@@ -84,7 +84,7 @@ class World:
         return self.scale / self.sd_points * TRUE_POINTS
 
     @cached_property
-    def true_points_V(self) -> np.ndarray:
+    def true_points(self) -> np.ndarray:
         """How much better that method is, (A + 1,), the mean last."""
         return self.method_percent(self.shift) - self.method_percent(0)
 
@@ -182,7 +182,7 @@ class Shares:
 def pairs(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
     """Return the shares by number of runs per row, for two rows that are compared with nothing beside them."""
     shares = {num: Shares() for num in NUM_RUNS}
-    method_V, true_V = world.method_percent(0), world.true_points_V
+    method_V, true_V = world.method_percent(0), world.true_points
     for seed in range(num_simulations):
         sample = Sample(world, np.random.default_rng(seed))
         runs = {name: sample.runs(max(NUM_RUNS), shift=shift) for name, shift in _methods(world).items()}
@@ -219,7 +219,7 @@ def sets(world: World, num_simulations: int, *, num_runs: int, sds: tuple[float,
     `different`: of single pairs of equal rows. `any_pair`: of sets, how often at least one of the pairs of equal rows
     is called ordered in the table, after its correction.
     """
-    shares, true_V = Shares(), world.true_points_V
+    shares, true_V = Shares(), world.true_points
     worlds = [World(world.num_subjects, world.num_frames, sd) for sd in sds] or [world] * NUM_ROWS
     published = pd.DataFrame(
         {"method": [f"m{i}" for i in range(NUM_ROWS)], "au": "AVG", "f1_percent": np.arange(60.0, 60 + NUM_ROWS)}
