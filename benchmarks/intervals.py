@@ -1,12 +1,16 @@
 """Simulate runs whose truth is known, and count how often the 95 % intervals of reports, tables and `compare` hold it.
 
     OMP_NUM_THREADS=1 python benchmarks/intervals.py
+    python benchmarks/intervals.py --sds-of docs/tables.md
 
 `different`: how often two equally good methods are called different. `power`: how often two methods 2 points of mean F1
 apart are. `cover`: how often an interval holds the true difference, or the true F1. A method's true F1 is that of
 endless subjects, averaged over endless trainings; a run's, that of its own heads. Subjects, frames and the chance of a
 training (the standard deviation `sd` of the mean F1 of a run, in points) are drawn as `World` says; everything from the
 counts on is the product's own code.
+
+The second command pools the standard deviations over seeds of the rows of measured tables, and says how often rows with
+one common standard deviation would have sample values at least as unlike each other.
 """
 
 # K kinds of error: 0 a present AU is missed, 1 an absent one is predicted. P parts, S subjects, A action units
@@ -16,12 +20,14 @@ import argparse
 import inspect
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from pipeline.report import rows
 from pipeline.report.rows import Row, difference, row_from_counts
@@ -36,6 +42,8 @@ LAYOUTS = {"99 subjects": ((33, 33, 33), 16), "41 subjects": ((14, 14, 13), 400)
 """Subjects per part and frames per subject: the rendered faces, and the sizes of BP4D and DISFA."""
 SDS, NUM_RUNS = (0.6, 1.0, 1.4), (1, 3, 10)
 NUM_ROWS = 10
+UNEVEN_SDS = (1.4, 1.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
+"""Of the rows of a set in which the compared rows, the first two and the last, vary more than most others."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +176,8 @@ class Shares:
     def __init__(self) -> None:
         self._seen: dict[str, list[float]] = defaultdict(list)
 
-    def add(self, name: str, happened: bool | np.ndarray) -> None:
-        """Note one draw; of several action units, their mean."""
+    def add(self, name: str, happened: ArrayLike) -> None:
+        """Note one draw of subjects; of several pairs or action units, their mean."""
         self._seen[name].append(float(np.mean(happened)))
 
     def percent(self) -> dict[str, float]:
@@ -180,63 +188,88 @@ class Shares:
 
 
 def pairs(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
-    """Return the shares by number of runs per row, for two rows that are compared with nothing beside them."""
+    """Return the shares by number of runs per row, for two rows that are compared with nothing beside them.
+
+    Of ten runs per method there are ten pairs of rows with one run, three with three, and one with ten.
+    """
     shares = {num: Shares() for num in NUM_RUNS}
     method_V, true_V = world.method_percent(0), world.true_points
     for seed in range(num_simulations):
         sample = Sample(world, np.random.default_rng(seed))
-        runs = {name: sample.runs(max(NUM_RUNS), shift=shift) for name, shift in _methods(world).items()}
-        scores = compute_scores(runs["first"][0][0], num_resamples=rows.NUM_RESAMPLES)
-        run_V = runs["first"][1][0]
+        (first, truths), (equal, _), (better, _) = (
+            sample.runs(max(NUM_RUNS), shift=shift) for shift in (0.0, 0.0, world.shift)
+        )
         for num, of_num in shares.items():
-            first, equal, better = (row_from_counts(name, tables[:num]) for name, (tables, _) in runs.items())
-            _add_pair(of_num, difference(equal, first), difference(better, first), true_V)
-            low, high = first.interval
-            of_num.add("cover_f1", low <= method_V[-1] <= high)
-        shares[1].add("cover_run", scores.low_percent <= run_V[-1] <= scores.high_percent)
-        held_A = (scores.aus["low_percent"] <= run_V[:-1]) & (run_V[:-1] <= scores.aus["high_percent"])
-        shares[1].add("cover_run_au", held_A.to_numpy())
+            groups = [slice(start, start + num) for start in range(0, max(NUM_RUNS) - num + 1, num)]
+            made = [[row_from_counts("row", tables[each]) for tables in (first, equal, better)] for each in groups]
+            _add_pairs(
+                of_num,
+                [difference(ours, theirs) for theirs, ours, _ in made],
+                [difference(ours, theirs) for theirs, _, ours in made],
+                true_V,
+            )
+            of_num.add("cover_f1", [low <= method_V[-1] <= high for low, high in map(_own_interval, made)])
+        scores = [compute_scores(table, num_resamples=rows.NUM_RESAMPLES) for table in first[:3]]
+        lows, highs = (
+            np.stack([[*of.aus[f"{end}_percent"], getattr(of, f"{end}_percent")] for of in scores])
+            for end in ("low", "high")
+        )
+        held = (lows <= truths[:3]) & (truths[:3] <= highs)
+        shares[1].add("cover_run", held[:, -1])
+        shares[1].add("cover_run_au", held[:, :-1])
     return {num: of_num.percent() for num, of_num in shares.items()}
 
 
-def _methods(world: World) -> dict[str, float]:
-    return {"first": 0.0, "equal": 0.0, "better": world.shift}
+def _own_interval(made: Sequence[Row]) -> tuple[float, float]:
+    interval = made[0].interval
+    return interval() if callable(interval) else interval  # a property before trainings entered it
 
 
-def _add_pair(shares: Shares, equal: rows.Difference, better: rows.Difference, true_V: np.ndarray) -> None:
-    different_V = (equal.low > 0) | (equal.high < 0)
-    held_V = (better.low <= true_V) & (true_V <= better.high)
-    shares.add("different", different_V[-1])
-    shares.add("cover", held_V[-1])
-    shares.add("power", better.low[-1] > 0)
-    shares.add("different_au", different_V[:-1])
-    shares.add("cover_au", held_V[:-1])
+def _add_pairs(
+    shares: Shares, equal: Sequence[rows.Difference], better: Sequence[rows.Difference], true_V: np.ndarray
+) -> None:
+    different_NV = np.array([(each.low > 0) | (each.high < 0) for each in equal])
+    held_NV = np.array([(each.low <= true_V) & (true_V <= each.high) for each in better])
+    shares.add("different", different_NV[:, -1])
+    shares.add("cover", held_NV[:, -1])
+    shares.add("power", [each.low[-1] > 0 for each in better])
+    shares.add("different_au", different_NV[:, :-1])
+    shares.add("cover_au", held_NV[:, :-1])
 
 
-def sets(world: World, num_simulations: int, *, num_runs: int, sds: tuple[float, ...] = ()) -> dict[str, float]:
-    """Return the shares over sets of ten rows: nine equal ones and a better one; sds: of the rows, if they differ.
+def sets(world: World, num_simulations: int, *, sds: tuple[float, ...] = ()) -> dict[int, dict[str, float]]:
+    """Return the shares by number of runs over sets of ten rows, nine equal ones and a better one; sds: of each row.
 
-    `different`: of single pairs of equal rows. `any_pair`: of sets, how often at least one of the pairs of equal rows
-    is called ordered in the table, after its correction.
+    Three runs: of pairs within the set, and `any_pair` of its table, how often at least one of the pairs of equal rows
+    is called ordered, after its correction. One run: of pairs with one run each, beside other rows with three.
     """
-    shares, true_V = Shares(), world.true_points
-    worlds = [World(world.num_subjects, world.num_frames, sd) for sd in sds] or [world] * NUM_ROWS
+    shares, true_V = {3: Shares(), 1: Shares()}, world.true_points
+    worlds = [replace(world, sd_points=sd) for sd in sds] or [world] * NUM_ROWS
     published = pd.DataFrame(
         {"method": [f"m{i}" for i in range(NUM_ROWS)], "au": "AVG", "f1_percent": np.arange(60.0, 60 + NUM_ROWS)}
     )
     for seed in range(num_simulations):
         sample = Sample(world, np.random.default_rng(seed))
-        made = []
+        tables = []
         for i, own in enumerate(worlds):
             sample.world = own
-            tables, _ = sample.runs(num_runs, shift=own.shift if i == NUM_ROWS - 1 else 0.0)
-            made.append(row_from_counts(f"m{i}", tables, published=f"m{i}"))
-        equal = made[:-1]
-        _add_pair(shares, _gap(equal[1], equal[0], made), _gap(made[-1], equal[0], made), true_V)
-        table = SetTable("set", "simulated", "simulated counts", tuple(equal), num_runs, published)
+            tables.append(sample.runs(3, shift=world.shift if i == NUM_ROWS - 1 else 0.0)[0])
+        made = [row_from_counts(f"m{i}", each, published=f"m{i}") for i, each in enumerate(tables)]
+        ours, *others, better = made
+        _add_pairs(
+            shares[3],
+            [_gap(other, ours, made) for other in (others if not sds else others[:1])],
+            [_gap(better, ours, made)],
+            true_V,
+        )
+        table = SetTable("set", "simulated", "simulated counts", (ours, *others), 3, published)
         orderings = table.orderings()
-        shares.add("any_pair", bool(orderings.alike or orderings.reverse))
-    return shares.percent()
+        shares[3].add("any_pair", bool(orderings.alike or orderings.reverse))
+        for run in range(3):
+            single = [row_from_counts("one", tables[i][run : run + 1]) for i in (0, 1, -1)]
+            gaps = [_gap(each, single[0], others[1:]) for each in single[1:]]
+            _add_pairs(shares[1], gaps[:1], gaps[1:], true_V)
+    return {name: of_name.percent() for name, of_name in shares.items()}
 
 
 def _gap(ours: Row, theirs: Row, beside: list[Row]) -> rows.Difference:
@@ -244,6 +277,42 @@ def _gap(ours: Row, theirs: Row, beside: list[Row]) -> rows.Difference:
     if "beside" in inspect.signature(difference).parameters:
         return difference(ours, theirs, beside=beside)
     return difference(ours, theirs)
+
+
+def pooled_sd(tables: Path) -> dict[str, float]:
+    """Return the standard deviation of a run that the different rows of Markdown tables have in common."""
+    names: list[str] = []
+    found = set()
+    for line in tables.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if "sd" in cells:
+            names = cells
+        elif names and len(cells) == len(names) and cells[names.index("sd")].replace(".", "").isdigit():
+            found.add(tuple(cells[names.index(name)] for name in ("seeds", "F1", "sd", "95 %")))  # tables share rows
+    free_N = np.array([int(seeds) - 1 for seeds, *_ in found])
+    sds_N = np.array([float(sd) for _, _, sd, _ in found])
+    drawn_RN = np.sqrt(np.random.default_rng(0).chisquare(free_N, (20000, len(free_N))) / free_N)
+    is_as_unlike_R = np.log(drawn_RN).std(1) >= np.log(sds_N).std()
+    return {
+        "num_rows": len(found),
+        "num_free": int(free_N.sum()),
+        "sd_points": round(float(np.sqrt((free_N * sds_N**2).sum() / free_N.sum())), 2),
+        "p_of_one_common_sd": round(float(is_as_unlike_R.mean()), 2),
+    }
+
+
+def _remembered(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Return a function of a table that is computed once per table: rows of one, three and ten runs share them."""
+    known: dict[int, tuple[pd.DataFrame, np.ndarray]] = {}
+
+    def recall(counts: pd.DataFrame, **settings: int) -> np.ndarray:
+        if id(counts) not in known:
+            if len(known) > 100:
+                known.clear()
+            known[id(counts)] = counts, function(counts, **settings)
+        return known[id(counts)][1]
+
+    return recall
 
 
 def main() -> None:
@@ -255,8 +324,12 @@ def main() -> None:
     parser.add_argument("--sds", type=float, nargs="+", default=list(SDS))
     parser.add_argument("--only", choices=["pairs", "sets"])
     parser.add_argument("--out", type=Path, default=Path("var/intervals.json"))
+    parser.add_argument("--sds-of", type=Path, help="pool the standard deviations in a Markdown file, and end")
     arguments = parser.parse_args()
-    rows.NUM_RESAMPLES = arguments.resamples  # all that differs from the product's tables: a quarter of their time
+    if arguments.sds_of is not None:
+        print(json.dumps(pooled_sd(arguments.sds_of)))
+        return
+    rows.NUM_RESAMPLES, rows.resampled_percent = arguments.resamples, _remembered(rows.resampled_percent)  # less time
     found = []
     for layout in arguments.layouts:
         for sd in arguments.sds:
@@ -264,9 +337,12 @@ def main() -> None:
             if arguments.only != "sets":
                 for num, shares in pairs(world, arguments.simulations).items():
                     found.append(_printed(layout, sd, num, "pair", shares))
-            if arguments.only != "pairs" and layout == "99 subjects":
-                shares = sets(world, arguments.simulations, num_runs=3)
-                found.append(_printed(layout, sd, 3, "set", shares))
+            if arguments.only == "pairs" or layout != "99 subjects":
+                continue
+            for kind, sds in {"set": (), "uneven set": UNEVEN_SDS if sd == UNEVEN_SDS[0] else None}.items():
+                if sds is not None:
+                    for num, shares in sets(world, arguments.simulations, sds=sds).items():
+                        found.append(_printed(layout, sd, num, kind, shares))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"simulations": arguments.simulations, "shares_percent": found}, indent=2))
 

@@ -23,10 +23,11 @@ from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, DataError, UsageError
 from pipeline.experiments import resolve
 from pipeline.protocols import PARTS
+from pipeline.report.compare import compare_runs
 from pipeline.report.listing import list_runs, select_runs
 from pipeline.report.rows import Difference
 from pipeline.report.run import read_report, write_files, written_unless_read_only
-from pipeline.report.sets import compare_runs, read_set_report, write_set_files
+from pipeline.report.sets import read_set_report, write_set_files
 from pipeline.runtime.device import choose_device
 from pipeline.tables import au_column
 from pipeline.training.export import DESCRIPTION_NAME, DeployedModel, load_deployed

@@ -356,7 +356,7 @@ def compare(
     dataset = checked_dataset(context, first[0]) if first else None
     if dataset is None:
         _refuse_experiments(ours, theirs)
-    from pipeline.report.sets import compare_runs
+    from pipeline.report.compare import compare_runs
 
     if dataset is None or _are_runs(ours, theirs):
         what = f"for {ours} and {theirs}, which are runs"
