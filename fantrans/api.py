@@ -258,7 +258,8 @@ def report(run_or_dataset: str | Path, experiment: str | None = None, *, overrid
 def compare(ours: str, theirs: str, *, dataset: str | None = None, overrides: Sequence[str] = ()) -> Difference:
     """Return the paired difference of two runs, or of two experiments on a data set, with 95 % intervals.
 
-    `.points`, `.low` and `.high` are in points of F1, (A + 1,) with the mean last; `.sentence()` is the conclusion.
+    `.points`, `.low` and `.high` are in points of F1, (A + 1,) with the mean last; `.sentence()` is the conclusion. The
+    intervals are over subjects and trainings; how far trainings vary is assumed where fewer than three runs show it.
     """
     return compare_runs(ours, theirs, dataset=dataset, overrides=_listed(overrides))
 

@@ -337,7 +337,8 @@ def compare(
 ) -> None:
     """Compare two runs or experiments, AU by AU.
 
-    Prints the differences in F1 with confidence intervals from resampling the subjects that both were tested on.
+    Prints the differences in F1 with confidence intervals over tested subjects and trainings. One run of each shows
+    which scores higher, not that its settings are better: train three seeds of each.
     """
     from pipeline.catalog import load_catalog
 

@@ -170,7 +170,7 @@ class Difference:
     def rich_table(self) -> Table:
         """Return a table for the terminal, one row per action unit."""
         table = Table(title=f"{self.ours} minus {self.theirs}, points of F1", title_justify="left")
-        for name in ("AU", "difference", "95 %", "p"):
+        for name in ("AU", "difference", "95 %", "p (Holm)"):
             table.add_column(name, justify="left" if name == "AU" else "right")
         names = [*(f"AU{au}" for au in self.aus), "mean"]
         for name, points, low, high, p_value in zip(
@@ -275,7 +275,7 @@ def difference(ours: Row, theirs: Row, *, beside: Collection[Row] = ()) -> Diffe
     gaps_RV = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
     num_runs = (len(ours.percents), len(theirs.percents))
     num_common = len(set(ours.folders) & set(theirs.folders))
-    share = 1 / num_runs[0] + 1 / num_runs[1] - 2 * num_common / (num_runs[0] * num_runs[1])
+    share = max(1 / num_runs[0] + 1 / num_runs[1] - 2 * num_common / (num_runs[0] * num_runs[1]), 0.0)
     low, high, p_values = _interval(gaps_RV, (ours, theirs), beside, share=share)
     chance = _chance((ours, theirs), beside)
     return Difference(
@@ -289,7 +289,7 @@ def difference(ours: Row, theirs: Row, *, beside: Collection[Row] = ()) -> Diffe
         high,
         np.append(holm(p_values[:-1]), p_values[-1]),
         training_sd=float(np.sqrt(chance.runs_V[-1])),
-        assumed_share=float(chance.assumed_V[-1]),
+        assumed_share=float(chance.assumed_V[-1]) if share else 0.0,
     )
 
 

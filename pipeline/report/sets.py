@@ -204,7 +204,7 @@ class SetTable:
         """Return how the variation from training to training in the intervals is known."""
         num_free = sum(len(row.folders) - 1 for row in self.rows if row.folders)
         if num_free >= ASSUMED_FREE:
-            return "how far trainings vary is measured, over all rows with several seeds where a row has few"
+            return "how far trainings vary is measured on the rows with several seeds"
         how = "partly assumed" if num_free else "assumed, since each row has one seed"
         return f"how far trainings vary ({ASSUMED_SD_POINTS} points of mean F1 per run) is {how}"
 

@@ -185,3 +185,12 @@ def test_members_of_a_set_are_compared_with_the_runs_of_its_other_rows(monkeypat
     alone = difference(named["c_t_o2o"], named["baseline"])
     assert found.training_sd == pytest.approx(expected.training_sd)
     assert found.training_sd != pytest.approx(alone.training_sd)
+
+
+def test_the_training_chance_of_heads_that_both_rows_have_cancels():
+    one, other = make_rows(0, num_rows=2, num_runs=3)
+    apart = difference(one, other)
+    same_heads = difference(*(replace(row, folders=("a", "b", "c")) for row in (one, other)))
+    assert same_heads.points == pytest.approx(apart.points)
+    width, width_apart = (gap.high[-1] - gap.low[-1] for gap in (same_heads, apart))
+    assert 0 < width < 0.7 * width_apart
