@@ -7,7 +7,7 @@
 apart are. `cover`: how often an interval holds the true difference, or the true F1. A method's true F1 is that of
 endless subjects, averaged over endless trainings; a run's, that of its own heads. Subjects, frames and the chance of a
 training (the standard deviation `sd` of the mean F1 of a run, in points) are drawn as `World` says; everything from the
-counts on is the product's own code.
+counts on is the product's own code. `error` is the largest standard error of the shares of a line.
 
 The second command pools the standard deviations over seeds of the rows of measured tables, and says how often rows with
 one common standard deviation would have sample values at least as unlike each other.
@@ -17,7 +17,6 @@ one common standard deviation would have sample values at least as unlike each o
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from pipeline.report import rows
-from pipeline.report.rows import Row, difference, row_from_counts
+from pipeline.report.rows import difference, row_from_counts
 from pipeline.report.sets import SetTable
 from pipeline.training.metrics import compute_scores, f1_percent
 
@@ -208,7 +207,7 @@ def pairs(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
                 [difference(ours, theirs) for theirs, _, ours in made],
                 true_V,
             )
-            of_num.add("cover_f1", [low <= method_V[-1] <= high for low, high in map(_own_interval, made)])
+            of_num.add("cover_f1", [low <= method_V[-1] <= high for low, high in (row.interval() for row, *_ in made)])
         scores = [compute_scores(table, num_resamples=rows.NUM_RESAMPLES) for table in first[:3]]
         lows, highs = (
             np.stack([[*of.aus[f"{end}_percent"], getattr(of, f"{end}_percent")] for of in scores])
@@ -218,11 +217,6 @@ def pairs(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
         shares[1].add("cover_run", held[:, -1])
         shares[1].add("cover_run_au", held[:, :-1])
     return {num: of_num.percent() for num, of_num in shares.items()}
-
-
-def _own_interval(made: Sequence[Row]) -> tuple[float, float]:
-    interval = made[0].interval
-    return interval() if callable(interval) else interval  # a property before trainings entered it
 
 
 def _add_pairs(
@@ -258,8 +252,8 @@ def sets(world: World, num_simulations: int, *, sds: tuple[float, ...] = ()) -> 
         ours, *others, better = made
         _add_pairs(
             shares[3],
-            [_gap(other, ours, made) for other in (others if not sds else others[:1])],
-            [_gap(better, ours, made)],
+            [difference(other, ours, beside=made) for other in (others if not sds else others[:1])],
+            [difference(better, ours, beside=made)],
             true_V,
         )
         table = SetTable("set", "simulated", "simulated counts", (ours, *others), 3, published)
@@ -267,16 +261,9 @@ def sets(world: World, num_simulations: int, *, sds: tuple[float, ...] = ()) -> 
         shares[3].add("any_pair", bool(orderings.alike or orderings.reverse))
         for run in range(3):
             single = [row_from_counts("one", tables[i][run : run + 1]) for i in (0, 1, -1)]
-            gaps = [_gap(each, single[0], others[1:]) for each in single[1:]]
+            gaps = [difference(each, single[0], beside=others[1:]) for each in single[1:]]
             _add_pairs(shares[1], gaps[:1], gaps[1:], true_V)
     return {name: of_name.percent() for name, of_name in shares.items()}
-
-
-def _gap(ours: Row, theirs: Row, beside: list[Row]) -> rows.Difference:
-    """Return the difference as a table takes it, with the rows of the set beside it."""
-    if "beside" in inspect.signature(difference).parameters:
-        return difference(ours, theirs, beside=beside)
-    return difference(ours, theirs)
 
 
 def pooled_sd(tables: Path) -> dict[str, float]:
@@ -318,8 +305,8 @@ def _remembered(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray
 def main() -> None:
     """Parse the command line, simulate, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=400)
-    parser.add_argument("--resamples", type=int, default=500, help="of the subjects; the product takes 2,000")
+    parser.add_argument("--simulations", type=int, default=250)
+    parser.add_argument("--resamples", type=int, default=300, help="of the subjects; the product takes 2,000")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--sds", type=float, nargs="+", default=list(SDS))
     parser.add_argument("--only", choices=["pairs", "sets"])
