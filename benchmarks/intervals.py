@@ -186,6 +186,18 @@ class Shares:
         return shares | {"error": round(100 * float(max(errors)), 1)}
 
 
+def reports(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
+    """Return how often the intervals in the report of one run hold the true F1 of its own heads."""
+    shares = Shares()
+    for seed in range(num_simulations):
+        (table,), (true_V,) = Sample(world, np.random.default_rng(seed)).runs(1)
+        scores = compute_scores(table, num_resamples=rows.NUM_RESAMPLES)
+        shares.add("cover_f1", scores.low_percent <= true_V[-1] <= scores.high_percent)
+        low_A, high_A = (scores.aus[f"{end}_percent"].to_numpy() for end in ("low", "high"))
+        shares.add("cover_f1_au", (low_A <= true_V[:-1]) & (true_V[:-1] <= high_A))
+    return {1: shares.percent()}
+
+
 def pairs(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
     """Return the shares by number of runs per row, for two rows that are compared with nothing beside them.
 
@@ -195,9 +207,7 @@ def pairs(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
     method_V, true_V = world.method_percent(0), world.true_points
     for seed in range(num_simulations):
         sample = Sample(world, np.random.default_rng(seed))
-        (first, truths), (equal, _), (better, _) = (
-            sample.runs(max(NUM_RUNS), shift=shift) for shift in (0.0, 0.0, world.shift)
-        )
+        first, equal, better = (sample.runs(max(NUM_RUNS), shift=shift)[0] for shift in (0.0, 0.0, world.shift))
         for num, of_num in shares.items():
             groups = [slice(start, start + num) for start in range(0, max(NUM_RUNS) - num + 1, num)]
             made = [[row_from_counts("row", tables[each]) for tables in (first, equal, better)] for each in groups]
@@ -208,14 +218,6 @@ def pairs(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
                 true_V,
             )
             of_num.add("cover_f1", [low <= method_V[-1] <= high for low, high in (row.interval() for row, *_ in made)])
-        scores = [compute_scores(table, num_resamples=rows.NUM_RESAMPLES) for table in first[:3]]
-        lows, highs = (
-            np.stack([[*of.aus[f"{end}_percent"], getattr(of, f"{end}_percent")] for of in scores])
-            for end in ("low", "high")
-        )
-        held = (lows <= truths[:3]) & (truths[:3] <= highs)
-        shares[1].add("cover_run", held[:, -1])
-        shares[1].add("cover_run_au", held[:, :-1])
     return {num: of_num.percent() for num, of_num in shares.items()}
 
 
@@ -266,6 +268,11 @@ def sets(world: World, num_simulations: int, *, sds: tuple[float, ...] = ()) -> 
     return {name: of_name.percent() for name, of_name in shares.items()}
 
 
+def uneven_sets(world: World, num_simulations: int) -> dict[int, dict[str, float]]:
+    """Return the shares of `sets` whose rows have the standard deviations `UNEVEN_SDS`."""
+    return sets(world, num_simulations, sds=UNEVEN_SDS)
+
+
 def pooled_sd(tables: Path) -> dict[str, float]:
     """Return the standard deviation of a run that the different rows of Markdown tables have in common."""
     names: list[str] = []
@@ -309,7 +316,7 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=300, help="of the subjects; the product takes 2,000")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--sds", type=float, nargs="+", default=list(SDS))
-    parser.add_argument("--only", choices=["pairs", "sets"])
+    parser.add_argument("--only", choices=["report", "pair", "set", "uneven set"])
     parser.add_argument("--out", type=Path, default=Path("var/intervals.json"))
     parser.add_argument("--sds-of", type=Path, help="pool the standard deviations in a Markdown file, and end")
     arguments = parser.parse_args()
@@ -321,14 +328,12 @@ def main() -> None:
     for layout in arguments.layouts:
         for sd in arguments.sds:
             world = World(*LAYOUTS[layout], sd)
-            if arguments.only != "sets":
-                for num, shares in pairs(world, arguments.simulations).items():
-                    found.append(_printed(layout, sd, num, "pair", shares))
-            if arguments.only == "pairs" or layout != "99 subjects":
-                continue
-            for kind, sds in {"set": (), "uneven set": UNEVEN_SDS if sd == UNEVEN_SDS[0] else None}.items():
-                if sds is not None:
-                    for num, shares in sets(world, arguments.simulations, sds=sds).items():
+            kinds = {"report": reports, "pair": pairs}
+            if layout == next(iter(LAYOUTS)):
+                kinds |= {"set": sets} | ({"uneven set": uneven_sets} if sd == UNEVEN_SDS[0] else {})
+            for kind, simulate in kinds.items():
+                if arguments.only in (None, kind):
+                    for num, shares in simulate(world, arguments.simulations).items():
                         found.append(_printed(layout, sd, num, kind, shares))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"simulations": arguments.simulations, "shares_percent": found}, indent=2))
