@@ -331,8 +331,14 @@ MUTANTS = [
         "pipeline/training/metrics.py",
         ("answers_NA = probabilities_NA >= threshold", "answers_NA = probabilities_NA > threshold"),
         ('"fn": is_present_NA & ~answers_NA,', '"fn": ~answers_NA,'),
-        ("tail = (100 - CONFIDENCE_PERCENT) / 2", "tail = 100 - CONFIDENCE_PERCENT"),
-        tests="unit/training/test_metrics.py unit/report/test_sets.py",
+        tests="unit/training/test_metrics.py",
+    ),
+    *_of(
+        "pipeline/training/intervals.py",
+        ("1 - ERROR_RATE / 2)", "1 - ERROR_RATE)"),
+        ("(num_subjects / max(num_subjects - num_parts, 1))", "1"),
+        ("np.maximum.accumulate(p_values[order] * factors)", "p_values[order] * factors"),
+        tests="unit/training/test_intervals.py",
     ),
     *_of(
         "pipeline/training/predict.py",
@@ -368,11 +374,18 @@ MUTANTS = [
     *_of(
         "pipeline/report/rows.py",
         ("np.std(self.percents, ddof=1)", "np.std(self.percents, ddof=0)"),
+        ("2 * num_common", "0 * num_common"),
         tests="unit/report/test_sets.py",
     ),
     *_of(
+        "pipeline/report/training_chance.py",
+        ("np.maximum(self.runs_V - self.subjects_V, 0.0)", "self.runs_V"),
+        ("up_to - total.num_free_V", "up_to"),
+        tests="unit/report/test_training_chance.py",
+    ),
+    *_of(
         "pipeline/report/sets.py",
-        ("if one_percent == other_percent:", "if False:"),
+        ("if one_percent != other_percent", "if True"),
         tests="unit/report/test_sets.py",
     ),
     # --- refresh

@@ -23,10 +23,11 @@ from pipeline.config import HeadConfig
 from pipeline.errors import ConfigError, DataError, UsageError
 from pipeline.experiments import resolve
 from pipeline.protocols import PARTS
+from pipeline.report.compare import compare_runs
 from pipeline.report.listing import list_runs, select_runs
 from pipeline.report.rows import Difference
 from pipeline.report.run import read_report, write_files, written_unless_read_only
-from pipeline.report.sets import compare_runs, read_set_report, write_set_files
+from pipeline.report.sets import read_set_report, write_set_files
 from pipeline.runtime.device import choose_device
 from pipeline.tables import au_column
 from pipeline.training.export import DESCRIPTION_NAME, DeployedModel, load_deployed
@@ -258,7 +259,8 @@ def report(run_or_dataset: str | Path, experiment: str | None = None, *, overrid
 def compare(ours: str, theirs: str, *, dataset: str | None = None, overrides: Sequence[str] = ()) -> Difference:
     """Return the paired difference of two runs, or of two experiments on a data set, with 95 % intervals.
 
-    `.points`, `.low` and `.high` are in points of F1, (A + 1,) with the mean last; `.sentence()` is the conclusion.
+    `.points`, `.low` and `.high` are in points of F1, (A + 1,) with the mean last; `.sentence()` is the conclusion. The
+    intervals are over subjects and trainings; how far trainings vary is assumed where fewer than three runs show it.
     """
     return compare_runs(ours, theirs, dataset=dataset, overrides=_listed(overrides))
 

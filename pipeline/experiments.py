@@ -114,7 +114,7 @@ def load_set(spec: str, *, base: str, overrides: Sequence[str] = ()) -> Experime
     settings for all members, KEY=VALUE; with several values, KEY=VALUE,VALUE, each member becomes one per value, and
     several values of `train.seed` are the seeds of each member. Raises `ConfigError` as `load_experiment` does.
     """
-    name_or_path, chosen = _split(spec)
+    name_or_path, chosen = split_member(spec)
     path = find_experiment(name_or_path)
     content = _read(path)
     seeds, combinations = _seeds_and_others(overrides)
@@ -190,7 +190,7 @@ def _member(
     return Member(shown, published, tuple(_experiment(each, where) for each in experiments))
 
 
-def _split(spec: str) -> tuple[str, str | None]:
+def split_member(spec: str) -> tuple[str, str | None]:
     """Return a file's name or path, and the member after the colon; None without one."""
     if is_experiment_path(spec) or ":" not in spec:
         return spec, None

@@ -189,7 +189,8 @@ def _print_losses(overview: Overview) -> None:
 def compare_runs(runs: Runs, as_json: Json = False) -> None:
     """Compare runs with the first one: the settings that differ, and paired differences in F1.
 
-    Intervals come from resampling the subjects that both runs were tested on.
+    The interval of a run's F1 is that of its own heads, over subjects; that of a difference also holds the chance of a
+    training, which is assumed, since a run has one seed.
     """
     from pipeline.catalog import load_catalog
     from pipeline.report.overview import compare_folders
@@ -230,7 +231,7 @@ def _differing_table(comparison: Comparison) -> Table:
 def _scores_table(comparison: Comparison) -> Table:
     table = Table("run", "F1", "95 %", "over 1", "95 %", box=SIMPLE, pad_edge=False)
     for i, (row, gap) in enumerate(zip(comparison.rows, comparison.differences, strict=True), 1):
-        own = ["-", "-"] if row is None else [f"{row.percents[0]:.1f}", "{:.1f}-{:.1f}".format(*row.interval)]
+        own = ["-", "-"] if row is None else [f"{row.percents[0]:.1f}", "{:.1f}-{:.1f}".format(*row.subjects_interval)]
         over = ["", ""]
         if gap is not None and not isinstance(gap, str):
             over = [f"{gap.points[-1]:+.2f}", f"{gap.low[-1]:+.2f} to {gap.high[-1]:+.2f}"]

@@ -337,7 +337,8 @@ def compare(
 ) -> None:
     """Compare two runs or experiments, AU by AU.
 
-    Prints the differences in F1 with confidence intervals from resampling the subjects that both were tested on.
+    Prints the differences in F1 with confidence intervals over tested subjects and trainings. One run of each shows
+    which scores higher, not that its settings are better: train three seeds of each.
     """
     from pipeline.catalog import load_catalog
 
@@ -356,7 +357,7 @@ def compare(
     dataset = checked_dataset(context, first[0]) if first else None
     if dataset is None:
         _refuse_experiments(ours, theirs)
-    from pipeline.report.sets import compare_runs
+    from pipeline.report.compare import compare_runs
 
     if dataset is None or _are_runs(ours, theirs):
         what = f"for {ours} and {theirs}, which are runs"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -28,6 +28,7 @@ from pipeline.faces.detect import load_detector
 from pipeline.faces.features import load_network
 from pipeline.runtime.device import checked_device
 from pipeline.runtime.executors import LocalWorkers
+from pipeline.runtime.machine import describe_machine
 from pipeline.store.format import StoreFormat
 from pipeline.store.hashing import hash_document
 
@@ -82,9 +83,9 @@ class RefreshJob:
         return LocalWorkers(self.num_workers)
 
     @property
-    def provenance(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, Any]:
         """What the manifest records of the values' origin, beside fingerprint and versions."""
-        return {"dataset": self.dataset, "device": self.device}
+        return {"dataset": self.dataset, "device": self.device, "machine": describe_machine(self.device)}
 
 
 def prepare_refresh(

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import ExperimentConfig, Settings
 from pipeline.errors import DataError
 from pipeline.protocols import PARTS
-from pipeline.report.rows import Difference, Row, difference, read_row
+from pipeline.report.rows import Difference, Row, corrected, difference, read_row
 from pipeline.report.run import Report, read_report
 from pipeline.training.run_files import finished_folds, flattened, fold_folder, read_history, read_run
 from pipeline.training.run_lock import is_in_training
@@ -156,13 +156,13 @@ class Comparison:
     rows: tuple[Row | None, ...]
     """None for a run without a finished fold among `parts`."""
     differences: tuple[Difference | str | None, ...]
-    """To the first run; a sentence where they cannot be compared, None for the first itself."""
+    """To the first run, corrected for their number; a sentence where one is impossible, None for the first itself."""
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as docs/cli.md describes it; undefined scores are NaN."""
         runs = []
         for folder, row, gap in zip(self.folders, self.rows, self.differences, strict=True):
-            low, high = (math.nan, math.nan) if row is None else row.interval
+            low, high = (math.nan, math.nan) if row is None else row.subjects_interval
             over_first = gap.as_json() if isinstance(gap, Difference) else None
             runs.append(
                 {
@@ -196,8 +196,10 @@ def compare_folders(folders: Sequence[Path]) -> Comparison:
         read_row(folder.name, [folder], published=None, parts=common) if common and parts else None
         for folder, parts in zip(folders, finished, strict=True)
     ]
-    gaps = [None, *(_gap(row, rows[0]) for row in rows[1:])]
-    return Comparison(tuple(folders), differing, tuple(common), tuple(rows), tuple(gaps))
+    gaps = [_gap(row, rows[0]) for row in rows[1:]]
+    possible = iter(corrected([gap for gap in gaps if isinstance(gap, Difference)]))
+    differences = (None, *(next(possible) if isinstance(gap, Difference) else gap for gap in gaps))
+    return Comparison(tuple(folders), differing, tuple(common), tuple(rows), differences)
 
 
 def _gap(ours: Row | None, theirs: Row | None) -> Difference | str:

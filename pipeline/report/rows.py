@@ -1,7 +1,7 @@
 """Rows of runs that differ by seed only, and the paired difference of two rows with its confidence interval.
 
-Intervals come from a paired bootstrap over subjects and, where a row has several seeds, over its runs. With one seed,
-seed-to-seed variation is not included.
+An interval holds the chance of the tested subjects, from a paired bootstrap, and that of a training, see
+pipeline/report/training_chance.py. docs/experiments.md says why, benchmarks/intervals.py how often it holds the truth.
 """
 
 # R resamples, A action units, S runs (one per seed), V values
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,23 @@ from rich.table import Table
 
 from pipeline.errors import DataError
 from pipeline.protocols import PARTS
-from pipeline.training.metrics import NUM_RESAMPLES, interval_percent, mean_of_defined, resampled_percent
+from pipeline.report.training_chance import TrainingChance, chance_for, measured_chance
+from pipeline.training.intervals import (
+    ERROR_RATE,
+    Interval,
+    holm,
+    subjects_bias,
+    subjects_free,
+    subjects_variance,
+    t_interval,
+)
+from pipeline.training.metrics import (
+    NUM_RESAMPLES,
+    mean_of_defined,
+    num_tested,
+    resampled_percent,
+    subjects_interval,
+)
 from pipeline.training.run_files import finished_folds, read_counts
 
 
@@ -28,9 +44,9 @@ class Row:
     """Runs that differ by seed only.
 
     name: as shown. published: the method's name in the published table, if any. folders: of the runs. values: F1 in
-    percent (1 + R, A + 1), see `metrics.resampled_percent`, averaged over the runs and, in each resample, over runs
-    drawn for it; None without runs. aus: action units, in order. tested: part, subject, action unit, number of known
-    and of positive frames.
+    percent (1 + R, A + 1), see `metrics.resampled_percent`, averaged over the runs; None without runs. aus: action
+    units, in order. tested: part, subject, action unit, number of known and of positive frames. chance: what the runs
+    show of the chance of a training; None without runs.
     """
 
     name: str
@@ -43,6 +59,7 @@ class Row:
     """F1 of each run, averaged over folds and action units."""
     num_undefined: int = 0
     """Number of pairs of fold and action unit, in all runs, whose F1 is undefined (0/0)."""
+    chance: TrainingChance | None = None
 
     @property
     def subjects(self) -> set[tuple[str, str]]:
@@ -54,17 +71,32 @@ class Row:
         """Standard deviation of F1 over the seeds, in points; NaN for a single run."""
         return float(np.std(self.percents, ddof=1)) if len(self.percents) > 1 else math.nan
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean over action units, in percent; the row must have runs."""
+    def interval(self, beside: Collection[Row] = ()) -> tuple[float, float]:
+        """Return the 95 % interval of the mean over action units, in percent; the row must have runs.
+
+        It is that of the row's settings, over subjects and trainings. beside: rows of the same set.
+        """
         assert self.values is not None
-        low, high = interval_percent(self.values[1:])
+        unbiased = self.values - subjects_bias(self.values)
+        low, high, _ = _interval(unbiased, (self,), beside, share=1 / len(self.percents))
+        return max(float(low[-1]), 0.0), min(float(high[-1]), 100.0)
+
+    @property
+    def subjects_interval(self) -> tuple[float, float]:
+        """The 95 % interval of these very heads, as in a run's report: over subjects alone."""
+        assert self.values is not None
+        low, high = subjects_interval(self.values, **_num_tested(self.tested))
         return float(low[-1]), float(high[-1])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`ours` minus `theirs` in points of F1, (A + 1,) with the mean last, and the ends of the 95 % intervals."""
+    """`ours` minus `theirs` in points of F1, (A + 1,) with the mean last, and the ends of the 95 % intervals.
+
+    p_values: of a difference that is zero in truth; those of the action units are corrected for their number, that of
+    the mean for `num_compared` pairs of rows, see `corrected`. training_sd: standard deviation of the mean F1 of a run
+    over seeds, in points, of which the share `assumed_share` (0..1) is assumed, not measured.
+    """
 
     ours: str
     theirs: str
@@ -74,21 +106,41 @@ class Difference:
     points: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    p_values: np.ndarray
+    training_sd: float
+    assumed_share: float
+    num_compared: int = 1
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Whether the mean F1 differs at 95 %, after the correction for `num_compared` pairs."""
+        return bool(self.p_values[-1] <= ERROR_RATE)
 
     def sentence(self) -> str:
-        """Return the conclusion on the mean F1, as one sentence."""
+        """Return the conclusion on the mean F1, as one sentence; it says so if it rests on an assumption."""
         points, low, high = self.points[-1], self.low[-1], self.high[-1]
-        runs = (
-            "one run each; seed-to-seed variation is not included"
-            if self.num_runs == (1, 1)
-            else "{} and {} runs".format(*self.num_runs)
-        )
+        runs = "one run each" if self.num_runs == (1, 1) else "{} and {} runs".format(*self.num_runs)
+        others = f", corrected for {self.num_compared} comparisons" if self.num_compared > 1 else ""
         numbers = (
-            f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, {runs})"
+            f"{points:+.2f} points of mean F1 (95 % {low:+.2f} to {high:+.2f}, {self.num_subjects} subjects, "
+            f"{runs}{others})"
         )
-        if low <= 0 <= high:
-            return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}"
-        return f"{self.ours} is {'better' if points > 0 else 'worse'} than {self.theirs}: {numbers}"
+        assumed = self._assumption()
+        if not self.is_distinguishable:
+            return f"{self.ours} and {self.theirs} are not distinguishable at 95 %: {numbers}{assumed}"
+        better, worse = ("scored higher", "scored lower") if assumed else ("is better", "is worse")
+        return f"{self.ours} {better if points > 0 else worse} than {self.theirs}: {numbers}{assumed}"
+
+    def _assumption(self) -> str:
+        """Return what so few runs can and cannot show; nothing if the runs show the chance of a training."""
+        if not self.assumed_share:
+            return ""
+        few = "one run each shows" if self.num_runs == (1, 1) else "so few runs show"
+        how = "assumed" if self.assumed_share == 1 else "in part assumed"
+        return (
+            f"; {few} which heads score higher, but not how far two trainings of the same settings differ: that a run "
+            f"varies by {self.training_sd:.2f} points is {how}; train three seeds of each to measure it"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the difference as docs/cli.md describes it; undefined numbers are NaN."""
@@ -98,8 +150,9 @@ class Difference:
                 "low_points": float(low),
                 "high_points": float(high),
                 "is_distinguishable": bool(low > 0 or high < 0),
+                "p_value": float(p_value),
             }
-            for points, low, high in zip(self.points, self.low, self.high, strict=True)
+            for points, low, high, p_value in zip(self.points, self.low, self.high, self.p_values, strict=True)
         ]
         return {
             "ours": self.ours,
@@ -107,6 +160,8 @@ class Difference:
             "num_subjects": self.num_subjects,
             "num_runs_ours": self.num_runs[0],
             "num_runs_theirs": self.num_runs[1],
+            "training_sd_points": self.training_sd,
+            "training_sd_assumed_frac": self.assumed_share,
             "mean": rows[-1],
             "action_units": [{"au": int(au), **row} for au, row in zip(self.aus, rows[:-1], strict=True)],
             "sentence": self.sentence(),
@@ -115,12 +170,13 @@ class Difference:
     def rich_table(self) -> Table:
         """Return a table for the terminal, one row per action unit."""
         table = Table(title=f"{self.ours} minus {self.theirs}, points of F1", title_justify="left")
-        for name in ("AU", "difference", "95 %"):
+        for name in ("AU", "difference", "95 %", "p (Holm)"):
             table.add_column(name, justify="left" if name == "AU" else "right")
-        for name, *numbers in zip(
-            [*(f"AU{au}" for au in self.aus), "mean"], self.points, self.low, self.high, strict=True
+        names = [*(f"AU{au}" for au in self.aus), "mean"]
+        for name, points, low, high, p_value in zip(
+            names, self.points, self.low, self.high, self.p_values, strict=True
         ):
-            table.add_row(name, f"{numbers[0]:+.1f}", f"{numbers[1]:+.1f} to {numbers[2]:+.1f}")
+            table.add_row(name, f"{points:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{p_value:.3f}")
         return table
 
 
@@ -159,34 +215,51 @@ def row_from_counts(
     num_undefined = sum(
         int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum()) for table in tables
     )
-    return Row(name, published, folders, average_over_runs(values_SRV), aus, tested[0], percents, num_undefined)
-
-
-def average_over_runs(values_SRV: np.ndarray) -> np.ndarray:
-    """Return values (S, 1 + R, V) averaged over runs, (1 + R, V): over all S in row 0, over drawn ones in the others.
-
-    Each resample draws S - 1 runs with replacement: the spread of such means is that of the mean of S runs. The draws
-    depend on S only, so that rows with the same seeds are resampled together.
-    """
-    num_runs, num_resamples = len(values_SRV), values_SRV.shape[1] - 1
-    if num_runs == 1:
-        only_RV: np.ndarray = values_SRV[0]
-        return only_RV
-    drawn_RS = np.random.default_rng(num_runs).integers(num_runs, size=(num_resamples, num_runs - 1))
-    resampled_RV = values_SRV[drawn_RS, np.arange(1, num_resamples + 1)[:, None]].mean(1)
-    return np.concatenate((values_SRV[:, 0].mean(0, keepdims=True), resampled_RV))
+    chance = measured_chance(values_SRV, **_num_tested(tested[0]))
+    values_RV = values_SRV.mean(0)
+    return Row(name, published, folders, values_RV, aus, tested[0], percents, num_undefined, chance)
 
 
 def _tested(counts: pd.DataFrame) -> frozenset[tuple[str, str, int, int, int]]:
     positive = counts["tp"] + counts["fn"]
     known = positive + counts["fp"] + counts["tn"]
-    return frozenset(zip(counts["part"], counts["subject"], counts["au"], known, positive, strict=True))
+    columns = (counts["part"], counts["subject"], counts["au"], known, positive)
+    return frozenset(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def difference(ours: Row, theirs: Row) -> Difference:
+def _num_tested(tested: Collection[tuple[str, str, int, int, int]]) -> dict[str, int]:
+    return num_tested((part for part, *_ in tested), (subject for _, subject, *_ in tested))
+
+
+def _interval(values_RV: np.ndarray, own: Collection[Row], beside: Collection[Row], *, share: float) -> Interval:
+    """Return the interval of values (1 + R, V) that `share` of the variance of one run enters, see `TrainingChance`."""
+    sizes = _num_tested(next(iter(own)).tested)
+    chance = _chance(own, beside)
+    subjects_V = subjects_variance(values_RV[1:], **sizes)
+    return t_interval(
+        values_RV[0],
+        np.stack((subjects_V, share * chance.runs_V)),
+        np.stack((np.full(len(subjects_V), subjects_free(**sizes)), chance.num_free_V)),
+        subjects_V + share * chance.beyond_subjects,
+    )
+
+
+def _chance(own: Collection[Row], beside: Collection[Row]) -> TrainingChance:
+    aus, folders = next(iter(own)).aus, {folder for row in own for folder in row.folders}
+    others = [
+        row
+        for row in beside
+        if row.aus == aus and not folders & set(row.folders) and not any(row is each for each in own)
+    ]
+    measured, lent = ([row.chance for row in rows if row.chance is not None] for rows in (own, others))
+    return chance_for(measured, lent)
+
+
+def difference(ours: Row, theirs: Row, *, beside: Collection[Row] = ()) -> Difference:
     """Return the paired difference of two rows; its mean is over the action units that are defined in both.
 
-    Raises `DataError` if a row has no runs, or if the two were not tested on the same frames and labels.
+    beside: rows of the same set, whose runs help to tell how far trainings vary; these two may be among them. Raises
+    `DataError` if a row has no runs, or if the two were not tested on the same frames and labels.
     """
     for row in (ours, theirs):
         if row.values is None:
@@ -199,8 +272,31 @@ def difference(ours: Row, theirs: Row) -> Difference:
     assert ours.values is not None
     assert theirs.values is not None
     gaps_RA = (ours.values - theirs.values)[:, :-1]
-    gaps = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
+    gaps_RV = np.column_stack((gaps_RA, mean_of_defined(gaps_RA, axis=1)))
     num_runs = (len(ours.percents), len(theirs.percents))
+    num_common = len(set(ours.folders) & set(theirs.folders))
+    share = max(1 / num_runs[0] + 1 / num_runs[1] - 2 * num_common / (num_runs[0] * num_runs[1]), 0.0)
+    low, high, p_values = _interval(gaps_RV, (ours, theirs), beside, share=share)
+    chance = _chance((ours, theirs), beside)
     return Difference(
-        ours.name, theirs.name, ours.aus, len(ours.subjects), num_runs, gaps[0], *interval_percent(gaps[1:])
+        ours.name,
+        theirs.name,
+        ours.aus,
+        len(ours.subjects),
+        num_runs,
+        gaps_RV[0],
+        low,
+        high,
+        np.append(holm(p_values[:-1]), p_values[-1]),
+        training_sd=float(np.sqrt(chance.runs_V[-1])),
+        assumed_share=float(chance.assumed_V[-1]) if share else 0.0,
     )
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """Return differences whose p of the mean is corrected by Holm's method for the number of them."""
+    p_values = holm(np.array([each.p_values[-1] for each in differences]))
+    return [
+        replace(each, p_values=np.append(each.p_values[:-1], p_value), num_compared=len(differences))
+        for each, p_value in zip(differences, p_values, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Tables of many runs: a set of experiments beside the published numbers; and the comparison of two runs.
+"""Tables of many runs: a set of experiments beside the published numbers.
 
 A row averages over its seeds; see pipeline/report/rows.py for the intervals.
 """
@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +21,18 @@ import pandas as pd
 from rich.box import SIMPLE
 from rich.table import Table
 
-from pipeline.catalog import Catalog, load_catalog
-from pipeline.config import OwnHeadConfig
-from pipeline.errors import ConfigError, DataError, StoreError, UsageError
-from pipeline.experiments import ExperimentSet, Member, resolve
-from pipeline.report.rows import Difference, Row, difference, read_row
+from pipeline.catalog import load_catalog
+from pipeline.errors import ConfigError, DataError
+from pipeline.experiments import ExperimentSet, resolve
+from pipeline.report.compare import read_member
+from pipeline.report.rows import Difference, Row, corrected, difference
 from pipeline.report.run import markdown_table
+from pipeline.report.training_chance import ASSUMED_FREE, ASSUMED_SD_POINTS
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.html import write_html
 from pipeline.runtime.text import unknown_name
-from pipeline.training.run_files import find_run, finished_folds, read_run
+from pipeline.training.intervals import ERROR_RATE
+from pipeline.training.run_files import read_run
 from pipeline.training.runs import Runs
 
 logger = logging.getLogger("fantrans")
@@ -69,7 +72,7 @@ class SetTable:
         record: dict[str, object] = {"member": row.name, "seeds": len(row.folders)}
         if row.values is not None:
             record |= {f"AU{au}": value for au, value in zip(row.aus, row.values[0], strict=False)}
-            low, high = row.interval
+            low, high = row.interval(self.rows)
             record |= {
                 "f1_percent": row.values[0, -1],
                 "std": row.std,
@@ -77,10 +80,10 @@ class SetTable:
                 "high_percent": high,
                 "num_undefined": row.num_undefined,
             }
-            first = self.rows[0]
-            if first.values is not None and row is not first:
-                gap = difference(row, first)
+            if row.name in self._over_first:
+                gap = self._over_first[row.name]
                 record |= {"over_first": gap.points[-1], "over_first_low": gap.low[-1], "over_first_high": gap.high[-1]}
+                record |= {"over_first_p": gap.p_values[-1]}
         published = self._published(row)
         if published is not None:
             record["published_percent"] = published
@@ -90,6 +93,15 @@ class SetTable:
             if base is not None and row is not self.rows[0]:
                 record["published_over_first"] = published - base
         return record
+
+    @cached_property
+    def _over_first(self) -> dict[str, Difference]:
+        """Differences of the other rows to the first, by name, corrected for their number."""
+        first, *others = self.rows
+        if first.values is None:
+            return {}
+        gaps = corrected([difference(row, first, beside=self.rows) for row in others if row.values is not None])
+        return {gap.ours: gap for gap in gaps}
 
     def _published(self, row: Row, au: str = "AVG") -> float | None:
         found = self.published[(self.published["method"] == row.published) & (self.published["au"] == au)]
@@ -130,18 +142,24 @@ class SetTable:
         }
 
     def orderings(self) -> Orderings:
-        """Return the pairs of rows whose published means differ, by whether ours differ in the same direction."""
+        """Return the pairs of rows whose published means differ, by whether ours differ in the same direction.
+
+        At 95 %, corrected by Holm's method for the number of pairs.
+        """
         known = [
             (row, value) for row in self.rows if row.values is not None and (value := self._published(row)) is not None
         ]
+        gaps = corrected(
+            [
+                difference(*((one, other) if one_percent > other_percent else (other, one)), beside=self.rows)
+                for (one, one_percent), (other, other_percent) in itertools.combinations(known, 2)
+                if one_percent != other_percent
+            ]
+        )
         found: dict[str, list[tuple[str, str]]] = {"alike": [], "unclear": [], "reverse": []}
-        for (one, one_percent), (other, other_percent) in itertools.combinations(known, 2):
-            if one_percent == other_percent:
-                continue
-            better, worse = (one, other) if one_percent > other_percent else (other, one)
-            gap = difference(better, worse)
-            kind = "alike" if gap.low[-1] > 0 else "reverse" if gap.high[-1] < 0 else "unclear"
-            found[kind].append((better.name, worse.name))
+        for gap in gaps:
+            kind = "unclear" if not gap.is_distinguishable else "alike" if gap.points[-1] > 0 else "reverse"
+            found[kind].append((gap.ours, gap.theirs))
         return Orderings(**{kind: tuple(pairs) for kind, pairs in found.items()})
 
     def legend(self) -> str:
@@ -152,7 +170,8 @@ class SetTable:
             alike, unclear, reverse = map(len, orderings)
             sentences += (
                 f" Of the {alike + unclear + reverse} pairs of rows that the paper orders, {alike} have the same order "
-                f"here and {reverse} the reverse order at 95 %; {unclear} are not distinguishable."
+                f"here and {reverse} the reverse order at 95 %, after Holm's correction for the number of pairs; "
+                f"{unclear} are not distinguishable."
             )
         if orderings.reverse:
             pairs = "; ".join(f"{worse} above {better}" for better, worse in orderings.reverse)
@@ -160,7 +179,12 @@ class SetTable:
         return sentences
 
     def _description(self) -> str:
-        over_first = f" Over first: paired difference to {self.rows[0].name}." if len(self.rows) > 1 else ""
+        over_first = (
+            f" Over first: paired difference to {self.rows[0].name}; * differs from it at 95 % after Holm's correction "
+            f"for {len(self._over_first)} comparisons."
+            if self._over_first
+            else ""
+        )
         undefined = ", ".join(f"{row.name} {row.num_undefined}" for row in self.rows if row.num_undefined)
         left_out = f" Pairs of fold and AU that are undefined (0/0) and left out: {undefined}." if undefined else ""
         has_published = any(self._published(row) is not None for row in self.rows)
@@ -172,9 +196,17 @@ class SetTable:
         )
         return (
             f"F1 in percent, averaged over parts and action units, threshold 0.5, last epoch. Ours: on "
-            f"{self.what_data}{seeds}.{published} 95 %: bootstrap over subjects and, with several seeds, runs; "
-            f"with one seed, seed-to-seed variation is not included.{over_first}{left_out}"
+            f"{self.what_data}{seeds}.{published} 95 %: over subjects and trainings; {self._how_trainings_vary()}."
+            f"{over_first}{left_out}"
         )
+
+    def _how_trainings_vary(self) -> str:
+        """Return how the variation from training to training in the intervals is known."""
+        num_free = sum(len(row.folders) - 1 for row in self.rows if row.folders)
+        if num_free >= ASSUMED_FREE:
+            return "how far trainings vary is measured on the rows with several seeds"
+        how = "partly assumed" if num_free else "assumed, since each row has one seed"
+        return f"how far trainings vary ({ASSUMED_SD_POINTS} points of mean F1 per run) is {how}"
 
     def rich_table(self) -> Table:
         """Return the table for the terminal, without empty columns and those that do not fit 80 characters."""
@@ -229,7 +261,7 @@ class SetTable:
                 _span(record, "low_percent", "high_percent", ".1f"),
                 _number(record, "published_percent"),
                 _number(record, "minus_published", "+.1f"),
-                _number(record, "over_first", "+.1f"),
+                _number(record, "over_first", "+.1f") + ("*" if record.get("over_first_p", 1.0) <= ERROR_RATE else ""),
                 _span(record, "over_first_low", "over_first_high", "+.1f"),
                 _number(record, "published_over_first", "+.1f"),
             ]
@@ -249,6 +281,7 @@ _JSON_NAMES = {
     "over_first_points": "over_first",
     "over_first_low_points": "over_first_low",
     "over_first_high_points": "over_first_high",
+    "over_first_p_value": "over_first_p",
     "published_percent": "published_percent",
     "published_over_first_points": "published_over_first",
 }
@@ -280,7 +313,7 @@ def read_set_report(
     entry = catalog.get_dataset(dataset)
     chosen = resolve(catalog, dataset, experiment, base=base, overrides=overrides)
     runs = Runs(catalog, dataset, init_from=init_from)
-    rows = tuple(_read_member(member, runs) for member in chosen.members)
+    rows = tuple(read_member(member, runs) for member in chosen.members)
     if all(row.values is None for row in rows):
         more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
         more += "".join(f" --set {shlex.quote(each)}" for each in overrides)
@@ -331,64 +364,6 @@ def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
                 f"{chosen.spec}: {chosen.published_table} has no row {member.published!r} for "
                 f"{member.name}; known ones: {', '.join(sorted(known))}"
             )
-
-
-def compare_runs(
-    ours: str,
-    theirs: str,
-    *,
-    dataset: str | None = None,
-    base: str | None = None,
-    init_from: str | None = None,
-    overrides: Sequence[str] = (),
-) -> Difference:
-    """Return the paired difference of two runs, or of two members with all their finished seeds.
-
-    ours, theirs: runs (folder, or name below the runs root); with a data set, experiments or SET:MEMBER. The other
-    arguments are those of `train_folds`, for experiments and members. Raises `UsageError` for an unknown run,
-    `DataError` if nothing is finished, or if the two were not tested on the same frames and labels.
-    """
-    catalog = load_catalog()
-    settings: dict[str, Any] = {"dataset": dataset, "base": base, "init_from": init_from, "overrides": overrides}
-    return difference(*(_row_named(name, catalog, **settings) for name in (ours, theirs)))
-
-
-def _row_named(
-    name: str,
-    catalog: Catalog,
-    *,
-    dataset: str | None,
-    base: str | None,
-    init_from: str | None,
-    overrides: Sequence[str],
-) -> Row:
-    if dataset is None:
-        folder = find_run(catalog, name)
-        return read_row(name, [folder] if finished_folds(folder) else [], published=None)
-    chosen = resolve(catalog, dataset, name, base=base, overrides=overrides)
-    if len(chosen.members) > 1:
-        raise UsageError(f"{name} has {len(chosen.members)} members; pass one, such as {name}:{chosen.members[0].name}")
-    member = chosen.members[0]._replace(name=name)
-    row, head = _read_member(member, Runs(catalog, dataset, init_from=init_from)), member.experiments[0].head
-    if row.values is None and isinstance(head, OwnHeadConfig):
-        raise DataError(
-            f"no run of {name} with {head.class_} as it is now is finished; train it, or compare runs of an older "
-            "source by their names (`fantrans runs ls`)"
-        )
-    return row
-
-
-def _read_member(member: Member, runs: Runs) -> Row:
-    """The row of its finished runs."""
-    try:
-        made = [runs.resolve(experiment) for experiment in member.experiments]
-    except (StoreError, ConfigError) as error:  # the cache of one row may be missing
-        logger.warning("%s: %s", member.name, error)
-        made = []
-    parts = member.experiments[0].parts
-    return read_row(
-        member.name, [run.folder for run in made if run.is_finished], published=member.published, parts=parts
-    )
 
 
 def _number(record: dict[Hashable, Any], name: str, form: str = ".1f") -> str:

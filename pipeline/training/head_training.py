@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.protocols import train_parts
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
 from pipeline.runtime.checkpoint import Checkpoint
+from pipeline.runtime.machine import describe_machine
 from pipeline.runtime.progress import ProgressCallback
 from pipeline.runtime.random_numbers import OwnRandomNumbers
 from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
@@ -89,6 +90,8 @@ class HeadTraining:
     """Called after each epoch, once its checkpoint and history are written."""
     tracking: FoldTracking | None = None
     """Receives each epoch and the fold's scores."""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """Where it trains, see `describe_machine`; of a resumed training, where it ends."""
     _epoch: list[Tensor] = field(default_factory=list)
     """Losses (3,) of the epoch's steps so far, on the device: reading them would make the CPU wait for it."""
     _seconds: float = 0.0
@@ -128,7 +131,8 @@ class HeadTraining:
         )
         batches = HeadBatches(run.cache, frames, batch_size=settings.batch_size, seed=settings.seed)
         write_record(run)
-        training = cls(run, test_part, device, built, batches, weights_A, optimiser)
+        machine = describe_machine(device)
+        training = cls(run, test_part, device, built, batches, weights_A, optimiser, machine=machine)
         training._checkpoint.resume(torch.device(device))
         training._write_history()
         return training
@@ -268,6 +272,7 @@ class HeadTraining:
         result = {
             "test_part": self.test_part,
             "device": torch.device(self.device).type,
+            "machine": dict(self.machine),
             "num_train_frames": len(self.batches.frames.rows),
             "num_test_frames": len(predictions),
             "num_test_frames_missing": int((run.frames["part"] == self.test_part).sum()) - len(predictions),

@@ -7,19 +7,20 @@ neither a positive label nor a positive prediction. See docs/protocols.md.
 # N frames, A action units, R resamples, S subjects
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from pipeline.errors import DataError
+from pipeline.training.intervals import subjects_bias, subjects_free, subjects_variance, t_interval
 
 OUTCOMES = ["tp", "fp", "fn", "tn", "unknown"]
 COUNT_COLUMNS = ["part", "subject", "au", *OUTCOMES]
 THRESHOLD = 0.5
-CONFIDENCE_PERCENT = 95
 NUM_RESAMPLES = 2000
 """Of the bootstrap over subjects, in reports and in tables."""
 
@@ -107,7 +108,8 @@ def compute_scores(counts: pd.DataFrame, *, num_resamples: int = NUM_RESAMPLES, 
     folds["always_positive_percent"] = _always_positive_percent(folds)
     by_au = folds.groupby("au")
     sums = by_au[OUTCOMES].sum()
-    lows, highs = interval_percent(resampled_percent(counts, num_resamples=num_resamples, seed=seed)[1:])
+    values_RV = resampled_percent(counts, num_resamples=num_resamples, seed=seed)
+    lows, highs = subjects_interval(values_RV, **num_tested(counts["part"], counts["subject"]))
     aus = pd.DataFrame(
         {
             "f1_percent": by_au["f1_percent"].mean(),
@@ -146,26 +148,44 @@ def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0
     with replacement within their part, since each fold's head predicts its own part. Counts of the same subjects get
     the same draws, so that the resamples of two runs can be subtracted row by row.
     """
-    rng = np.random.default_rng(seed)
-    f1_FRA = []
-    for _, fold in counts.sort_values(["part", "subject", "au"]).groupby("part"):
-        num_aus = fold["au"].nunique()
-        counts_SAK = fold[["tp", "fp", "fn"]].to_numpy().reshape(-1, num_aus, 3)
-        num_subjects = len(counts_SAK)
-        drawn_RS = rng.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=num_resamples)
-        times_RS = np.concatenate((np.ones((1, num_subjects), drawn_RS.dtype), drawn_RS))
-        f1_FRA.append(f1_percent(*np.einsum("rs,sak->kra", times_RS, counts_SAK, optimize=True)))
+    folds = [fold for _, fold in counts.sort_values(["part", "subject", "au"]).groupby("part")]
+    counts_FSAK = [fold[["tp", "fp", "fn"]].to_numpy().reshape(-1, fold["au"].nunique(), 3) for fold in folds]
+    times_FRS = _drawn(tuple(map(len, counts_FSAK)), num_resamples, seed)
+    f1_FRA = [
+        f1_percent(*np.einsum("rs,sak->kra", times_RS, counts_SAK, optimize=True))
+        for times_RS, counts_SAK in zip(times_FRS, counts_FSAK, strict=True)
+    ]
     mean_RA = mean_of_defined(np.stack(f1_FRA), axis=0)
     return np.column_stack((mean_RA, mean_of_defined(mean_RA, axis=1)))
 
 
-def interval_percent(values_RV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends (V,) of the 95 % interval of each column of resamples (R, V); NaN for a column of NaN."""
-    tail = (100 - CONFIDENCE_PERCENT) / 2
-    is_defined_V = ~np.isnan(values_RV).all(0)
-    ends = np.full((2, values_RV.shape[1]), np.nan)
-    ends[:, is_defined_V] = np.nanpercentile(values_RV[:, is_defined_V], (tail, 100 - tail), axis=0)
-    return ends[0], ends[1]
+@lru_cache(maxsize=4)
+def _drawn(num_subjects: tuple[int, ...], num_resamples: int, seed: int) -> list[np.ndarray]:
+    """Return how often each subject is drawn, (1 + R, S) per part; all runs of a set take the same draws."""
+    rng = np.random.default_rng(seed)
+    times_FRS = []
+    for num in num_subjects:
+        drawn_RS = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples)
+        times_FRS.append(np.concatenate((np.ones((1, num)), drawn_RS)))
+    return times_FRS
+
+
+def num_tested(parts: Iterable[str], subjects: Iterable[str]) -> dict[str, int]:
+    """Return `num_subjects` and `num_parts` of tested subjects, given with their parts in any number of rows."""
+    tested = set(zip(parts, subjects, strict=True))
+    return {"num_subjects": len(tested), "num_parts": len({part for part, _ in tested})}
+
+
+def subjects_interval(values_RV: np.ndarray, *, num_subjects: int, num_parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends (V,) of the 95 % interval of F1 over subjects, without the chance of a training.
+
+    values_RV: see `resampled_percent`. NaN for an undefined F1.
+    """
+    variance_V = subjects_variance(values_RV[1:], num_subjects=num_subjects, num_parts=num_parts)
+    num_free_V = np.full(len(variance_V), subjects_free(num_subjects=num_subjects, num_parts=num_parts))
+    centre_V = values_RV[0] - subjects_bias(values_RV)
+    low_V, high_V, _ = t_interval(centre_V, variance_V[None], num_free_V[None], variance_V)
+    return np.maximum(low_V, 0.0), np.minimum(high_V, 100.0)
 
 
 def mean_of_defined(values: np.ndarray, *, axis: int) -> np.ndarray:

@@ -79,8 +79,9 @@ def test_init_from_a_data_set_starts_from_its_run_of_the_same_experiment(environ
 @pytest.mark.usefixtures("refreshed")
 def test_a_set_is_trained_in_one_pass_over_the_cache_and_reported_and_drawn(environment, tmp_path):
     from flows.train import train_folds
+    from pipeline.report.compare import compare_runs
     from pipeline.report.figures import write_figures
-    from pipeline.report.sets import compare_runs, write_set_report
+    from pipeline.report.sets import write_set_report
 
     path = Path(environment).with_name("pair.yaml")
     path.write_text(
@@ -173,7 +174,7 @@ def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_cata
 def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command_that_creates_it(environment):
     from pipeline.refresh.caches import list_caches
     from pipeline.refresh.stages import refresh_cache
-    from pipeline.report.sets import compare_runs
+    from pipeline.report.compare import compare_runs
     from pipeline.training.trainer import train_folds
 
     path = Path(environment).with_name("own.yaml")

@@ -59,6 +59,7 @@ def test_a_fold_trains_scores_and_is_not_trained_twice(folder):
     assert len(result["history"]) == 3
     assert result["history"][-1]["loss"] < result["history"][0]["loss"]
     assert result["num_test_frames"] == 10
+    assert result["machine"]["num_threads"] == torch.get_num_threads()
     assert not (fold / "checkpoint.pt").exists()
     counts = pd.read_parquet(fold / "counts.parquet")
     assert counts[["tp", "fp", "fn", "tn", "unknown"]].to_numpy().sum() == 2 * 10

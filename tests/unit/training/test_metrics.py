@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score
 
 from pipeline.errors import DataError
-from pipeline.training.metrics import COUNT_COLUMNS, compute_scores, confusion_counts, f1_percent, interval_percent
+from pipeline.training.metrics import COUNT_COLUMNS, compute_scores, confusion_counts, f1_percent
 from tests.label_counts import POSITIVES
 
 
@@ -107,14 +108,6 @@ def test_floor_of_the_published_counts(dataset, by_part, mean):
     assert scores.f1_percent == 0  # no positive prediction
 
 
-def test_an_interval_leaves_out_two_and_a_half_percent_at_either_end_and_what_is_undefined():
-    column = np.random.default_rng(0).permutation(np.arange(1001.0))
-    holey = np.append(column, np.nan)
-    lows, highs = interval_percent(np.column_stack([holey, -holey, np.full(1002, np.nan)]))
-    np.testing.assert_allclose(lows, [25, -975, np.nan])
-    np.testing.assert_allclose(highs, [975, -25, np.nan])
-
-
 def test_interval_resamples_subjects_inside_their_part():
     counts = pd.concat(
         [
@@ -132,7 +125,9 @@ def test_interval_resamples_subjects_inside_their_part():
     for _ in range(4000):
         folds = [sum(fold[i] for i in rng.integers(len(fold), size=len(fold))) for fold in people.values()]
         means.append(np.mean([f1_percent(*sums.T) for sums in folds]))
-    expected = np.percentile(means, (2.5, 97.5))
+    half = stats.t.ppf(0.975, (12 - 2) / 2) * np.std(means) * (12 / 10) ** 0.5
+    unbiased = 2 * scores.f1_percent - np.mean(means)
+    expected = [unbiased - half, unbiased + half]
     np.testing.assert_allclose([scores.low_percent, scores.high_percent], expected, atol=0.5)
     assert scores.low_percent < scores.f1_percent < scores.high_percent
     assert (scores.aus["low_percent"] < scores.aus["f1_percent"]).all()
@@ -149,7 +144,15 @@ def test_interval_of_alike_subjects_has_no_width_and_frames_do_not_narrow_it():
     many = [np.repeat(array, 100, axis=0) for array in (labels_NA, unlike, subjects)]
     often = compute_scores(confusion_counts(many[0], many[1], subjects=many[2], aus=(1,), part="P1"))
     assert once.high_percent - once.low_percent > 10
-    assert (often.low_percent, often.high_percent) == (once.low_percent, once.high_percent)
+    assert (often.low_percent, often.high_percent) == pytest.approx((once.low_percent, once.high_percent), rel=1e-12)
+
+
+def test_the_ends_of_an_interval_are_percentages():
+    labels_NA = np.tile([[1], [0]], (8, 1))
+    one_misses = np.where(np.arange(16)[:, None] == 0, 0.1, labels_NA)
+    subjects = np.repeat(list("abcdefgh"), 2)
+    scores = compute_scores(confusion_counts(labels_NA, one_misses, subjects=subjects, aus=(1,), part="P1"))
+    assert 0 < scores.low_percent < scores.f1_percent < scores.high_percent == 100
 
 
 def test_scores_do_not_depend_on_the_order_of_rows():
