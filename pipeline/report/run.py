@@ -14,9 +14,12 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from pipeline.catalog import load_catalog
 from pipeline.errors import DataNotFoundError, WriteError
+from pipeline.report.page import Page, describe_data, num_curve_points, published_scores, write_page
+from pipeline.report.rows import read_row
+from pipeline.report.scored import Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
-from pipeline.runtime.html import write_html
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
 from pipeline.training.run_files import finished_folds, read_counts, read_run
 
@@ -121,14 +124,34 @@ def write_report(folder: Path) -> Report:
     return report
 
 
-def write_files(report: Report) -> Path:
-    """Write report.json, .csv, .md and .html into the folder of the report's run; return the path of the .md."""
+def write_files(report: Report, *, others: Sequence[Path] = (), shows_images: bool | None = None) -> Path:
+    """Write report.json, .csv, .md and .html into the folder of the report's run; return the path of the .md.
+
+    others: folders of runs that the page compares with this one. shows_images: whether faces are on the page, None for
+    rendered ones only.
+    """
     folder = report.folder
     write_json(folder / "report.json", report.as_json())
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
-    write_html(folder / "report.html", report.markdown())
+    catalog = load_catalog()
+    page = Page(
+        title=f"{report.experiment} on {report.dataset}",
+        dataset=report.dataset,
+        what_data=describe_data(catalog, report.dataset) + (f", {report.gaps}" if report.gaps else ""),
+        every=[_read_scored(each, num_runs=1 + len(others)) for each in (folder, *others)],
+        legend=_legend(report),
+        shows_images=shows_images,
+    )
+    write_page(folder / "report.html", page, catalog)
     return folder / "report.md"
+
+
+def _read_scored(folder: Path, *, num_runs: int) -> Scored:
+    """The scores of a run beside the paper's, which are those of the data set that the run's data has the layout of."""
+    published = published_scores(load_catalog(), read_run(folder)["dataset"])
+    row = read_row(folder.name, [folder], published=None)
+    return read_scored(row, published=published, num_points=num_curve_points(num_runs))
 
 
 def written_unless_read_only(write: Callable[[], Path]) -> Path | None:

@@ -62,13 +62,13 @@ def confusion_counts(
     subjects: Sequence[str] | np.ndarray,
     aus: Sequence[int],
     part: str,
-    threshold: float = THRESHOLD,
+    threshold: float | np.ndarray = THRESHOLD,
 ) -> pd.DataFrame:
     """Return the counts (`COUNT_COLUMNS`) of one fold from labels (N, A) and probabilities (N, A).
 
     Labels are in {0, 1, -1 unknown}, probabilities in 0..1. subjects: subject of each of the N frames. part: the tested
-    part. A probability of at least `threshold` predicts "present"; frames with an unknown label are counted as
-    `unknown` only. Raises `DataError` if shapes differ or a probability is NaN.
+    part. A probability of at least `threshold`, one number or one per action unit (A,), predicts "present"; frames with
+    an unknown label are counted as `unknown` only. Raises `DataError` if shapes differ or a probability is NaN.
     """
     labels_NA, probabilities_NA = np.asarray(labels_NA), np.asarray(probabilities_NA)
     expected = (len(subjects), len(aus))
@@ -151,12 +151,16 @@ def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0
     for _, fold in counts.sort_values(["part", "subject", "au"]).groupby("part"):
         num_aus = fold["au"].nunique()
         counts_SAK = fold[["tp", "fp", "fn"]].to_numpy().reshape(-1, num_aus, 3)
-        num_subjects = len(counts_SAK)
-        drawn_RS = rng.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=num_resamples)
-        times_RS = np.concatenate((np.ones((1, num_subjects), drawn_RS.dtype), drawn_RS))
+        times_RS = subject_draws(rng, num_subjects=len(counts_SAK), num_resamples=num_resamples)
         f1_FRA.append(f1_percent(*np.einsum("rs,sak->kra", times_RS, counts_SAK, optimize=True)))
     mean_RA = mean_of_defined(np.stack(f1_FRA), axis=0)
     return np.column_stack((mean_RA, mean_of_defined(mean_RA, axis=1)))
+
+
+def subject_draws(rng: np.random.Generator, *, num_subjects: int, num_resamples: int) -> np.ndarray:
+    """Return how often each resample draws each subject, int (1 + R, S); in row 0 each once."""
+    drawn_RS = rng.multinomial(num_subjects, np.full(num_subjects, 1 / num_subjects), size=num_resamples)
+    return np.concatenate((np.ones((1, num_subjects), drawn_RS.dtype), drawn_RS))
 
 
 def interval_percent(values_RV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
