@@ -5,13 +5,15 @@ Templates, style and script are in `templates/`. Charts are drawn by Plotly, who
 
 from __future__ import annotations
 
+import base64
+import gzip
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -21,9 +23,6 @@ from pipeline.report.page_content import Cell, number_cell
 from pipeline.report.scored import Scored, worst_frames
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.training.run_files import read_run
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 logger = logging.getLogger("fantrans")
 
@@ -35,7 +34,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _NUM_WORST = 6
 _MAX_THUMBNAILS = 100
 _THUMBNAIL_PX, _STRIP_PX = 112, 1200
-_MAX_CURVE_POINTS, _MAX_POINTS = 200, 40_000
+_MAX_CURVE_POINTS, _MAX_POINTS = 200, 100_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class Page:
     legend: str
     commands: Sequence[str] = ()
     shows_images: bool | None = None
+    published: str = ""
+    """What the published numbers are, in a sentence."""
 
 
 def num_curve_points(num_scored: int) -> int:
@@ -89,7 +90,6 @@ def write_page(path: Path, page: Page, catalog: Catalog) -> None:
 def render(page: Page, catalog: Catalog, *, shows_images: bool) -> str:
     """Return the page as HTML."""
     import jinja2  # noqa: PLC0415 - commands that write no page start without it
-    from markupsafe import Markup  # noqa: PLC0415
     from plotly.offline import get_plotlyjs  # noqa: PLC0415 - takes a second
 
     worst = [worst_frames(scored, num_frames=_NUM_WORST) for scored in page.every]
@@ -114,15 +114,11 @@ def render(page: Page, catalog: Catalog, *, shows_images: bool) -> str:
         shows_images=shows_images,
         made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=version("fantrans"),
-        data=Markup(content.as_json(data)),
-        **_files(Markup, get_plotlyjs()),
+        data=content.as_json(data),
+        plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
+        script=(_TEMPLATES / "page.js").read_text(),
+        style=(_TEMPLATES / "page.css").read_text(),
     )
-
-
-def _files(markup: type[Markup], plotly: str) -> dict[str, Markup]:
-    """Style and scripts, which stand in the page unchanged."""
-    script, style = ((_TEMPLATES / name).read_text() for name in ("page.js", "page.css"))
-    return {"plotly": markup(plotly), "script": markup(script), "style": markup(style)}
 
 
 def _member(scored: Scored, worst: pd.DataFrame, shows_images: bool) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def score_table(scored: Scored) -> tuple[list[str], list[list[Cell]]]:
         cells.append([number_cell(scored.published.get(name, math.nan)) for name in named])
     sums = scored.labels.groupby("au")[["num_positive", "num_negative", "unknown"]].sum().loc[list(scored.aus)]
     for column, kind in (("positive", "num_positive"), ("negative", "num_negative"), ("unknown", "unknown")):
-        columns.append(f"{column} frames")
+        columns.append(column)
         counts = [*sums[kind], sums[kind].sum()]
         cells.append([Cell(f"{count:,}", float(count)) for count in counts])
     ordered = [*((Cell(f"AU{au}", float(au))) for au in scored.aus), Cell("mean")]
@@ -130,7 +130,7 @@ def threshold_table(scored: Scored) -> tuple[list[str], list[list[Cell]]]:
 def part_table(scored: Scored) -> tuple[list[str], list[list[Cell]]]:
     """Return one row per tested part: subjects, frames, and the share of positive labels of each action unit."""
     labels = scored.labels.set_index(["part", "au"])
-    columns = ["part", "subjects", *(f"AU{au} positive, %" for au in scored.aus)]
+    columns = ["part", "subjects", *(f"AU{au}" for au in scored.aus)]
     rows = []
     for part in scored.parts:
         of_part = labels.loc[part]

@@ -142,6 +142,7 @@ def write_files(report: Report, *, others: Sequence[Path] = (), shows_images: bo
         every=[_read_scored(each, num_runs=1 + len(others)) for each in (folder, *others)],
         legend=_legend(report),
         shows_images=shows_images,
+        published="Of FAN-Trans in the paper, on the real data set whose layout the run's data has.",
     )
     write_page(folder / "report.html", page, catalog)
     return folder / "report.md"

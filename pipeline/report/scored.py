@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,9 @@ class Scored:
     """A run, or a member of a set with its finished runs, and its scores.
 
     measures: by name; without predictions that can be read, F1 alone. published: F1 in percent by "AU1"... and "AVG".
-    predictions, curves, thresholds: of the first run, by tested part; curves hold recall and precision per action unit.
-    grid: F1, precision and recall (A, G) in percent at the thresholds `GRID`, averaged over folds and runs.
+    labels: one row per part and action unit, with the number of positive, negative and unknown labels. predictions,
+    curves, thresholds: of the first run, by tested part; curves hold recall and precision per action unit. grid: F1,
+    precision and recall (A, G) in percent at the thresholds `GRID`, averaged over folds and runs.
     """
 
     name: str
@@ -60,12 +61,11 @@ class Scored:
     parts: tuple[str, ...]
     measures: Mapping[str, Measure]
     published: Mapping[str, float]
+    labels: pd.DataFrame
     predictions: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     curves: Mapping[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     thresholds: Mapping[str, np.ndarray] = field(default_factory=dict)
     grid: Mapping[str, np.ndarray] = field(default_factory=dict)
-    labels: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """One row per part and action unit: number of positive, known and unknown labels."""
 
 
 @dataclass(frozen=True)
@@ -92,34 +92,34 @@ def read_scored(row: Row, *, published: Mapping[str, float], num_points: int) ->
         {part: fold for part, fold in finished_folds(folder).items() if part in parts} for folder in folders
     ]
     counts = [pd.concat([read_counts(fold) for fold in folds.values()]) for folds in folds_by_run]
-    measures = {F1: _from_counts(row, counts)}
     labels = compute_scores(counts[0], num_resamples=1).folds
     labels = labels.assign(num_positive=labels["tp"] + labels["fn"], num_negative=labels["fp"] + labels["tn"])
-    common = {
-        "name": name,
-        "folders": folders,
-        "aus": row.aus,
-        "parts": tuple(folds_by_run[0]),
-        "published": published,
-        "labels": labels[["part", "au", "num_positive", "num_negative", "unknown"]],
-    }
+    scored = Scored(
+        name,
+        folders,
+        row.aus,
+        tuple(folds_by_run[0]),
+        {F1: _from_counts(row, counts)},
+        published,
+        labels[["part", "au", "num_positive", "num_negative", "unknown"]],
+    )
     try:
         runs = [_from_predictions(folds, row.aus, num_points) for folds in folds_by_run]
     except DataError as error:
         logger.warning("%s: AP, thresholds and frames are not shown: %s", name, error)
-        return Scored(measures=measures, **common)
-    measures[AP] = _ap_measure(row, runs, labels)
+        return scored
+    measures = {**scored.measures, AP: _ap_measure(row, runs, labels)}
     tables = [run.counts for run in runs if run.counts is not None]
     if len(tables) == len(runs):
         measures[CALIBRATED] = _from_counts(row_from_counts(name, tables, folders=folders), tables)
     first = runs[0]
-    return Scored(
+    return replace(
+        scored,
         measures=measures,
         predictions=first.predictions,
         curves=first.curves,
         thresholds=first.thresholds,
         grid={kind: mean_of_defined(np.stack([run.grid[kind] for run in runs]), axis=0) for kind in first.grid},
-        **common,
     )
 
 

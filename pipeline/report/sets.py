@@ -330,6 +330,7 @@ def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Pat
         legend=table.legend(),
         commands=table.commands,
         shows_images=shows_images,
+        published="Of the row of the paper's table that the member stands for, on the real data set.",
     )
     write_page(md.with_suffix(".html"), page, load_catalog())
     return md

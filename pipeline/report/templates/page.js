@@ -37,7 +37,7 @@ function draw(id, traces, layout, height) {
   Plotly.react(box, traces, {
     height, ...(state.printing ? { width: PRINTED_PX / columns - 10 * (columns - 1) } : { width: box.clientWidth || undefined }),
     margin: { l: 50, r: 12, t: 12, b: 42 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: c.text, size: 13, family: getComputedStyle(document.body).fontFamily },
+    font: { color: c.text, size: state.printing ? 10 : 13, family: getComputedStyle(document.body).fontFamily },
     hoverlabel: { bgcolor: c.panel, font: { color: c.text } }, dragmode: false,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...others,
@@ -72,8 +72,8 @@ function drawScores() {
     marker: { symbol: "diamond", size: 9, color: c.second },
   });
   draw("chart-scores", traces, {
-    xaxis: { tickvals: places, ticktext: aus, showgrid: false, range: [-0.6, aus.length - 0.4] },
-    yaxis: { title: { text: `${state.measure}, %` }, range: [0, 100] },
+    xaxis: { tickvals: places, ticktext: aus, showgrid: false, zeroline: false, range: [-0.6, aus.length - 0.4] },
+    yaxis: { title: { text: `${state.measure}, %` }, range: [-2, 102], zeroline: false },
   }, 380);
 }
 
@@ -205,7 +205,7 @@ function drawThresholds() {
   }
   const at = (kind, where) => member.grid[kind][i][where], half = (grid.length - 1) / 2;
   element("at-threshold").textContent = `${units[i]} at threshold ${threshold.toFixed(2)}: F1 ${fixed(at("f1", place))}, `
-    + `precision ${fixed(at("precision", place))}, recall ${fixed(at("recall", place))}. `
+    + `precision ${at("precision", place) === null ? "undefined (nothing is predicted)" : fixed(at("precision", place))}, recall ${fixed(at("recall", place))}. `
     + `At 0.50: F1 ${fixed(at("f1", half))}.`;
   const traces = Object.entries(member.curves).map(([part, curves], fold) => ({
     name: `fold ${part}`, x: curves[i][0].map((value) => 100 * value), y: curves[i][1].map((value) => 100 * value),
@@ -215,7 +215,7 @@ function drawThresholds() {
     name: "at the threshold", x: [at("recall", place)], y: [at("precision", place)], mode: "markers", hoverinfo: "x+y",
     marker: { symbol: "x", size: 11, color: c.text },
   });
-  const percent = { range: [0, 102], zeroline: false };
+  const percent = { range: [-2, 102], zeroline: false };
   draw("chart-pr", traces, { xaxis: { title: { text: "recall, %" }, ...percent }, yaxis: { title: { text: "precision, %" }, ...percent } }, 380);
   const line = (kind, name, dash, color, width) => ({
     name, x: grid, y: member.grid[kind][i], mode: "lines", line: { dash, color, width }, hoverinfo: "x+y+name",
@@ -258,7 +258,7 @@ function drawLosses() {
   const traces = shown().losses.flatMap(({ folds }, run) => Object.entries(folds).filter(([, found]) => found[kind]).map(([part, found], fold) => ({
     name: shown().losses.length > 1 ? `run ${run + 1}, ${part}` : `fold ${part}`, x: found.epoch, y: found[kind],
     mode: found.epoch.length > 1 ? "lines" : "markers", hoverinfo: "x+y+name",
-    line: { color: [c.ours, c.second, c.third][fold % 3], dash: DASHES[run % DASHES.length], width: 2 },
+    line: { color: [c.ours, c.second, c.third][fold % 3], dash: DASHES[(shown().losses.length > 1 ? run : fold) % DASHES.length], width: 2 },
     marker: { color: [c.ours, c.second, c.third][fold % 3], symbol: SYMBOLS[fold % SYMBOLS.length], size: 9 },
   })));
   element("losses-note").textContent = traces.length ? "" : "The run has no such curve.";
@@ -276,7 +276,9 @@ function showMember() {
 }
 
 function drawAll() {
-  element("legend").textContent = all(".terms dt").find((dt) => dt.textContent === state.measure).nextElementSibling.textContent;
+  element("legend").textContent = shown().measures[state.measure]
+    ? all(".terms dt").find((dt) => dt.textContent === state.measure).nextElementSibling.textContent
+    : `${shown().name} has no ${state.measure}: it needs predictions that can be read, and two finished folds to calibrate.`;
   showCards();
   [drawMembers, drawScores, drawDifferences, drawThresholds, drawMaps, drawLosses].forEach((each) => each());
 }
@@ -342,4 +344,12 @@ function start() {
   drawAll();
 }
 
-start();
+async function loadPlotly() {
+  const packed = Uint8Array.from(atob(element("plotly").textContent), (letter) => letter.charCodeAt(0));
+  const script = document.createElement("script");
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  script.textContent = await new Response(unpacked).text();
+  document.head.append(script);
+}
+
+loadPlotly().then(start);

@@ -102,7 +102,7 @@ def test_the_numbers_of_a_page_are_those_of_the_report(run):
         assert row[F1].value == pytest.approx(expected["f1_percent"], nan_ok=True)
         assert row[f"{F1}, 95 %"].value == pytest.approx(expected["low_percent"], nan_ok=True)
         assert row["always present"].value == pytest.approx(expected["always_positive_percent"], nan_ok=True)
-        assert row["positive frames"].value == expected["num_positive"]
+        assert row["positive"].value == expected["num_positive"]
     (member,) = read(run / "report.html").numbers["members"]
     assert member["measures"][F1]["values"][-1] == pytest.approx(report.scores.f1_percent, abs=0.01)
 
@@ -288,7 +288,7 @@ def test_published_scores_are_those_of_the_layout():
 
 def test_curves_of_many_runs_have_fewer_points():
     assert num_curve_points(1) == 200
-    assert num_curve_points(30) * 30 * 36 < 45_000
+    assert num_curve_points(30) * 30 * 36 <= 100_000
 
 
 def test_a_table_has_the_published_numbers_only_where_there_are_some(run):
