@@ -29,11 +29,10 @@ from pipeline.report.faces import read_faces
 from pipeline.report.relations import correlation_distance, correlations
 from pipeline.runtime.extras import optional_packages
 from pipeline.runtime.progress import track
-from pipeline.tables import au_column
+from pipeline.tables import au_column, probability_column
 from pipeline.training.export import load_deployed, load_trained
 from pipeline.training.loader import CachedFrames, evaluation_batches
 from pipeline.training.metrics import THRESHOLD
-from pipeline.training.predict import probability_column
 from pipeline.training.run_files import DEPLOYED_NAME, finished_folds, read_history, read_predictions, read_run
 
 with optional_packages("figures", for_what="drawing figures"):

@@ -24,9 +24,8 @@ from pipeline.report.thresholds import (
     make_curve,
     resampled_ap_percent,
 )
-from pipeline.tables import au_column, read_table
+from pipeline.tables import au_column, probability_column, read_table
 from pipeline.training.metrics import compute_scores, f1_percent, mean_of_defined
-from pipeline.training.predict import probability_column
 from pipeline.training.run_files import PREDICTIONS_NAME, finished_folds, read_counts
 
 logger = logging.getLogger("fantrans")

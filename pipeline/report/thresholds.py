@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.tables import au_column
+from pipeline.tables import au_column, probability_column
 from pipeline.training.metrics import (
     NUM_RESAMPLES,
     THRESHOLD,
@@ -21,7 +21,6 @@ from pipeline.training.metrics import (
     mean_of_defined,
     subject_draws,
 )
-from pipeline.training.predict import probability_column
 
 NUM_BINS = 256
 """Steps in which resamples compare probabilities; more would cost time and change no interval by 0.1 points."""
@@ -166,18 +165,17 @@ def _binned_ap(
     labels_N: np.ndarray, probabilities_N: np.ndarray, subject_N: np.ndarray, times_RS: np.ndarray
 ) -> np.ndarray:
     """Average precision (R,), 0..1, with each subject counted as often as drawn; NaN without a positive frame."""
-    is_known_N = labels_N >= 0
     ends_B = np.unique(np.quantile(probabilities_N, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
     bin_N = len(ends_B) - np.searchsorted(ends_B, probabilities_N, side="right")  # the first has the highest ones
     num_subjects, num_bins = times_RS.shape[1], len(ends_B) + 1
     place_N = subject_N * num_bins + bin_N
-    positive_RB, known_RB = (
-        times_RS @ np.bincount(place_N[counted_N], minlength=num_subjects * num_bins).reshape(num_subjects, num_bins)
-        for counted_N in (labels_N == 1, is_known_N)
+    tp_RB, passed_RB = (
+        times_RS @ np.bincount(place_N[counted_N], minlength=num_subjects * num_bins).reshape(-1, num_bins).cumsum(1)
+        for counted_N in (labels_N == 1, labels_N >= 0)
     )
+    precision_RB = tp_RB / np.maximum(passed_RB, 1)
     with np.errstate(invalid="ignore"):
-        precision_RB = np.cumsum(positive_RB, axis=1) / np.cumsum(known_RB, axis=1)
-        ap_R: np.ndarray = np.nansum(positive_RB * precision_RB, axis=1) / positive_RB.sum(1)
+        ap_R: np.ndarray = np.einsum("rb,rb->r", np.diff(tp_RB, prepend=0, axis=1), precision_RB) / tp_RB[:, -1]
         return ap_R
 
 
