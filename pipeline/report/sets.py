@@ -304,7 +304,7 @@ def read_set_report(
     started = f"-from-{init_from}" if init_from else ""
     stem = re.sub(r"[^\w.=,+-]+", "_", f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}")
     file = catalog.roots.runs / "tables" / f"{stem}.md"
-    return SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set, file, commands)
+    return SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=is_set, file=file, commands=commands)
 
 
 def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Path:
