@@ -22,8 +22,8 @@ from pipeline.training.metrics import (
     subject_draws,
 )
 
-NUM_BINS = 256
-"""Steps in which resamples compare probabilities; more would cost time and change no interval by 0.1 points."""
+NUM_BINS = 100
+"""Steps in which resamples compare probabilities: on 16,000 frames a resample is within 0.3 points of its exact AP."""
 
 
 @dataclass(frozen=True)
@@ -150,33 +150,34 @@ def resampled_ap_percent(
     for _, table in sorted(predictions.items()):
         labels_NA, probabilities_NA = arrays(table, aus)
         names_S, subject_N = np.unique(table["subject"].to_numpy(), return_inverse=True)
-        times_RS = subject_draws(rng, num_subjects=len(names_S), num_resamples=num_resamples).astype(np.float64)
-        columns = []
-        for i in range(len(aus)):
-            labels_N, probabilities_N = labels_NA[:, i], probabilities_NA[:, i]
-            ap_R = _binned_ap(labels_N, probabilities_N, subject_N, times_RS)
-            columns.append(ap_R + (make_curve(labels_N, probabilities_N).average_precision - ap_R[0]))
-        ap_FRA.append(100 * np.clip(np.stack(columns, axis=1), 0, 1))
+        times_RS = subject_draws(rng, num_subjects=len(names_S), num_resamples=num_resamples)
+        binned_RA = _binned_ap(labels_NA, probabilities_NA, subject_N, times_RS.astype(np.float64))
+        curves = (make_curve(*each) for each in zip(labels_NA.T, probabilities_NA.T, strict=True))
+        exact_A = np.array([curve.average_precision for curve in curves])
+        ap_FRA.append(100 * np.clip(binned_RA + (exact_A - binned_RA[0]), 0, 1))
     mean_RA = mean_of_defined(np.stack(ap_FRA), axis=0)
     return np.column_stack((mean_RA, mean_of_defined(mean_RA, axis=1)))
 
 
 def _binned_ap(
-    labels_N: np.ndarray, probabilities_N: np.ndarray, subject_N: np.ndarray, times_RS: np.ndarray
+    labels_NA: np.ndarray, probabilities_NA: np.ndarray, subject_N: np.ndarray, times_RS: np.ndarray
 ) -> np.ndarray:
-    """Average precision (R,), 0..1, with each subject counted as often as drawn; NaN without a positive frame."""
-    ends_B = np.unique(np.quantile(probabilities_N, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
-    bin_N = len(ends_B) - np.searchsorted(ends_B, probabilities_N, side="right")  # the first has the highest ones
-    num_subjects, num_bins = times_RS.shape[1], len(ends_B) + 1
-    place_N = subject_N * num_bins + bin_N
-    tp_RB, passed_RB = (
-        times_RS @ np.bincount(place_N[counted_N], minlength=num_subjects * num_bins).reshape(-1, num_bins).cumsum(1)
-        for counted_N in (labels_N == 1, labels_N >= 0)
-    )
-    precision_RB = tp_RB / np.maximum(passed_RB, 1)
+    """Average precision (R, A), 0..1, with each subject counted as often as drawn; NaN without a positive frame."""
+    num_subjects = times_RS.shape[1]
+    steps = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
+    counts = []
+    for labels_N, given_N in zip(labels_NA.T, probabilities_NA.T, strict=True):
+        bin_N = NUM_BINS - 1 - np.searchsorted(np.quantile(given_N, steps), given_N, side="right")
+        place_N = subject_N * NUM_BINS + bin_N  # bin 0 has the highest probabilities
+        for is_counted_N in (labels_N == 1, labels_N >= 0):
+            found = np.bincount(place_N[is_counted_N], minlength=num_subjects * NUM_BINS)
+            counts.append(found.reshape(num_subjects, NUM_BINS).cumsum(1))
+    passed_S = np.stack(counts, axis=1).reshape(num_subjects, -1)
+    tp_RAB, known_RAB = (times_RS @ passed_S).reshape(len(times_RS), -1, 2, NUM_BINS).transpose(2, 0, 1, 3)
+    steps_RAB = np.diff(tp_RAB, prepend=0, axis=2)
     with np.errstate(invalid="ignore"):
-        ap_R: np.ndarray = np.einsum("rb,rb->r", np.diff(tp_RB, prepend=0, axis=1), precision_RB) / tp_RB[:, -1]
-        return ap_R
+        ap_RA: np.ndarray = np.sum(steps_RAB * tp_RAB / np.maximum(known_RAB, 1), axis=2) / tp_RAB[:, :, -1]
+        return ap_RA
 
 
 def arrays(predictions: pd.DataFrame, aus: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
