@@ -277,11 +277,13 @@ def _print_reports(reported: Sequence[_Reported]) -> None:
 def _print_documents(reported: Sequence[_Reported], figures: Sequence[Path]) -> None:
     from pipeline.report.run import Report
 
-    documents = [
-        (result.as_json() | {"file": path, "page": path and _page(path)}, isinstance(result, Report))
-        for result, path in reported
-    ]
-    runs, sets = ([each for each, is_run in documents if is_run == wanted] for wanted in (True, False))
+    runs, sets = [], []
+    for result, path in reported:
+        files = {"file": path, "page": path and _page(path)}
+        if isinstance(result, Report):
+            runs.append(result.document() | files)
+        else:
+            sets.append(result.as_json() | files)
     print_json("report", runs=runs, sets=sets, figures=figures)
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from pipeline.catalog import Catalog
 from pipeline.report import page_content as content
 from pipeline.report.page_content import Cell, number_cell
-from pipeline.report.scored import Scored, worst_frames
+from pipeline.report.scored import MAX_CURVE_POINTS, Scored, worst_frames
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.training.run_files import read_run
 
@@ -34,7 +34,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _NUM_WORST = 6
 _MAX_THUMBNAILS = 100
 _THUMBNAIL_PX, _STRIP_PX = 112, 1200
-_MAX_CURVE_POINTS, _MAX_POINTS = 200, 100_000
+_MAX_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Page:
 
 def num_curve_points(num_scored: int) -> int:
     """Return how many points each precision-recall curve may have, so that a page of many runs stays small."""
-    return max(20, min(_MAX_CURVE_POINTS, _MAX_POINTS // (36 * num_scored)))
+    return max(20, min(MAX_CURVE_POINTS, _MAX_POINTS // (36 * num_scored)))
 
 
 def describe_data(catalog: Catalog, dataset: str) -> str:
@@ -97,7 +97,7 @@ def render(page: Page, catalog: Catalog, *, shows_images: bool) -> str:
     data = {
         "aus": content.au_names(page.every[0]),
         "grid": content.grid_thresholds(),
-        "members": [content.chart_data(scored) for scored in page.every],
+        "members": [content.chart_data(each, num_points=num_curve_points(len(page.every))) for each in page.every],
         "differences": content.paired_differences(page.every),
         "images": images,
     }

@@ -149,13 +149,27 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return {"facts": describe_run(folder), "settings": settings, "commands": repeat_commands(record, folder)}
 
 
+def measures_json(scored: Scored) -> list[dict[str, Any]]:
+    """Return all measures as docs/cli.md describes them; undefined numbers are None."""
+    found = []
+    for name, measure in scored.measures.items():
+        assert measure.row.values is not None
+        low, high = interval_percent(measure.row.values[1:])
+        numbers = zip(measure.row.values[0], low, high, _with_mean(measure.floor_A), strict=True)
+        keys = ("percent", "low_percent", "high_percent", "floor_percent")
+        *by_au, mean = (dict(zip(keys, map(_or_none, map(float, each)), strict=True)) for each in numbers)
+        units = [{"au": int(au)} | each for au, each in zip(scored.aus, by_au, strict=True)]
+        found.append({"measure": name, "mean": mean, "action_units": units})
+    return found
+
+
 def gaps(scored: Scored) -> list[str]:
     """Return sentences on what the runs lack of their data, each once."""
     return list(dict.fromkeys(itertools.chain.from_iterable(describe_gaps(folder) for folder in scored.folders)))
 
 
-def chart_data(scored: Scored) -> dict[str, Any]:
-    """Return the numbers of a run's or member's charts."""
+def chart_data(scored: Scored, *, num_points: int) -> dict[str, Any]:
+    """Return the numbers of a run's or member's charts. num_points: greatest number of points per curve."""
     return {
         "name": scored.name,
         "parts": list(scored.parts),
@@ -164,7 +178,7 @@ def chart_data(scored: Scored) -> dict[str, Any]:
         + [_or_none(scored.published.get("AVG"))],
         "grid": {kind: rounded(values_AG, 1) for kind, values_AG in scored.grid.items()},
         "curves": {
-            part: [[rounded(recall, 3), rounded(precision, 3)] for recall, precision in found]
+            part: [[rounded(_thinned(values, num_points), 3) for values in curve] for curve in found]
             for part, found in scored.curves.items()
         },
         "thresholds": {part: rounded(found_A, 3) for part, found_A in scored.thresholds.items()},
@@ -211,8 +225,7 @@ def _maps(scored: Scored) -> dict[str, Any]:
 def _loss_data(folder: Path) -> dict[str, Any]:
     found = {}
     for part, history in read_histories(folder).items():
-        step = max(1, math.ceil(len(history) / _MAX_EPOCHS))
-        kept = history.iloc[::-step][::-1]  # the last epoch is kept
+        kept = history.iloc[_thinned(np.arange(len(history)), _MAX_EPOCHS)]
         columns = [name for name in ("loss", "loss_cls", "loss_kd", "lr") if name in kept.columns]
         found[part] = {"epoch": [int(epoch) + 1 for epoch in kept["epoch"]]} | {
             name: [_or_none(float(f"{value:.4g}")) for value in kept[name].astype(float)] for name in columns
@@ -251,6 +264,11 @@ def as_json(data: Mapping[str, Any]) -> str:
 def grid_thresholds() -> list[float]:
     """Return the thresholds of the explorer."""
     return [round(float(value), 2) for value in GRID]
+
+
+def _thinned(values: np.ndarray, num_points: int) -> np.ndarray:
+    """At most `num_points` of the values, evenly spaced, with the last one."""
+    return values[:: -max(1, math.ceil(len(values) / num_points))][::-1]
 
 
 def _with_mean(values_A: np.ndarray) -> np.ndarray:

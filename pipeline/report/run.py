@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from rich.table import Table
 
 from pipeline.catalog import load_catalog
 from pipeline.errors import DataNotFoundError, WriteError
-from pipeline.report.page import Page, describe_data, num_curve_points, published_scores, write_page
+from pipeline.report.page import Page, describe_data, published_scores, write_page
+from pipeline.report.page_content import measures_json
 from pipeline.report.rows import read_row
 from pipeline.report.scored import Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
@@ -39,6 +41,11 @@ class Report:
     scores: Scores
     gaps: str | None = None
     """What of the data set the run had, such as "12 of 41 subjects"; None if it had all."""
+
+    @cached_property
+    def scored(self) -> Scored:
+        """All measures of the run; reads its predictions once."""
+        return read_scored_run(self.folder)
 
     def table(self) -> pd.DataFrame:
         """Return one row per action unit and one for their mean, in percent and counts.
@@ -75,6 +82,10 @@ class Report:
             "action_units": _records(self.scores.aus),
             "folds": _records(self.scores.folds),
         }
+
+    def document(self) -> dict[str, Any]:
+        """Return `as_json` with all measures, which are read from the predictions."""
+        return self.as_json() | {"measures": measures_json(self.scored)}
 
     def markdown(self) -> str:
         """Return the table with its legend."""
@@ -131,7 +142,7 @@ def write_files(report: Report, *, others: Sequence[Path] = (), shows_images: bo
     rendered ones only.
     """
     folder = report.folder
-    write_json(folder / "report.json", report.as_json())
+    write_json(folder / "report.json", report.document())
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     catalog = load_catalog()
@@ -139,7 +150,7 @@ def write_files(report: Report, *, others: Sequence[Path] = (), shows_images: bo
         title=f"{report.experiment} on {report.dataset}",
         dataset=report.dataset,
         what_data=describe_data(catalog, report.dataset) + (f", {report.gaps}" if report.gaps else ""),
-        every=[_read_scored(each, num_runs=1 + len(others)) for each in (folder, *others)],
+        every=[report.scored, *map(read_scored_run, others)],
         legend=_legend(report),
         shows_images=shows_images,
         published="Of FAN-Trans in the paper, on the real data set whose layout the run's data has.",
@@ -148,11 +159,10 @@ def write_files(report: Report, *, others: Sequence[Path] = (), shows_images: bo
     return folder / "report.md"
 
 
-def _read_scored(folder: Path, *, num_runs: int) -> Scored:
-    """The scores of a run beside the paper's, which are those of the data set that the run's data has the layout of."""
+def read_scored_run(folder: Path) -> Scored:
+    """Return all measures of a run, beside the paper's F1 on the real data set whose layout the run's data has."""
     published = published_scores(load_catalog(), read_run(folder)["dataset"])
-    row = read_row(folder.name, [folder], published=None)
-    return read_scored(row, published=published, num_points=num_curve_points(num_runs))
+    return read_scored(read_row(folder.name, [folder], published=None), published=published)
 
 
 def written_unless_read_only(write: Callable[[], Path]) -> Path | None:

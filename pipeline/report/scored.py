@@ -34,6 +34,8 @@ F1, AP, CALIBRATED = "F1", "AP", "calibrated F1"
 GRID = np.arange(101) / 100
 """Thresholds of the explorer."""
 
+MAX_CURVE_POINTS = 200
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -80,10 +82,10 @@ class _FromPredictions:
     curves: Mapping[str, list[tuple[np.ndarray, np.ndarray]]]
 
 
-def read_scored(row: Row, *, published: Mapping[str, float], num_points: int) -> Scored:
+def read_scored(row: Row, *, published: Mapping[str, float]) -> Scored:
     """Return the scores of a row's runs, over the folds that the row has.
 
-    num_points: greatest number of points per curve. Raises `DataError` if counts are damaged; predictions that cannot
+    Raises `DataError` if counts are damaged; predictions that cannot
     be read cost, with a warning, what is computed from them.
     """
     name, folders, parts = row.name, row.folders, {part for part, _ in row.subjects}
@@ -103,7 +105,7 @@ def read_scored(row: Row, *, published: Mapping[str, float], num_points: int) ->
         labels[["part", "au", "num_positive", "num_negative", "unknown"]],
     )
     try:
-        runs = [_from_predictions(folds, row.aus, num_points) for folds in folds_by_run]
+        runs = [_from_predictions(folds, row.aus) for folds in folds_by_run]
     except DataError as error:
         logger.warning("%s: AP, thresholds and frames are not shown: %s", name, error)
         return scored
@@ -143,7 +145,7 @@ def _ap_measure(row: Row, runs: Sequence[_FromPredictions], labels: pd.DataFrame
     return Measure(own, folds, floor.to_numpy())
 
 
-def _from_predictions(folds: Mapping[str, Path], aus: tuple[int, ...], num_points: int) -> _FromPredictions:
+def _from_predictions(folds: Mapping[str, Path], aus: tuple[int, ...]) -> _FromPredictions:
     predictions = {part: _read(fold, aus) for part, fold in folds.items()}
     fold_ap: dict[str, np.ndarray] = {}
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -152,7 +154,7 @@ def _from_predictions(folds: Mapping[str, Path], aus: tuple[int, ...], num_point
         labels_NA, probabilities_NA = arrays(table, aus)
         found = [make_curve(labels_NA[:, i], probabilities_NA[:, i]) for i in range(len(aus))]
         fold_ap[part] = 100 * np.array([curve.average_precision for curve in found])
-        curves[part] = [curve.thinned(num_points) for curve in found]
+        curves[part] = [curve.thinned(MAX_CURVE_POINTS) for curve in found]
         tp_AG, fp_AG, fn_AG = (np.stack(each) for each in zip(*(curve.counts_at(GRID) for curve in found), strict=True))
         with np.errstate(invalid="ignore"):
             at_grid["f1"].append(f1_percent(tp_AG, fp_AG, fn_AG))

@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,11 @@ from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import OwnHeadConfig
 from pipeline.errors import ConfigError, DataError, StoreError, UsageError
 from pipeline.experiments import ExperimentSet, Member, resolve
-from pipeline.report.page import PUBLISHED_FILE, Page, describe_data, num_curve_points, write_page
+from pipeline.report.page import PUBLISHED_FILE, Page, describe_data, write_page
+from pipeline.report.page_content import measures_json
 from pipeline.report.rows import Difference, Row, difference, read_row
 from pipeline.report.run import markdown_table
-from pipeline.report.scored import read_scored
+from pipeline.report.scored import Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.text import unknown_name
 from pipeline.training.run_files import find_run, finished_folds, read_run
@@ -92,6 +94,16 @@ class SetTable:
                 record["published_over_first"] = published - base
         return record
 
+    @cached_property
+    def scored(self) -> dict[str, Scored]:
+        """All measures of the rows that have runs, by name; reads their predictions once."""
+        finished = [row for row in self.rows if row.values is not None]
+        return {row.name: read_scored(row, published=self.published_scores(row)) for row in finished}
+
+    def measures_json(self, row: Row) -> list[dict[str, Any]]:
+        """Return all measures of a row as docs/cli.md describes them; empty without runs."""
+        return measures_json(self.scored[row.name]) if row.name in self.scored else []
+
     def published_scores(self, row: Row) -> dict[str, float]:
         """Return the published F1 of a row in percent by "AU1"... and "AVG"; empty if there is none."""
         found = self.published[self.published["method"] == row.published]
@@ -118,6 +130,7 @@ class SetTable:
                         }
                         for au in row.aus
                     ],
+                    "measures": self.measures_json(row),
                     "runs": [folder.name for folder in row.folders],
                 }
             )
@@ -316,17 +329,16 @@ def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Pat
     records = json.loads(table.table().to_json(orient="records"))
     for record, row in zip(records, table.rows, strict=True):
         record["runs"] = [folder.name for folder in row.folders]
+        record["measures"] = table.measures_json(row)
     what = {"set": table.name, "dataset": table.dataset, "measured_on": table.what_data}
     write_json(as_json, {**what, "rows": records, "orderings": table.orderings()._asdict()})
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
-    finished = [row for row in table.rows if row.values is not None]
-    num_points = num_curve_points(len(finished))
     page = Page(
         title=f"{table.name} on {table.dataset}",
         dataset=table.dataset,
         what_data=table.what_data,
-        every=[read_scored(row, published=table.published_scores(row), num_points=num_points) for row in finished],
+        every=list(table.scored.values()),
         legend=table.legend(),
         commands=table.commands,
         shows_images=shows_images,

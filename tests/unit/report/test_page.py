@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from pipeline.catalog import load_catalog
 from pipeline.faces.views import ViewParams, render_view
@@ -49,7 +50,7 @@ def run(trained, tmp_path):
 
 
 def scored(*folders, name="a", published=None):
-    return read_scored(read_row(name, list(folders), published=None), published=published or {}, num_points=50)
+    return read_scored(read_row(name, list(folders), published=None), published=published or {})
 
 
 class Reader(HTMLParser):
@@ -301,7 +302,25 @@ def test_a_table_has_the_published_numbers_only_where_there_are_some(run):
 
 def test_fewer_folds_of_a_row_are_those_that_are_shown(trained):
     row = read_row("a", [trained[0]], published=None, parts=["P1", "P3"])
-    found = read_scored(row, published={}, num_points=10)
+    found = read_scored(row, published={})
     assert found.parts == ("P1", "P3")
     assert set(found.thresholds) == {"P1", "P3"}
     assert replace(found, parts=()).labels["part"].unique().tolist() == ["P1", "P3"]
+
+
+def test_report_json_has_all_measures(run):
+    report = write_report(run)
+    document = json.loads((run / "report.json").read_bytes())
+    found = {each["measure"]: each for each in document["measures"]}
+    assert set(found) == {F1, AP, CALIBRATED}
+    assert found[F1]["mean"] == {
+        "percent": pytest.approx(document["mean_f1_percent"]),
+        "low_percent": pytest.approx(report.scores.low_percent),
+        "high_percent": pytest.approx(report.scores.high_percent),
+        "floor_percent": pytest.approx(report.scores.always_positive_percent),
+    }
+    for each, expected in zip(found[F1]["action_units"], document["action_units"], strict=True):
+        assert (each["au"], each["percent"]) == (expected["au"], pytest.approx(expected["f1_percent"]))
+    tables = [read_predictions(run / f"fold-{part}").query("au_01 >= 0") for part in PARTS]
+    expected = [average_precision_score(table["au_01"], table["p_01"]) for table in tables]
+    assert found[AP]["action_units"][0]["percent"] == pytest.approx(100 * np.mean(expected))
