@@ -86,12 +86,12 @@ def test_the_best_threshold_has_the_highest_f1_of_all(seed):
     assert f1(best) == pytest.approx(max(map(f1, probabilities)))
 
 
-def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_taken():
-    labels = np.array([1, 0, 0, 1])
-    curve = make_curve(labels, np.array([0.9, 0.8, 0.7, 0.1]))
+@pytest.mark.parametrize(("probabilities", "expected"), [((0.9, 0.8, 0.7, 0.1), 0.85), ((0.99, 0.98, 0.97, 0.6), 0.3)])
+def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_taken(probabilities, expected):
+    curve = make_curve(np.array([1, 0, 0, 1]), np.array(probabilities))
     percents = f1_percent(curve.tp_T, curve.fp_T, 2 - curve.tp_T)
     assert percents == pytest.approx(np.array([200 / 3, 50, 40, 200 / 3]))
-    assert curve.best_threshold() == pytest.approx(0.85)  # the other one is 0.05
+    assert curve.best_threshold() == pytest.approx(expected)
 
 
 def test_a_thin_curve_keeps_its_ends():
