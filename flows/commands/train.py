@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ from pipeline.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from pipeline.report.run import Report
     from pipeline.report.sets import SetTable
+
+logger = logging.getLogger("fantrans")
 
 _OF_EXPERIMENTS = ("experiment", "base", "init_from", "overrides")
 """Options that find the runs of an experiment; they have no effect on a run."""
@@ -210,14 +213,14 @@ def report(
         results = [_read_run(folder) for folder in dict.fromkeys(find_run(catalog, name) for name in names)]
     drawn = _draw_figures(results) if figures else []
     reported = _written(results, images)
+    if opens:
+        _open_pages(reported)
     if as_json:
         _print_documents(reported, drawn)
         return
     _print_reports(reported)
     for path in drawn:
         print_line(str(path))
-    if opens:
-        _open_pages(reported)
 
 
 def _read_run(folder: Path) -> Report:
@@ -242,11 +245,11 @@ def _written(results: Sequence[Report | SetTable], shows_images: bool | None = N
     from pipeline.report.run import Report, write_files, written_unless_read_only
     from pipeline.report.sets import write_set_files
 
-    runs = [result.folder for result in results if isinstance(result, Report)]
+    runs = [result for result in results if isinstance(result, Report)]
     reported: list[_Reported] = []
     for result in results:
         if isinstance(result, Report):
-            others = [folder for folder in runs if folder != result.folder]
+            others = [run for run in runs if run is not result]
             write = partial(write_files, result, others=others, shows_images=shows_images)
         else:
             write = partial(write_set_files, result, shows_images=shows_images)
@@ -259,7 +262,7 @@ def _open_pages(reported: Sequence[_Reported]) -> None:
 
     for _, path in reported:
         if path is not None and not webbrowser.open(_page(path).as_uri()):
-            print_line(f"no browser was found; open {_page(path)} in one")
+            logger.warning("no browser was found; open %s in one", _page(path))
 
 
 def _page(path: Path) -> Path:

@@ -33,7 +33,7 @@ STRIP_NAME = "figures/score_cam.png"
 _TEMPLATES = Path(__file__).with_name("templates")
 _NUM_WORST = 6
 _MAX_THUMBNAILS = 100
-_THUMBNAIL_PX, _STRIP_PX = 112, 1200
+_THUMBNAIL_PX, _STRIP_PX = 112, 900
 _MAX_POINTS = 100_000
 
 
@@ -108,7 +108,7 @@ def render(page: Page, catalog: Catalog, *, shows_images: bool) -> str:
         page=page,
         members=[_member(scored, frames, shows_images) for scored, frames in zip(page.every, worst, strict=True)],
         overview=content.member_table(page.every),
-        measures=list(page.every[0].measures),
+        measures=list(dict.fromkeys(name for scored in page.every for name in scored.measures)),
         legends=content.LEGENDS,
         has_images=bool(images),
         shows_images=shows_images,

@@ -52,8 +52,8 @@ def number_cell(value: float, form: str = ".1f") -> Cell:
     return Cell("-") if math.isnan(value) else Cell(f"{value:{form}}", float(value))
 
 
-def _interval_cell(low: float, high: float) -> Cell:
-    return Cell("-") if math.isnan(low) else Cell(f"{low:.1f} to {high:.1f}", float(low))
+def _interval_cell(low: float, high: float, form: str = ".1f") -> Cell:
+    return Cell("-") if math.isnan(low) else Cell(f"{low:{form}} to {high:{form}}", float(low))
 
 
 def rounded(values: np.ndarray, digits: int = 2) -> Any:
@@ -96,10 +96,10 @@ def score_table(scored: Scored) -> tuple[list[str], list[list[Cell]]]:
 
 
 def member_table(every: Sequence[Scored]) -> tuple[list[str], list[list[Cell]]]:
-    """Return the names of the columns and one row per run or member: means over action units."""
+    """Return the names of the columns and one row per run or member: means over action units, and F1 over the first."""
     names = list(dict.fromkeys(name for scored in every for name in scored.measures))
     columns = ["name", "runs", *itertools.chain.from_iterable((name, f"{name}, 95 %") for name in names)]
-    columns += ["sd of F1", "published F1"]
+    columns += ["sd of F1", "published F1", "F1 over first", "over first, 95 %"]
     rows = []
     for i, scored in enumerate(every):
         row = [Cell(scored.name, float(i)), Cell(str(len(scored.folders)), float(len(scored.folders)))]
@@ -111,8 +111,16 @@ def member_table(every: Sequence[Scored]) -> tuple[list[str], list[list[Cell]]]:
             assert measure.row.values is not None
             row += [number_cell(measure.row.values[0, -1]), _interval_cell(*measure.row.interval)]
         row += [number_cell(scored.measures[F1].row.std), number_cell(scored.published.get("AVG", math.nan))]
-        rows.append(row)
+        rows.append(row + (_over_first(scored, every[0]) if i else [Cell(""), Cell("")]))
     return columns, rows
+
+
+def _over_first(scored: Scored, first: Scored) -> list[Cell]:
+    try:
+        gap = difference(scored.measures[F1].row, first.measures[F1].row)
+    except DataError:  # other frames or labels; the comparison of the two says so
+        return [Cell("-"), Cell("-")]
+    return [number_cell(gap.points[-1], "+.1f"), _interval_cell(gap.low[-1], gap.high[-1], "+.1f")]
 
 
 def threshold_table(scored: Scored) -> tuple[list[str], list[list[Cell]]]:

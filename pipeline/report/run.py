@@ -44,8 +44,9 @@ class Report:
 
     @cached_property
     def scored(self) -> Scored:
-        """All measures of the run; reads its predictions once."""
-        return read_scored_run(self.folder)
+        """All measures, beside the paper's F1 on the real data set of this layout; reads the predictions once."""
+        row = read_row(self.folder.name, [self.folder], published=None)
+        return read_scored(row, published=published_scores(load_catalog(), self.dataset))
 
     def table(self) -> pd.DataFrame:
         """Return one row per action unit and one for their mean, in percent and counts.
@@ -82,6 +83,10 @@ class Report:
             "action_units": _records(self.scores.aus),
             "folds": _records(self.scores.folds),
         }
+
+    def is_like(self, other: Report) -> bool:
+        """Return whether two runs are of the same data set and action units."""
+        return self.dataset == other.dataset and list(self.scores.aus["au"]) == list(other.scores.aus["au"])
 
     def document(self) -> dict[str, Any]:
         """Return `as_json` with all measures, which are read from the predictions."""
@@ -135,11 +140,11 @@ def write_report(folder: Path) -> Report:
     return report
 
 
-def write_files(report: Report, *, others: Sequence[Path] = (), shows_images: bool | None = None) -> Path:
+def write_files(report: Report, *, others: Sequence[Report] = (), shows_images: bool | None = None) -> Path:
     """Write report.json, .csv, .md and .html into the folder of the report's run; return the path of the .md.
 
-    others: folders of runs that the page compares with this one. shows_images: whether faces are on the page, None for
-    rendered ones only.
+    others: reports of runs that the page compares with this one, except those of another data set or other action
+    units. shows_images: whether faces are on the page, None for rendered ones only.
     """
     folder = report.folder
     write_json(folder / "report.json", report.document())
@@ -150,19 +155,13 @@ def write_files(report: Report, *, others: Sequence[Path] = (), shows_images: bo
         title=f"{report.experiment} on {report.dataset}",
         dataset=report.dataset,
         what_data=describe_data(catalog, report.dataset) + (f", {report.gaps}" if report.gaps else ""),
-        every=[report.scored, *map(read_scored_run, others)],
-        legend=_legend(report),
+        every=[each.scored for each in (report, *others) if each.is_like(report)],
+        legend=_legend(report, is_on_terminal=True),
         shows_images=shows_images,
         published="Of FAN-Trans in the paper, on the real data set whose layout the run's data has.",
     )
     write_page(folder / "report.html", page, catalog)
     return folder / "report.md"
-
-
-def read_scored_run(folder: Path) -> Scored:
-    """Return all measures of a run, beside the paper's F1 on the real data set whose layout the run's data has."""
-    published = published_scores(load_catalog(), read_run(folder)["dataset"])
-    return read_scored(read_row(folder.name, [folder], published=None), published=published)
 
 
 def written_unless_read_only(write: Callable[[], Path]) -> Path | None:

@@ -28,8 +28,8 @@ def page_file(tmp_path_factory):
         for name, seed in (("one", 0), ("two", 1), ("third", 2))
     ]
     train_heads([(run, part) for run in runs[:2] for part in ("P1", "P2", "P3")] + [(runs[2], "P1")])
-    first, *others = (run.folder for run in runs)
-    return write_files(read_report(first), others=others).with_suffix(".html")
+    first, *others = (read_report(run.folder) for run in runs)
+    return write_files(first, others=others).with_suffix(".html")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pipeline.faces.views import ViewParams, render_view
 from pipeline.report import page as pages
 from pipeline.report.faces import thumbnails
 from pipeline.report.page import Page, num_curve_points, published_scores, render
-from pipeline.report.page_content import LEGENDS, as_json, paired_differences, score_table
+from pipeline.report.page_content import LEGENDS, as_json, member_table, paired_differences, score_table
 from pipeline.report.provenance import describe_gaps, describe_run, repeat_commands
 from pipeline.report.rows import difference, read_row
 from pipeline.report.run import read_report, write_files, write_report
@@ -144,14 +144,26 @@ def test_scores_of_seeds_are_averaged(trained):
 
 def test_runs_that_are_reported_together_are_compared(trained):
     one, two = trained[:2]
-    path = write_files(read_report(one), others=[two]).with_suffix(".html")
+    path = write_files(read_report(one), others=[read_report(two)]).with_suffix(".html")
     gap = read(path).numbers["differences"]["0-1"]
     expected = difference(*(read_row(each.name, [each], published=None) for each in (one, two)))
     assert gap[F1]["points"] == pytest.approx(expected.points, abs=0.01)
     assert gap[F1]["low"] == pytest.approx(expected.low, abs=0.01)
     assert set(gap) == {F1, AP, CALIBRATED}
+    columns, rows = member_table([scored(one), scored(two)])
+    over_first = [row[columns.index("F1 over first")].value for row in rows]
+    assert over_first == [None, pytest.approx(-expected.points[-1])]
     apart = paired_differences([scored(one, name="one"), scored(trained[2], name="third")])["0-1"]
     assert "were not tested on the same frames" in apart[F1]["fault"]
+
+
+@pytest.mark.parametrize("change", [{"dataset": "licensed"}, {"scores": None}])
+def test_a_page_compares_only_runs_of_its_data_set_and_action_units(trained, change):
+    one, two = map(read_report, trained[:2])
+    if change == {"scores": None}:
+        change = {"scores": replace(two.scores, aus=two.scores.aus.head(1))}
+    page = read(write_files(one, others=[replace(two, **change)]).with_suffix(".html"))
+    assert [member["name"] for member in page.numbers["members"]] == ["one"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no table"])
