@@ -112,7 +112,9 @@ def member_table(every: Sequence[Scored]) -> tuple[list[str], list[list[Cell]]]:
             row += [number_cell(measure.row.values[0, -1]), _interval_cell(*measure.row.interval)]
         row += [number_cell(scored.measures[F1].row.std), number_cell(scored.published.get("AVG", math.nan))]
         rows.append(row + (_over_first(scored, every[0]) if i else [Cell(""), Cell("")]))
-    return columns, rows
+    filled = [i for i in range(len(columns)) if any(row[i].value is not None for row in rows)]
+    kept = [i for i, name in enumerate(columns) if i in filled or name.removesuffix(", 95 %") in names]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _over_first(scored: Scored, first: Scored) -> list[Cell]:

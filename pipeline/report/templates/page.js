@@ -12,6 +12,8 @@ const state = { member: 0, measure: element("measure").value, au: 0, printing: f
 const shown = () => members[state.member];
 const fixed = (value, digits = 1) => value === null || value === undefined ? "-" : value.toFixed(digits).replace("-", "\u2212");
 const signed = (value) => value === null ? "-" : (value > 0 ? "+" : "") + fixed(value, 2);
+const shortened = (name, limit) => name.length <= limit ? name
+  : `${name.slice(0, Math.ceil(limit / 2) - 1)}…${name.slice(-Math.floor(limit / 2))}`;
 const textAt = (row, column) => row.cells[column].textContent;
 const numberOf = (text) => text === undefined ? NaN : Number(text);
 
@@ -81,7 +83,7 @@ function drawMembers() {
   if (!element("chart-members")) return;
   const c = colours();
   const known = members.filter((member) => member.measures[state.measure]);
-  const names = known.map((member) => member.name.length > 34 ? member.name.slice(0, 33) + "…" : member.name);
+  const names = known.map((member) => shortened(member.name, Math.max(14, Math.round(element("chart-members").clientWidth / 25))));
   const places = known.map((_, i) => i);
   const each = known.map((member) => member.measures[state.measure]);
   const last = aus.length - 1;
@@ -101,7 +103,7 @@ function drawMembers() {
     marker: { symbol: "diamond", size: 9, color: c.second },
   });
   draw("chart-members", traces, {
-    xaxis: { title: { text: `${state.measure}, %, mean over action units` } },
+    xaxis: { title: { text: `mean ${state.measure}, %` } },
     yaxis: { tickvals: places, ticktext: names, range: [known.length - 0.5, -0.5], showgrid: false, zeroline: false },
   }, 110 + 42 * known.length);
 }
@@ -188,7 +190,7 @@ function drawDifferences() {
   const of = (id) => members[id].measures[state.measure].values;
   element("differences").replaceChildren(makeTable(
     `${state.measure} of both, in percent, and their paired difference in points`,
-    ["AU", names[0], names[1], "difference", "95 %"],
+    ["AU", "ours", "theirs", "ours minus theirs", "95\u00a0%"],
     aus.map((au, i) => [au, fixed(of(ours)[i]), fixed(of(theirs)[i]), signed(gap.points[i]), `${signed(gap.low[i])} to ${signed(gap.high[i])}`]),
   ));
 }
