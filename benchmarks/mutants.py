@@ -388,6 +388,27 @@ MUTANTS = [
         ("if one_percent != other_percent", "if True"),
         tests="unit/report/test_sets.py",
     ),
+    *_of(
+        "pipeline/report/thresholds.py",
+        ("for name, table in predictions.items() if name != part]", "for name, table in predictions.items()]"),
+        ("bin_N = NUM_BINS - 1 - np.searchsorted", "bin_N = np.searchsorted"),
+        ("binned_RA + (exact_A - binned_RA[0])", "binned_RA"),
+        ("np.argmin(np.abs(between_T[best] - THRESHOLD))", "0"),
+        ('-np.asarray(thresholds, np.float64), side="right")', '-np.asarray(thresholds, np.float64), side="left")'),
+        tests="unit/report/test_thresholds.py",
+    ),
+    *_of(
+        "pipeline/report/scored.py",
+        ("labels_N == 1, given_N, 1 - given_N)", "labels_N == 1, 1 - given_N, given_N)"),
+        ("frames = frames[~recording.duplicated()].head(num_frames)", "frames = frames.head(num_frames)"),
+        tests="unit/report/test_page.py",
+    ),
+    *_of(
+        "pipeline/report/page.py",
+        ("is_rendered if page.shows_images is None else page.shows_images", "page.shows_images is not False"),
+        ("autoescape=True", "autoescape=False"),
+        tests="unit/report/test_page.py",
+    ),
     # --- refresh
     *_of(
         "pipeline/cache/build.py",
@@ -418,7 +439,7 @@ MUTANTS = [
     *_of(
         "models/head.py",
         ('basis_CK = maps.get(f"{name}_basis")', "basis_CK = None"),
-        ("if gated and not has_products:", "if False:"),
+        ("is_multiplied = name in gated and not has_products", "is_multiplied = False"),
         ("draws = not torch.equal(before, torch.random.get_rng_state())", "draws = False"),
         ("if found != (2, inputs.num_aus):", "if False:"),
         ("if not logits.requires_grad:", "if False:"),

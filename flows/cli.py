@@ -55,7 +55,7 @@ for command, *examples in (
         train.report,
         "fantrans report bp4d",
         "fantrans report bp4d -e table1 -e table3",
-        "fantrans report RUN --figures",
+        "fantrans report RUN --figures --open",
     ),
     (
         train.compare,

@@ -74,6 +74,11 @@ def intensity_column(au: int) -> str:
     return f"int_{au:02d}"
 
 
+def probability_column(au: int) -> str:
+    """Return the column name of an action unit's probability: `probability_column(1) == "p_01"`."""
+    return f"p_{au:02d}"
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as Parquet, atomically."""
     write_atomically(path, lambda temp: table.to_parquet(temp, index=False))

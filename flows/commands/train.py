@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from pipeline.report.run import Report
     from pipeline.report.sets import SetTable
 
+logger = logging.getLogger("fantrans")
+
 _OF_EXPERIMENTS = ("experiment", "base", "init_from", "overrides")
 """Options that find the runs of an experiment; they have no effect on a run."""
 
@@ -60,7 +64,7 @@ def demo(
 
         result = main_job(dataset, device=choose_device(device))
     print_table(result.rich_table())
-    print_line(f"report: {result.folder / 'report.md'}")
+    print_line(f"report: {result.folder / 'report.html'}")
 
 
 def _is_up_to_date(dataset: str) -> bool:
@@ -128,12 +132,12 @@ def train(
         source=source,
     )
     if len(folders) == 1:
-        _print_reports([_run_report(folders[0])])
+        _print_reports(_written([_read_run(folders[0])]))
     elif tested is not None:  # the table of a set needs runs with all their folds
         for folder in folders:
             print_line(f"trained {', '.join(tested)}: {folder}")
     else:
-        _print_reports([_experiment_report(dataset, chosen.spec, base, init_from, sets)])
+        _print_reports(_written([_read_experiment(dataset, chosen.spec, base, init_from, sets)]))
 
 
 def _find_training() -> Callable[..., list[Path]]:
@@ -152,7 +156,7 @@ def _find_training() -> Callable[..., list[Path]]:
 
 
 _Reported = tuple["Report | SetTable", Path | None]
-"""A report or table, and its Markdown file; None if the runs cannot be written."""
+"""A report or table, and its Markdown file, which its page lies beside; None if the runs cannot be written."""
 
 
 def report(
@@ -172,11 +176,17 @@ def report(
     init_from: InitFrom = None,
     overrides: Set = None,
     figures: Annotated[bool, typer.Option("--figures", help="Draw each run, as PNG and SVG beside it.")] = False,
+    images: Annotated[
+        bool | None,
+        typer.Option("--images/--no-images", help="Show faces on the page.", show_default="rendered faces only"),
+    ] = None,
+    opens: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the F1 table of finished runs, or of a data set's experiments beside the published table.
 
-    Writes each table as .json, .csv, .md and .html: in the folder of a run, below the runs root for a set.
+    Writes each table as .json, .csv and .md, and a page as .html: in the folder of a run, below the runs root for a
+    set. The pages of several runs compare them.
     """
     from pipeline.catalog import load_catalog
 
@@ -194,14 +204,17 @@ def report(
         chosen = experiment or [catalog.get_dataset(names[0]).experiment]
         sets = overrides or []
         specs = [resolve_experiment(names[0], each, base, sets).spec for each in chosen]
-        reported = [_experiment_report(names[0], spec, base, init_from, sets) for spec in specs]
+        results = [_read_experiment(names[0], spec, base, init_from, sets) for spec in specs]
     else:
         what = f"for {names[0]}, which is a run" if len(names) == 1 else f"for {', '.join(names)}, which are runs"
         refuse_ignored(context, _OF_EXPERIMENTS, when=what)
         from pipeline.training.run_files import find_run
 
-        reported = [_run_report(find_run(catalog, name)) for name in names]
-    drawn = _draw_figures(reported) if figures else []
+        results = [_read_run(folder) for folder in dict.fromkeys(find_run(catalog, name) for name in names)]
+    drawn = _draw_figures(results) if figures else []
+    reported = _written(results, images)
+    if opens:
+        _open_pages(reported)
     if as_json:
         _print_documents(reported, drawn)
         return
@@ -210,53 +223,85 @@ def report(
         print_line(str(path))
 
 
-def _run_report(folder: Path) -> _Reported:
-    from pipeline.report.run import read_report, write_files, written_unless_read_only
+def _read_run(folder: Path) -> Report:
+    from pipeline.report.run import read_report
 
-    report = read_report(folder)
-    return report, written_unless_read_only(lambda: write_files(report))
+    return read_report(folder)
 
 
-def _experiment_report(
+def _read_experiment(
     dataset: str, experiment: str, base: str | None, init_from: str | None, overrides: Sequence[str]
-) -> _Reported:
+) -> Report | SetTable:
     """Return the table of a set's runs, or the report of the run of one experiment."""
-    from pipeline.report.run import written_unless_read_only
-    from pipeline.report.sets import read_set_report, write_set_files
+    from pipeline.report.sets import read_set_report
 
     table = read_set_report(experiment, dataset=dataset, base=base, init_from=init_from, overrides=overrides)
-    path = written_unless_read_only(lambda: write_set_files(table))
     folders = [folder for row in table.rows for folder in row.folders]
-    return (table, path) if table.is_set else _run_report(folders[0])
+    return table if table.is_set else _read_run(folders[0])
+
+
+def _written(results: Sequence[Report | SetTable], shows_images: bool | None = None) -> list[_Reported]:
+    """Write the files of reports and tables; the page of each run compares it with the other ones."""
+    from pipeline.report.run import Report, write_files, written_unless_read_only
+    from pipeline.report.sets import write_set_files
+
+    runs = [result for result in results if isinstance(result, Report)]
+    reported: list[_Reported] = []
+    for result in results:
+        if isinstance(result, Report):
+            others = [run for run in runs if run is not result]
+            write = partial(write_files, result, others=others, shows_images=shows_images)
+        else:
+            write = partial(write_set_files, result, shows_images=shows_images)
+        reported.append((result, written_unless_read_only(write)))
+    return reported
+
+
+def _open_pages(reported: Sequence[_Reported]) -> None:
+    import webbrowser
+
+    for _, path in reported:
+        if path is not None and not webbrowser.open(_page(path).as_uri()):
+            logger.warning("no browser was found; open %s in one", _page(path))
+
+
+def _page(path: Path) -> Path:
+    """The page beside a report's Markdown file."""
+    return path.with_suffix(".html").absolute()
 
 
 def _print_reports(reported: Sequence[_Reported]) -> None:
     for result, path in reported:
         print_table(result.rich_table())
         if path is not None:
-            print_line(f"report: {path}")
+            print_line(f"report: {_page(path)}")
 
 
 def _print_documents(reported: Sequence[_Reported], figures: Sequence[Path]) -> None:
     from pipeline.report.run import Report
 
-    documents = [(result.as_json() | {"file": path}, isinstance(result, Report)) for result, path in reported]
-    runs, sets = ([each for each, is_run in documents if is_run == wanted] for wanted in (True, False))
+    runs, sets = [], []
+    for result, path in reported:
+        files = {"file": path, "page": path and _page(path)}
+        if isinstance(result, Report):
+            runs.append(result.document() | files)
+        else:
+            sets.append(result.as_json() | files)
     print_json("report", runs=runs, sets=sets, figures=figures)
 
 
-def _draw_figures(reported: Sequence[_Reported]) -> list[Path]:
+def _draw_figures(results: Sequence[Report | SetTable]) -> list[Path]:
     from pipeline.catalog import load_catalog
     from pipeline.report.figures import write_figures
     from pipeline.report.run import Report
 
     drawn: dict[str, Path] = {}
-    for result, _ in reported:
+    for result in results:
         if isinstance(result, Report):
-            drawn[result.experiment if len(reported) == 1 else result.folder.name] = result.folder
+            drawn[result.experiment if len(results) == 1 else result.folder.name] = result.folder
         else:
             drawn |= {row.name: row.folders[0] for row in result.rows if row.folders}
-    first, _ = reported[0]
+    first = results[0]
     if isinstance(first, Report):
         together = first.folder / "figures/similarities"
     else:

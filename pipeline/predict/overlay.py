@@ -22,8 +22,7 @@ from pipeline.errors import DataError
 from pipeline.predict.inputs import Source
 from pipeline.predict.rows import split_frames
 from pipeline.runtime.atomic import TEMP_PREFIX, write_atomically
-from pipeline.tables import Status, au_column
-from pipeline.training.predict import probability_column
+from pipeline.tables import Status, au_column, probability_column
 
 _PRESENT, _ABSENT, _BOX, _POINT, _TEXT = (70, 200, 90), (150, 150, 150), (255, 190, 40), (60, 220, 255), (255, 255, 255)
 """Colours, RGB."""

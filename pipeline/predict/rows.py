@@ -16,8 +16,7 @@ from models.maps import NUM_LANDMARKS
 from pipeline.config import TrackConfig
 from pipeline.faces.tracks import THUMBNAIL_PX, Tracker
 from pipeline.predict.stream import FrameFaces
-from pipeline.tables import Status, au_column
-from pipeline.training.predict import probability_column
+from pipeline.tables import Status, au_column, probability_column
 
 Format = Literal["fantrans", "py-feat", "openface"]
 FORMATS: tuple[Format, ...] = get_args(Format)

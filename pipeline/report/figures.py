@@ -20,20 +20,19 @@ from torch import Tensor, nn
 from models.attention import AttentionDrop
 from models.fan_trans import DeployedHead, FanTransHead
 from models.head import branch_names, run_head
-from pipeline.cache.crops import CropReader
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.faces.features import Network, load_network
-from pipeline.faces.views import ViewParams, render_view
 from pipeline.fingerprint import find_weights
+from pipeline.report.faces import read_faces
+from pipeline.report.relations import correlation_distance, correlations
 from pipeline.runtime.extras import optional_packages
 from pipeline.runtime.progress import track
-from pipeline.tables import au_column
+from pipeline.tables import au_column, probability_column
 from pipeline.training.export import load_deployed, load_trained
 from pipeline.training.loader import CachedFrames, evaluation_batches
 from pipeline.training.metrics import THRESHOLD
-from pipeline.training.predict import probability_column
 from pipeline.training.run_files import DEPLOYED_NAME, finished_folds, read_history, read_predictions, read_run
 
 with optional_packages("figures", for_what="drawing figures"):
@@ -172,17 +171,6 @@ def _pair_cosines(tokens_BAD: Tensor) -> np.ndarray:
     return cosines_BAA[:, rows, columns].clamp(-1, 1).flatten().numpy()
 
 
-def correlations(values_NA: np.ndarray) -> np.ndarray:
-    """Return Pearson's r (A, A) of the columns (N, A), over frames where both are known; NaN for a constant column."""
-    return pd.DataFrame(values_NA).corr().to_numpy()
-
-
-def correlation_distance(ours_AA: np.ndarray, theirs_AA: np.ndarray) -> float:
-    """Return the norm of the difference of two correlation matrices over their A^2 elements, without NaN (Fig. 5)."""
-    gaps = (ours_AA - theirs_AA)[~np.isnan(ours_AA - theirs_AA)]
-    return float(np.linalg.norm(gaps) / len(gaps)) if len(gaps) else float("nan")
-
-
 def draw_curves(probe: Probe) -> Figure:
     """Draw the losses over epochs, one line per fold."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
@@ -318,7 +306,7 @@ def draw_score_cam(
     """
     model = load_deployed(fold / DEPLOYED_NAME)
     network = _ImageToLogits(_load_features(catalog, cache), model.head).eval()
-    faces = _faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
+    faces = read_faces(catalog, record["dataset"], cache, [frame_id for frame_id, _ in chosen])
     figure = Figure(figsize=(2 * len(chosen), 4.6), layout="constrained")
     axes = np.atleast_2d(figure.subplots(2, len(chosen)).T)
     with ScoreCAM(network, _cam_layer(network), batch_size=16) as cam:
@@ -370,14 +358,6 @@ def representative_faces(fold: Path, aus: tuple[int, ...]) -> list[tuple[str, li
             subjects.add(subject)
             chosen[active] = predictions["frame_id"].iloc[i]
     return [(frame_id, list(active)) for active, frame_id in chosen.items()]
-
-
-def _faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequence[str]) -> list[np.ndarray]:
-    """Clean views of frames, RGB uint8 (S, S, 3)."""
-    crops = CropReader(catalog.crops_folder(dataset) / cache.manifest["provenance"]["crops"]["folder"])
-    rows = crops.index.set_index("frame_id")["row"].loc[list(frame_ids)].to_numpy()
-    side = cache.document["crop"]["size_px"]
-    return [render_view(crop, ViewParams(), view_px=side) for crop in crops.read_crops(rows)]
 
 
 def _load_features(catalog: Catalog, cache: CacheReader) -> Network:

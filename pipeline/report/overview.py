@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ExperimentConfig, Settings
 from pipeline.errors import DataError
 from pipeline.protocols import PARTS
 from pipeline.report.rows import Difference, Row, corrected, difference, read_row
 from pipeline.report.run import Report, read_report
+from pipeline.report.settings import run_settings
 from pipeline.training.run_files import finished_folds, flattened, fold_folder, read_history, read_run
 from pipeline.training.run_lock import is_in_training
 
@@ -46,14 +46,7 @@ class Overview:
 
     def settings(self, *, only_changed: bool = False) -> dict[str, Any]:
         """Return the run's settings by dotted name; with `only_changed`, those that differ from the defaults."""
-        sections = _default_sections()
-        own = flattened({name: self.record[name] for name in sections if name in self.record})
-        defaults = flattened(sections)
-        return {
-            name: value
-            for name, value in own.items()
-            if not only_changed or name not in defaults or value != defaults[name]
-        }
+        return run_settings(self.record, only_changed=only_changed)
 
     def files(self) -> dict[str, int]:
         """Return the sizes in bytes of the run's files, by path within its folder."""
@@ -131,12 +124,6 @@ def _read_fold(folder: Path, part: str, is_finished: bool, report: Report | None
         of_part = report.scores.folds[report.scores.folds["part"] == part]
         percent = float(of_part["f1_percent"].mean())
     return FoldState(part, state, len(losses), percent, losses)
-
-
-def _default_sections() -> dict[str, dict[str, Any]]:
-    """Return the default settings that decide a head, by section of an experiment."""
-    defaults = {name: field.default for name, field in ExperimentConfig.model_fields.items() if name != "cache"}
-    return {name: value.model_dump() for name, value in defaults.items() if isinstance(value, Settings)}
 
 
 def as_scalar(value: Any) -> str | float | bool | None:

@@ -76,17 +76,27 @@ class Row:
 
         It is that of the row's settings, over subjects and trainings. beside: rows of the same set.
         """
+        low, high = self.intervals(beside)
+        return float(low[-1]), float(high[-1])
+
+    def intervals(self, beside: Collection[Row] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ends (V,) of such intervals of each action unit and of their mean."""
         assert self.values is not None
         unbiased = self.values - subjects_bias(self.values)
-        low, high, _ = _interval(unbiased, (self,), beside, share=1 / len(self.percents))
-        return max(float(low[-1]), 0.0), min(float(high[-1]), 100.0)
+        low_V, high_V, _ = _interval(unbiased, (self,), beside, share=1 / len(self.percents))
+        return np.maximum(low_V, 0.0), np.minimum(high_V, 100.0)
 
     @property
     def subjects_interval(self) -> tuple[float, float]:
         """The 95 % interval of these very heads, as in a run's report: over subjects alone."""
-        assert self.values is not None
-        low, high = subjects_interval(self.values, **_num_tested(self.tested))
+        low, high = self.subjects_intervals
         return float(low[-1]), float(high[-1])
+
+    @property
+    def subjects_intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ends (V,) of such intervals of each action unit and of their mean."""
+        assert self.values is not None
+        return subjects_interval(self.values, **_num_tested(self.tested))
 
 
 @dataclass(frozen=True)
@@ -211,13 +221,18 @@ def row_from_counts(
             f"the runs of {name} were tested on different frames or labels; compare runs of the same folds and labels"
         )
     values_SRV = np.stack([resampled_percent(table, num_resamples=NUM_RESAMPLES) for table in tables])
-    aus, percents = tuple(sorted(tables[0]["au"].unique())), tuple(map(float, values_SRV[:, 0, -1]))
     num_undefined = sum(
         int((table.groupby(["part", "au"])[["tp", "fp", "fn"]].sum() == 0).all(axis=1).sum()) for table in tables
     )
-    chance = measured_chance(values_SRV, **_num_tested(tested[0]))
-    values_RV = values_SRV.mean(0)
-    return Row(name, published, folders, values_RV, aus, tested[0], percents, num_undefined, chance)
+    row = Row(name, published, folders, None, tuple(sorted(tables[0]["au"].unique())), tested[0])
+    return replace(with_values(row, values_SRV), num_undefined=num_undefined)
+
+
+def with_values(row: Row, values_SRV: np.ndarray) -> Row:
+    """Return the row with the values of its S runs, each (1 + R, A + 1) in percent as `metrics.resampled_percent`."""
+    chance = measured_chance(values_SRV, **_num_tested(row.tested))
+    percents = tuple(map(float, values_SRV[:, 0, -1]))
+    return replace(row, values=values_SRV.mean(0), percents=percents, chance=chance)
 
 
 def _tested(counts: pd.DataFrame) -> frozenset[tuple[str, str, int, int, int]]:

@@ -8,15 +8,20 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
+from pipeline.catalog import load_catalog
 from pipeline.errors import DataNotFoundError, WriteError
+from pipeline.report.page import Page, describe_data, published_scores, write_page
+from pipeline.report.page_content import measures_json
+from pipeline.report.rows import read_row
+from pipeline.report.scored import Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
-from pipeline.runtime.html import write_html
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
 from pipeline.training.run_files import finished_folds, read_counts, read_history, read_run
 
@@ -36,6 +41,12 @@ class Report:
     scores: Scores
     gaps: str | None = None
     """What of the data set the run had, such as "12 of 41 subjects"; None if it had all."""
+
+    @cached_property
+    def scored(self) -> Scored:
+        """All measures, beside the paper's F1 on the real data set of this layout; reads the predictions once."""
+        row = read_row(self.folder.name, [self.folder], published=None)
+        return read_scored(row, published=published_scores(load_catalog(), self.dataset))
 
     def table(self) -> pd.DataFrame:
         """Return one row per action unit and one for their mean, in percent and counts.
@@ -72,6 +83,14 @@ class Report:
             "action_units": _records(self.scores.aus),
             "folds": _records(self.scores.folds),
         }
+
+    def is_like(self, other: Report) -> bool:
+        """Return whether two runs are of the same data set and action units."""
+        return self.dataset == other.dataset and list(self.scores.aus["au"]) == list(other.scores.aus["au"])
+
+    def document(self) -> dict[str, Any]:
+        """Return `as_json` with all measures, which are read from the predictions."""
+        return self.as_json() | {"measures": measures_json(self.scored)}
 
     def markdown(self) -> str:
         """Return the table with its legend."""
@@ -123,13 +142,27 @@ def write_report(folder: Path) -> Report:
     return report
 
 
-def write_files(report: Report) -> Path:
-    """Write report.json, .csv, .md and .html into the folder of the report's run; return the path of the .md."""
+def write_files(report: Report, *, others: Sequence[Report] = (), shows_images: bool | None = None) -> Path:
+    """Write report.json, .csv, .md and .html into the folder of the report's run; return the path of the .md.
+
+    others: reports of runs that the page compares with this one, except those of another data set or other action
+    units. shows_images: whether faces are on the page, None for rendered ones only.
+    """
     folder = report.folder
-    write_json(folder / "report.json", report.as_json())
+    write_json(folder / "report.json", report.document())
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
-    write_html(folder / "report.html", report.markdown())
+    catalog = load_catalog()
+    page = Page(
+        title=f"{report.experiment} on {report.dataset}",
+        dataset=report.dataset,
+        what_data=describe_data(catalog, report.dataset) + (f", {report.gaps}" if report.gaps else ""),
+        every=[each.scored for each in (report, *others) if each.is_like(report)],
+        legend=_legend(report, is_on_terminal=True),
+        shows_images=shows_images,
+        published="Of FAN-Trans in the paper, on the real data set whose layout the run's data has.",
+    )
+    write_page(folder / "report.html", page, catalog)
     return folder / "report.md"
 
 

@@ -25,19 +25,19 @@ from pipeline.catalog import load_catalog
 from pipeline.errors import ConfigError, DataError
 from pipeline.experiments import ExperimentSet, resolve
 from pipeline.report.compare import read_member
+from pipeline.report.page import PUBLISHED_FILE, Page, describe_data, write_page
+from pipeline.report.page_content import measures_json
 from pipeline.report.rows import Difference, Row, corrected, difference
 from pipeline.report.run import markdown_table
+from pipeline.report.scored import Scored, read_scored
 from pipeline.report.training_chance import ASSUMED_FREE, ASSUMED_SD_POINTS
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
-from pipeline.runtime.html import write_html
 from pipeline.runtime.text import unknown_name
 from pipeline.training.intervals import ERROR_RATE
 from pipeline.training.run_files import read_run
 from pipeline.training.runs import Runs
 
 logger = logging.getLogger("fantrans")
-
-PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
 
 
 class Orderings(NamedTuple):
@@ -63,6 +63,8 @@ class SetTable:
     """False for one experiment with one seed, read as a set of one."""
     file: Path = Path("table.md")
     """Where `write_set_files` writes it."""
+    commands: tuple[str, ...] = ()
+    """What trains and reports the set."""
 
     def table(self) -> pd.DataFrame:
         """Return one row per member: seeds, F1 of each AU and mean, interval, difference to the first, published."""
@@ -103,9 +105,23 @@ class SetTable:
         gaps = corrected([difference(row, first, beside=self.rows) for row in others if row.values is not None])
         return {gap.ours: gap for gap in gaps}
 
+    @cached_property
+    def scored(self) -> dict[str, Scored]:
+        """All measures of the rows that have runs, by name; reads their predictions once."""
+        finished = [row for row in self.rows if row.values is not None]
+        return {row.name: read_scored(row, published=self.published_scores(row), beside=self.rows) for row in finished}
+
+    def measures_json(self, row: Row) -> list[dict[str, Any]]:
+        """Return all measures of a row as docs/cli.md describes them; empty without runs."""
+        return measures_json(self.scored[row.name]) if row.name in self.scored else []
+
+    def published_scores(self, row: Row) -> dict[str, float]:
+        """Return the published F1 of a row in percent by "AU1"... and "AVG"; empty if there is none."""
+        found = self.published[self.published["method"] == row.published]
+        return {str(au): float(percent) for au, percent in zip(found["au"], found["f1_percent"], strict=True)}
+
     def _published(self, row: Row, au: str = "AVG") -> float | None:
-        found = self.published[(self.published["method"] == row.published) & (self.published["au"] == au)]
-        return None if found.empty else float(found["f1_percent"].iloc[0])
+        return self.published_scores(row).get(au)
 
     def as_json(self) -> dict[str, Any]:
         """Return the table and the orderings as docs/cli.md describes them; undefined numbers are NaN."""
@@ -125,6 +141,7 @@ class SetTable:
                         }
                         for au in row.aus
                     ],
+                    "measures": self.measures_json(row),
                     "runs": [folder.name for folder in row.folders],
                 }
             )
@@ -314,15 +331,15 @@ def read_set_report(
     chosen = resolve(catalog, dataset, experiment, base=base, overrides=overrides)
     runs = Runs(catalog, dataset, init_from=init_from)
     rows = tuple(read_member(member, runs) for member in chosen.members)
+    more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
+    more += "".join(f" --set {shlex.quote(each)}" for each in overrides)
+    commands = tuple(f"fantrans {command} {dataset} --experiment {experiment}{more}" for command in ("train", "report"))
     if all(row.values is None for row in rows):
-        more = (f" --base {base}" if base else "") + (f" --init-from {init_from}" if init_from else "")
-        more += "".join(f" --set {shlex.quote(each)}" for each in overrides)
-        command = f"fantrans train {dataset} --experiment {experiment}{more}"
-        raise DataError(f"no run of {experiment} on {dataset} is finished; run `{command}`")
+        raise DataError(f"no run of {experiment} on {dataset} is finished; run `{commands[0]}`")
     published = pd.read_csv(PUBLISHED_FILE)
     _check_published(chosen, published)
     published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
-    what = "rendered faces" if entry.is_rendered else f"{entry.layout.upper()}, protocol {entry.protocol}"
+    what = describe_data(catalog, dataset)
     gaps = dict.fromkeys(read_run(folder).get("gaps") for row in rows for folder in row.folders)
     what += "".join(f", {each}" for each in gaps if each)
     if init_from:
@@ -332,20 +349,34 @@ def read_set_report(
     started = f"-from-{init_from}" if init_from else ""
     stem = re.sub(r"[^\w.=,+-]+", "_", f"{chosen.name}-{dataset}{f'-{base}' if base else ''}{started}")
     file = catalog.roots.runs / "tables" / f"{stem}.md"
-    return SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=is_set, file=file)
+    return SetTable(chosen.name, dataset, what, rows, num_seeds, published, is_set=is_set, file=file, commands=commands)
 
 
-def write_set_files(table: SetTable) -> Path:
-    """Write a table of `read_set_report` as .md, .html, .csv and .json below the runs root; return the .md's path."""
+def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Path:
+    """Write a table of `read_set_report` as .md, .html, .csv and .json below the runs root; return the .md's path.
+
+    shows_images: whether faces are on the page, None for rendered ones only.
+    """
     md, csv, as_json = (table.file.with_name(f"{table.file.stem}.{kind}") for kind in ("md", "csv", "json"))
     records = json.loads(table.table().to_json(orient="records"))
     for record, row in zip(records, table.rows, strict=True):
         record["runs"] = [folder.name for folder in row.folders]
+        record["measures"] = table.measures_json(row)
     what = {"set": table.name, "dataset": table.dataset, "measured_on": table.what_data}
     write_json(as_json, {**what, "rows": records, "orderings": table.orderings()._asdict()})
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())
-    write_html(md.with_suffix(".html"), table.markdown())
+    page = Page(
+        title=f"{table.name} on {table.dataset}",
+        dataset=table.dataset,
+        what_data=table.what_data,
+        every=list(table.scored.values()),
+        legend=table.legend(),
+        commands=table.commands,
+        shows_images=shows_images,
+        published="Of the row of the paper's table that the member stands for, on the real data set.",
+    )
+    write_page(md.with_suffix(".html"), page, load_catalog())
     return md
 
 

@@ -63,13 +63,13 @@ def confusion_counts(
     subjects: Sequence[str] | np.ndarray,
     aus: Sequence[int],
     part: str,
-    threshold: float = THRESHOLD,
+    threshold: float | np.ndarray = THRESHOLD,
 ) -> pd.DataFrame:
     """Return the counts (`COUNT_COLUMNS`) of one fold from labels (N, A) and probabilities (N, A).
 
     Labels are in {0, 1, -1 unknown}, probabilities in 0..1. subjects: subject of each of the N frames. part: the tested
-    part. A probability of at least `threshold` predicts "present"; frames with an unknown label are counted as
-    `unknown` only. Raises `DataError` if shapes differ or a probability is NaN.
+    part. A probability of at least `threshold`, one number or one per action unit (A,), predicts "present"; frames with
+    an unknown label are counted as `unknown` only. Raises `DataError` if shapes differ or a probability is NaN.
     """
     labels_NA, probabilities_NA = np.asarray(labels_NA), np.asarray(probabilities_NA)
     expected = (len(subjects), len(aus))
@@ -150,7 +150,7 @@ def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0
     """
     folds = [fold for _, fold in counts.sort_values(["part", "subject", "au"]).groupby("part")]
     counts_FSAK = [fold[["tp", "fp", "fn"]].to_numpy().reshape(-1, fold["au"].nunique(), 3) for fold in folds]
-    times_FRS = _drawn(tuple(map(len, counts_FSAK)), num_resamples, seed)
+    times_FRS = subject_draws(tuple(map(len, counts_FSAK)), num_resamples, seed)
     f1_FRA = [
         f1_percent(*np.einsum("rs,sak->kra", times_RS, counts_SAK, optimize=True))
         for times_RS, counts_SAK in zip(times_FRS, counts_FSAK, strict=True)
@@ -160,8 +160,11 @@ def resampled_percent(counts: pd.DataFrame, *, num_resamples: int, seed: int = 0
 
 
 @lru_cache(maxsize=4)
-def _drawn(num_subjects: tuple[int, ...], num_resamples: int, seed: int) -> list[np.ndarray]:
-    """Return how often each subject is drawn, (1 + R, S) per part; all runs of a set take the same draws."""
+def subject_draws(num_subjects: tuple[int, ...], num_resamples: int, seed: int) -> list[np.ndarray]:
+    """Return how often each resample draws each subject, (1 + R, S) per part; in row 0 each once.
+
+    num_subjects: of each part. All runs that were tested on the same subjects take the same draws.
+    """
     rng = np.random.default_rng(seed)
     times_FRS = []
     for num in num_subjects:

@@ -12,16 +12,11 @@ from torch import nn
 
 from pipeline.cache.reader import Features
 from pipeline.faces.views import CLEAN_VIEW, FLIPPED_VIEW
-from pipeline.tables import au_column
+from pipeline.tables import au_column, probability_column
 from pipeline.training.loader import Batch, CachedFrames, evaluation_batches
 from pipeline.training.metrics import confusion_counts
 
 _BATCH_SIZE = 64
-
-
-def probability_column(au: int) -> str:
-    """Return the column name of an action unit's probability: `probability_column(1) == "p_01"`."""
-    return f"p_{au:02d}"
 
 
 def predict(

@@ -52,6 +52,33 @@ def fantrans(*arguments, **options):
     return CliRunner().invoke(app, ["runs", *arguments], catch_exceptions=False, **options)
 
 
+def report(*arguments):
+    return CliRunner().invoke(app, ["report", *arguments], catch_exceptions=False)
+
+
+def test_a_report_prints_its_page_and_opens_it(runs, monkeypatch, caplog):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)))
+    pages = [runs / name / "report.html" for name in (WHOLE, HALF)]
+    shown = report(WHOLE, HALF, WHOLE)
+    assert [line for line in shown.output.splitlines() if line.startswith("report: ")] == [
+        f"report: {page}" for page in pages
+    ]
+    assert opened == []
+    assert HALF in pages[0].read_text()
+    report(HALF, "--open")
+    assert opened == [pages[1].as_uri()]
+    assert f"no browser was found; open {pages[1]} in one" in caplog.messages
+    assert ['id="ours"' in page.read_text() for page in pages] == [True, False]
+
+
+def test_faces_are_on_a_page_if_they_are_asked_for(runs):
+    page = runs / WHOLE / "report.html"
+    for option, is_off in (((), True), (("--images",), False), (("--no-images",), True)):
+        assert report(WHOLE, *option).exit_code == 0
+        assert ("Images are off" in page.read_text()) == is_off
+
+
 def test_ls_prints_whole_names_where_the_output_is_not_a_terminal(runs):
     shown = fantrans("ls")
     assert shown.exit_code == 0
