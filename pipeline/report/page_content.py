@@ -120,7 +120,7 @@ def member_table(every: Sequence[Scored]) -> tuple[list[str], list[list[Cell]]]:
 def _over_first(scored: Scored, first: Scored) -> list[Cell]:
     try:
         gap = difference(scored.measures[F1].row, first.measures[F1].row)
-    except DataError:  # other frames or labels; the comparison of the two says so
+    except DataError:  # other frames or labels; the section Compare names the reason
         return [Cell("-"), Cell("-")]
     return [number_cell(gap.points[-1], "+.1f"), _interval_cell(gap.low[-1], gap.high[-1], "+.1f")]
 
@@ -152,7 +152,7 @@ def part_table(scored: Scored) -> tuple[list[str], list[list[Cell]]]:
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """Return what the page says of one run: provenance, changed settings, commands."""
+    """Return what the page shows of one run: provenance, changed settings, commands."""
     record = read_run(folder)
     changed = run_settings(record, only_changed=True)
     settings = {name: _plain(value) for name, value in changed.items()}
