@@ -399,8 +399,8 @@ MUTANTS = [
     ),
     *_of(
         "pipeline/report/scored.py",
-        ("labels_N == 1, given_N, 1 - given_N)", "labels_N == 1, 1 - given_N, given_N)"),
-        ("frames = frames[~recording.duplicated()].head(num_frames)", "frames = frames.head(num_frames)"),
+        ("of_label_NA = np.where(labels_NA == 1,", "of_label_NA = np.where(labels_NA != 1,"),
+        ("chosen = order[np.sort(first)[:num_frames]]", "chosen = order[:num_frames]"),
         tests="unit/report/test_page.py",
     ),
     *_of(

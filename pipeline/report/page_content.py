@@ -121,7 +121,7 @@ def _over_first(scored: Scored, every: Sequence[Scored]) -> list[Cell]:
     rows = [each.measures[F1].row for each in every]
     try:
         gap = difference(scored.measures[F1].row, rows[0], beside=rows)
-    except DataError:  # other frames or labels; the comparison of the two says so
+    except DataError:  # other frames or labels; the section Compare names the reason
         return [Cell("-"), Cell("-")]
     return [number_cell(gap.points[-1], "+.1f"), _interval_cell(gap.low[-1], gap.high[-1], "+.1f")]
 
@@ -153,7 +153,7 @@ def part_table(scored: Scored) -> tuple[list[str], list[list[Cell]]]:
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """Return what the page says of one run: provenance, changed settings, commands."""
+    """Return what the page shows of one run: provenance, changed settings, commands."""
     record = read_run(folder)
     changed = run_settings(record, only_changed=True)
     settings = {name: _plain(value) for name, value in changed.items()}

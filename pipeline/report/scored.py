@@ -35,6 +35,8 @@ GRID = np.arange(101) / 100
 """Thresholds of the explorer."""
 
 MAX_CURVE_POINTS = 200
+_MAX_SEARCHED = 200
+"""Frames that are searched for one of another recording, per frame that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -195,29 +197,24 @@ def worst_frames(scored: Scored, *, num_frames: int) -> pd.DataFrame:
     """
     if not scored.predictions:
         return pd.DataFrame()
+    every = pd.concat([table.assign(part=part) for part, table in scored.predictions.items()])
+    labels_NA, probabilities_NA = arrays(every, scored.aus)
+    of_label_NA = np.where(labels_NA == 1, probabilities_NA, 1 - probabilities_NA)
+    frame_ids_N, parts_N = (every[name].to_numpy(object) for name in ("frame_id", "part"))
     found = []
     for i, au in enumerate(scored.aus):
-        tables = []
-        for part, table in scored.predictions.items():
-            labels_NA, probabilities_NA = arrays(table, scored.aus)
-            labels_N, given_N = labels_NA[:, i], probabilities_NA[:, i]
-            of_label_N = np.where(labels_N == 1, given_N, 1 - given_N)
-            worst = np.flatnonzero(labels_N >= 0)
-            worst = worst[np.argsort(of_label_N[worst], kind="stable")][: 50 * num_frames]
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "au": au,
-                        "frame_id": table["frame_id"].to_numpy()[worst],
-                        "part": part,
-                        "label": labels_N[worst],
-                        "probability": given_N[worst],
-                        "loss": -np.log(np.maximum(of_label_N[worst], 1e-7)),
-                    }
-                )
-            )
-        frames = pd.concat(tables).sort_values("loss", ascending=False, kind="stable")
-        recording = frames["frame_id"].str.rpartition("/")[0]
-        frames = frames[~recording.duplicated()].head(num_frames)
-        found.append(frames.assign(rank=np.arange(len(frames))))
+        order = np.flatnonzero(labels_NA[:, i] >= 0)
+        order = order[np.argsort(of_label_NA[order, i], kind="stable")][: _MAX_SEARCHED * num_frames]
+        _, first = np.unique([frame_id.rpartition("/")[0] for frame_id in frame_ids_N[order]], return_index=True)
+        chosen = order[np.sort(first)[:num_frames]]
+        columns = {
+            "au": au,
+            "rank": np.arange(len(chosen)),
+            "frame_id": frame_ids_N[chosen],
+            "part": parts_N[chosen],
+            "label": labels_NA[chosen, i],
+            "probability": probabilities_NA[chosen, i],
+            "loss": -np.log(np.maximum(of_label_NA[chosen, i], 1e-7)),
+        }
+        found.append(pd.DataFrame(columns))
     return pd.concat(found, ignore_index=True)
