@@ -135,7 +135,8 @@ def test_pages_keep_their_folders_and_bring_what_they_link_to(tmp_path):
         "nav"
     ]
     listed = set(re.findall(r"[\w/.-]+\.md", str(nav)))
-    assert listed == {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md")}
+    pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md")}
+    assert listed == pages, f"`nav` of mkdocs.yml and the pages differ in {listed ^ pages}"
 
 
 def test_items_of_a_list_continue_at_four_spaces():
