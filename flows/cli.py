@@ -20,7 +20,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.commands import cache, cache_plan, data, ops, predict, project, runs, train, weights
+from flows.commands import cache, cache_plan, data, demo, ops, predict, project, runs, train, weights
 from flows.commands.base import INTERRUPTED, Group, Quiet, Verbose, add_command
 from flows.commands.output import make_console, print_json
 from pipeline.errors import FantransError
@@ -32,7 +32,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(cls=Group)
 for command, *examples in (
-    (train.demo, "fantrans demo --quick", "fantrans demo --device cuda"),
+    (demo.demo, "fantrans demo --quick", "fantrans demo --device cuda"),
     (project.init, "fantrans init my-project"),
     (
         data.render,

@@ -1,4 +1,4 @@
-"""`fantrans demo`, `train`, `report`, `export` and `compare`: from cached features to F1."""
+"""`fantrans train`, `report`, `export` and `compare`: from cached features to F1."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flows.commands.options import (
     refuse_ignored,
 )
 from flows.commands.output import print_json, print_line, print_table
-from flows.commands.server import is_server_named, set_up_prefect
+from flows.commands.server import is_server_named
 from pipeline.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -38,41 +38,6 @@ logger = logging.getLogger("fantrans")
 
 _OF_EXPERIMENTS = ("experiment", "base", "init_from", "overrides")
 """Options that find the runs of an experiment; they have no effect on a run."""
-
-
-def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="Use the small data set: one to two minutes.")] = False,
-    device: Device = "auto",
-) -> None:
-    """Run the main job on rendered faces: frames, boxes, crops, features, three folds, F1 table.
-
-    Prints the F1 table and the path of the report. Finished work is not repeated.
-    """
-    from pipeline.catalog import load_catalog
-    from pipeline.report.run import write_report
-    from pipeline.training.runs import finished_run
-
-    dataset = "demo_quick" if quick else "bp4d-synthetic"
-    run = finished_run(load_catalog().get_dataset(dataset).experiment, dataset=dataset)
-    if run is not None and _is_up_to_date(dataset):
-        print_line("nothing to refresh, nothing to train: this is the report of the last run")
-        result = write_report(run.folder)
-    else:
-        set_up_prefect()
-        is_server_named()  # raises if it is down; without one, Prefect starts its own
-        from flows.main_job import main_job
-
-        result = main_job(dataset, device=choose_device(device))
-    print_table(result.rich_table())
-    print_line(f"report: {result.folder / 'report.html'}")
-
-
-def _is_up_to_date(dataset: str) -> bool:
-    """Return whether a refresh of a data set would do nothing; needs no Prefect server."""
-    from pipeline.refresh.job import prepare_refresh
-    from pipeline.refresh.stages import plan_refresh
-
-    return all(plan.is_noop for plan in plan_refresh(prepare_refresh(dataset)))
 
 
 def _checked_parts(parts: str | None) -> str | None:

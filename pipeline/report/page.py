@@ -20,13 +20,13 @@ import pandas as pd
 from pipeline.catalog import Catalog
 from pipeline.report import page_content as content
 from pipeline.report.page_content import Cell, number_cell
+from pipeline.report.published import PUBLISHED_FILE
 from pipeline.report.scored import MAX_CURVE_POINTS, Scored, worst_frames
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.training.run_files import read_run
 
 logger = logging.getLogger("fantrans")
 
-PUBLISHED_FILE = Path(__file__).with_name("published_f1.csv")
 STRIP_NAME = "figures/score_cam.png"
 """The strip that `--figures` draws, within a run's folder."""
 

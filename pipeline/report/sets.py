@@ -22,17 +22,17 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pipeline.catalog import load_catalog
-from pipeline.errors import ConfigError, DataError
-from pipeline.experiments import ExperimentSet, resolve
+from pipeline.errors import DataError
+from pipeline.experiments import resolve
 from pipeline.report.compare import read_member
-from pipeline.report.page import PUBLISHED_FILE, Page, describe_data, write_page
+from pipeline.report.page import Page, describe_data, write_page
 from pipeline.report.page_content import measures_json
+from pipeline.report.published import read_published
 from pipeline.report.rows import Difference, Row, corrected, difference
 from pipeline.report.run import markdown_table
 from pipeline.report.scored import Scored, read_scored
 from pipeline.report.training_chance import ASSUMED_FREE, ASSUMED_SD_POINTS
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
-from pipeline.runtime.text import unknown_name
 from pipeline.training.intervals import ERROR_RATE
 from pipeline.training.run_files import read_run
 from pipeline.training.runs import Runs
@@ -336,9 +336,7 @@ def read_set_report(
     commands = tuple(f"fantrans {command} {dataset} --experiment {experiment}{more}" for command in ("train", "report"))
     if all(row.values is None for row in rows):
         raise DataError(f"no run of {experiment} on {dataset} is finished; run `{commands[0]}`")
-    published = pd.read_csv(PUBLISHED_FILE)
-    _check_published(chosen, published)
-    published = published[(published["table"] == chosen.published_table) & (published["dataset"] == entry.layout)]
+    published = read_published(chosen, layout=entry.layout)
     what = describe_data(catalog, dataset)
     gaps = dict.fromkeys(read_run(folder).get("gaps") for row in rows for folder in row.folders)
     what += "".join(f", {each}" for each in gaps if each)
@@ -378,23 +376,6 @@ def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Pat
     )
     write_page(md.with_suffix(".html"), page, load_catalog())
     return md
-
-
-def _check_published(chosen: ExperimentSet, published: pd.DataFrame) -> None:
-    if chosen.published_table is None:
-        return
-    known = set(published.loc[published["table"] == chosen.published_table, "method"])
-    if not known:
-        raise ConfigError(
-            f"{chosen.spec}: "
-            + unknown_name("`published_table`", chosen.published_table, sorted(set(published["table"])))
-        )
-    for member in chosen.members:
-        if member.published is not None and member.published not in known:
-            raise ConfigError(
-                f"{chosen.spec}: {chosen.published_table} has no row {member.published!r} for "
-                f"{member.name}; known ones: {', '.join(sorted(known))}"
-            )
 
 
 def _number(record: dict[Hashable, Any], name: str, form: str = ".1f") -> str:

@@ -8,7 +8,7 @@ from pipeline.catalog import load_catalog
 from pipeline.errors import CatalogError, ConfigError
 from pipeline.experiments import load_experiment, load_set, resolve
 from pipeline.project import shipped_file
-from pipeline.report.sets import PUBLISHED_FILE
+from pipeline.report.published import PUBLISHED_FILE
 
 
 def write(folder: Path, **files: str) -> Path:
