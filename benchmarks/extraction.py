@@ -41,7 +41,7 @@ from pipeline.refresh.job import RefreshJob, cache_build, crop_reader, prepare_r
 from pipeline.refresh.stages import CropStage, DetectStage, IndexStage
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.atomic import file_sha256
-from pipeline.runtime.device import exact_convolutions
+from pipeline.runtime.device import exact_convolutions, map_batches
 
 DATASET, EXPERIMENT = "frames", "demo"
 BATCH = 8
@@ -124,7 +124,7 @@ def measure(catalog: Catalog, name: str, rounds: int) -> dict[str, Any]:
         stage.run(job, stage.plan(job), job.workers)
     crops, network = crop_reader(job), load_fan(entry, "cpu")
     images = [read_image(job.entry.root / file) for file in frames["source_file"]]
-    views = np.random.default_rng(0).integers(0, 256, (BATCH, 256, 256, 3), np.uint8)
+    views = np.random.default_rng(0).integers(0, 256, (2 * BATCH * torch.get_num_threads(), 256, 256, 3), np.uint8)
     encode = prepare.load_codec(job.config, catalog)[0].encode
     worker = DetectionWorker(job)
     works: dict[str, tuple[int, Callable[[], float]]] = {
@@ -132,9 +132,15 @@ def measure(catalog: Catalog, name: str, rounds: int) -> dict[str, Any]:
         "crops": (len(frames), lambda: seconds_of(lambda: cut_crops(job))),
     }
     for precision in DTYPES:
-        works[f"FAN alone, {precision}"] = (BATCH, lambda p=precision: seconds_of(lambda: alone(network, views, p)))
+        works[f"FAN alone, {precision}"] = (
+            len(views),
+            lambda p=precision: seconds_of(lambda: alone(network, views, p)),
+        )
         works[f"FAN and codec, {precision}"] = (
-            BATCH, lambda p=precision: seconds_of(lambda: extract_features(network, views, encode=encode, precision=p))
+            len(views),
+            lambda p=precision: seconds_of(
+                lambda: extract_features(network, views, encode=encode, precision=p)
+            ),
         )  # fmt: skip
         of_precision = make_job(catalog, name, precision)
         works[f"views of a refresh, {precision}"] = (1, lambda j=of_precision: view_seconds(j, frames, crops))
@@ -154,7 +160,7 @@ def measure(catalog: Catalog, name: str, rounds: int) -> dict[str, Any]:
         for work, each in rates.items()
     }
     with FlopCounterMode(display=False) as counter:
-        alone(network, views[:1], "fp32")
+        network.taps(torch.zeros(1, 3, 256, 256))
     found["gflop_per_view"] = round(counter.get_total_flops() / 1e9, 2)
     for precision in DTYPES:
         seconds = [median(rates[work]) for work in ("detection", "crops", f"views of a refresh, {precision}")]
@@ -186,22 +192,24 @@ def cut_crops(job: RefreshJob) -> None:
 
 @torch.inference_mode()
 def alone(network: FAN, views: np.ndarray, precision: str) -> None:
-    """Run a FAN on views."""
+    """Run a FAN on views, as many batches at once as there are threads, as an extraction does."""
+
+    @torch.inference_mode()
+    def forward(batch: torch.Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), exact_convolutions():
+            network.taps(batch)
+
     images = torch.from_numpy(views).permute(0, 3, 1, 2).float().div(255)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), exact_convolutions():
-        network.taps(images)
+    for _ in map_batches(forward, images.split(BATCH), torch.device("cpu")):
+        pass
 
 
 def view_seconds(job: RefreshJob, frames: Any, crops: CropReader) -> float:
     """Build a cache of two views; return seconds per view, without the loading of the network."""
-    ticks = []
-
-    def on_progress(num: int, piece: str = "") -> None:  # noqa: ARG001
-        ticks.append((time.perf_counter(), num))
-
     with TemporaryDirectory() as folder:
-        dataclasses.replace(cache_build(job), root=Path(folder)).run(frames, crops, on_progress=on_progress)
-    return (ticks[-1][0] - ticks[0][0]) / sum(num for _, num in ticks[1:])
+        build = dataclasses.replace(cache_build(job), root=Path(folder))
+        load_s = seconds_of(build.make_extractor)
+        return (seconds_of(lambda: build.run(frames, crops)) - load_s) / (2 * len(crops.index))
 
 
 def make_peer(catalog: Catalog, entry: WeightsEntry) -> face_alignment.FaceAlignment:

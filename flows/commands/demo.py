@@ -36,6 +36,10 @@ def demo(
         result = main_job(dataset, device=choose_device(device))
     print_table(result.rich_table())
     print_line(f"report: {result.folder / 'report.html'}")
+    if quick:
+        print_line(
+            "two epochs on 240 frames learn little: expect F1 below `always`; `fantrans demo` learns, in ten minutes"
+        )
     print_line("next:")
     for command, effect in (
         ("fantrans predict photo.jpg --out au.csv", "action units of your photograph, from the shipped model"),

@@ -251,12 +251,12 @@ def _landmark_sum(hm: Tensor) -> Tensor:
 def _quantise(values: Tensor, *, least: float) -> tuple[Tensor, Tensor]:
     """Return int8 codes (N, K, H, W) within +-127 and their scale (N, K), at least `least`."""
     scale = (values.abs().amax((2, 3)) / _MAX_CODE).clamp(min=least)
-    codes = (values / scale[:, :, None, None]).round().clamp(-_MAX_CODE, _MAX_CODE)
+    codes = (values / scale[:, :, None, None]).round_().clamp_(-_MAX_CODE, _MAX_CODE)
     return codes.to(torch.int8), scale
 
 
 def _dequantise(codes: Tensor, scale: Tensor) -> Tensor:
-    return codes.float() * scale[:, :, None, None]
+    return codes.float().mul_(scale[:, :, None, None])
 
 
 def _apply_matrix(values: Tensor, matrix: Tensor) -> Tensor:

@@ -172,17 +172,13 @@ class _Sample:
         """Fill the cache of a profile; return seconds and bytes per view."""
         job = replace(self._job, config=prepare.with_profile(self._job.config, profile))
         fingerprint.cache_document(job.config, self._catalog)  # refuses weights without this profile
-        build, ticks = cache_build(job), [(time.perf_counter(), 0)]
-
-        def on_progress(num_done: int, piece: str = "") -> None:  # noqa: ARG001
-            ticks.append((time.perf_counter(), ticks[-1][1] + num_done))
-
-        build.run(read_index(job.work, dataset=self._dataset), crop_reader(job), on_progress=on_progress)
-        (start, before), (end, after) = ticks[1], ticks[-1]  # the first unit waits for the network
+        build, frames = cache_build(job), read_index(job.work, dataset=self._dataset)
+        load_s = _seconds(build.make_extractor) if build.exact is None else 0.0
+        seconds = _seconds(lambda: build.run(frames, crop_reader(job))) - load_s
         revision = load_revision(build.folder)
         assert revision is not None
         num_views = revision.manifest["num_rows"] * _NUM_VIEWS
-        return (end - start) / (after - before), revision.manifest["num_bytes"] / num_views
+        return seconds / num_views, revision.manifest["num_bytes"] / num_views
 
     def _learn(self, profile: Profile) -> dict[str, float]:
         """Train on a profile; return the fields of `ProfileRate` that it shows."""
