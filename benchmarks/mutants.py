@@ -141,7 +141,7 @@ MUTANTS = [
     # --- cache
     *_of(
         "pipeline/cache/codecs.py",
-        ("codes = (values / scale[:, :, None, None]).round()", "codes = (values / scale[:, :, None, None])"),
+        ("codes = (values / scale[:, :, None, None]).round_()", "codes = (values / scale[:, :, None, None])"),
         ("return hm.float().sum(1, keepdim=True).half()", "return hm.float().mean(1, keepdim=True).half()"),
         ('"hm_h2": hm * kept["h2"]}', '"hm_h2": kept["h2"]}'),
         tests="unit/cache/test_codecs.py",

@@ -11,20 +11,26 @@ import torch
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Return processor, cores, threads and kernels of this process, and its GPU if `device` is one.
-
-    `parallel` has the lines of torch's own report on its threads, MKL and oneDNN (mkldnn), without indentation.
-    """
+    """Return processor, cores and kernels, and the GPU if `device` is one; the same for every process of a machine."""
     is_cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
     return {
         "system": platform.platform(),
         **_processor(),
         "num_cores": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "has_mkldnn": torch.backends.mkldnn.is_available(),
         "gpu": torch.cuda.get_device_name(device) if is_cuda else None,
         "cudnn": torch.backends.cudnn.version() if is_cuda else None,
+    }
+
+
+def describe_threads() -> dict[str, Any]:
+    """Return the threads of this process.
+
+    `parallel` has the lines of torch's own report on its threads, MKL and oneDNN (mkldnn), without indentation.
+    """
+    return {
+        "num_threads": torch.get_num_threads(),
         "parallel": [line.strip() for line in torch.__config__.parallel_info().splitlines() if line.strip()],
     }
 

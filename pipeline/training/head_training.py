@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.protocols import train_parts
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
 from pipeline.runtime.checkpoint import Checkpoint
-from pipeline.runtime.machine import describe_machine
+from pipeline.runtime.machine import describe_machine, describe_threads
 from pipeline.runtime.progress import ProgressCallback
 from pipeline.runtime.random_numbers import OwnRandomNumbers
 from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
@@ -131,7 +131,7 @@ class HeadTraining:
         )
         batches = HeadBatches(run.cache, frames, batch_size=settings.batch_size, seed=settings.seed)
         write_record(run)
-        machine = describe_machine(device)
+        machine = describe_machine(device) | describe_threads()
         training = cls(run, test_part, device, built, batches, weights_A, optimiser, machine=machine)
         training._checkpoint.resume(torch.device(device))
         training._write_history()

@@ -3,17 +3,27 @@ import json
 import torch
 
 from pipeline.runtime import machine
-from pipeline.runtime.machine import describe_machine
+from pipeline.runtime.machine import describe_machine, describe_threads
 
 
 def test_the_machine_has_processor_threads_and_kernels():
-    found = describe_machine("cpu")
+    found = describe_machine("cpu") | describe_threads()
     assert found["num_threads"] == torch.get_num_threads()
     assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert found["cpu"]
     assert any(line.startswith("at::get_num_threads()") for line in found["parallel"])
     assert found["gpu"] is None
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_machine_is_the_same_whatever_threads_a_process_uses():
+    before = describe_machine("cpu")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads + 1)
+    try:
+        assert describe_machine("cpu") == before
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_the_processor_is_that_of_the_first_core_and_an_unknown_one_has_a_name(tmp_path, monkeypatch):
