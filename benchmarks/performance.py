@@ -64,8 +64,8 @@ def extraction(result: Mapping[str, Any]) -> str:
         "## From frames to features",
         "",
         f"{result['num_frames']} frames of 512 px on {result['machine']}; a matrix product: {product}. End to end: "
-        "detection, crop, and one view in the profile standard. Theirs: landmarks by face-alignment with the same "
-        "weights, as its README uses it (`python benchmarks/extraction.py`).",
+        "detection, crop, and one view in the profile standard (`python benchmarks/extraction.py`). `face-alignment`, "
+        "where it is listed: landmarks with the same weights, as its README uses it.",
     ]
     for name, found in result.items():
         if not isinstance(found, Mapping) or "gflop_per_view" not in found:
