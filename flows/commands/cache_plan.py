@@ -24,9 +24,9 @@ def plan_cache(
 ) -> None:
     """Forecast size and times of each profile, and of training from crops, on this machine.
 
-    Refreshes and trains on a sample of about a hundred frames in a temporary folder of the caches' disk, which takes
-    about a minute with a shipped FAN on two CPU cores. Prints what an epoch and a whole experiment would take, what
-    bounds them, and after how many experiments building the cache has paid for itself.
+    Refreshes and trains on a sample of about a hundred frames in a temporary folder of the caches' disk: one to two
+    minutes with a shipped FAN on two CPU cores. Prints what an epoch and a whole experiment would take, what bounds
+    them, and after how many experiments building the cache has paid for itself.
     """
     from pipeline import experiments
     from pipeline.catalog import load_catalog
@@ -37,7 +37,7 @@ def plan_cache(
     chosen = experiments.resolve(catalog, dataset, experiment, base=base, overrides=overrides or ())
     on = choose_device(device)
     level = logger.level
-    logger.info("measuring %s on %s: about a minute", dataset, on)
+    logger.info("measuring %s on %s: one to two minutes", dataset, on)
     logger.setLevel(logging.ERROR)  # stages and trainings of the sample are of no interest
     try:
         rates, frames = measure_sample(dataset, chosen.experiments, catalog, device=on)
