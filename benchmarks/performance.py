@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.report.run import markdown_table
+
 PAGE = Path(__file__).parent.parent / "docs/performance.md"
 INTRODUCTION = """# Performance
 
@@ -41,14 +43,6 @@ def main() -> None:
         if path.is_file():
             parts.append(write(json.loads(path.read_bytes())))
     arguments.out.write_text("\n".join(parts))
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
-    rule = "|---|" + "---:|" * (len(columns) - 1)
-    return "\n".join(
-        ["| " + " | ".join(cells) + " |" for cells in (columns,)] + [rule] + [f"| {' | '.join(row)} |" for row in rows]
-    )
 
 
 def spread(found: Mapping[str, Any]) -> str:
@@ -80,7 +74,7 @@ def extraction(result: Mapping[str, Any]) -> str:
             "",
             f"{name}, {found['gflop_per_view']} GFLOP per view:",
             "",
-            table(["", "per second", "range"], rows),
+            *markdown_table(["", "per second", "range"], rows),
         ]
         if "largest difference of the heatmaps" in found:
             difference = found["largest difference of the heatmaps"]
@@ -107,7 +101,7 @@ def loading(result: Mapping[str, Any]) -> str:
             "",
             f"{profile}, {found['row_bytes'] / 1e6:.2f} MB per row:",
             "",
-            table(["", "warm", "range", "cold"], rows),
+            *markdown_table(["", "warm", "range", "cold"], rows),
         ]
     return "\n".join(lines) + "\n"
 
@@ -125,7 +119,7 @@ def training(result: Mapping[str, Any]) -> str:
                 f"{result['num_frames']} frames, {result['num_epochs']} epochs on {result['machine']}, training and "
                 "scoring (`python benchmarks/training.py`). The plain loop reads fp16 arrays by numpy's memmap.",
                 "",
-                table(["", "seconds", "range", "F1"], rows),
+                *markdown_table(["", "seconds", "range", "F1"], rows),
             ]
         )
         + "\n"

@@ -66,8 +66,8 @@ def main() -> None:
         folder = Path(name)
         catalog = make_catalog(folder, arguments.subjects, arguments.tasks)
         experiment = short(load_experiment(arguments.experiment), arguments.epochs)
-        caches = {profile: fill(catalog, experiment, profile, arguments.device) for profile in PROFILES}
-        del caches
+        for profile in PROFILES:
+            fill(catalog, experiment, profile, arguments.device)
         student = StudentData(Runs(catalog, DATASET).resolve(of_profile(experiment, "exact")), folder / "plain")
         ways: dict[str, Callable[[Path], float]] = {
             profile: lambda out, p=profile: train(at(catalog, out), of_profile(experiment, p), arguments.device)

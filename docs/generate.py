@@ -30,7 +30,8 @@ def with_wide_lists(text: str) -> str:
         if not in_code and (item := _ITEM.match(line)):
             width = len(item[0])
         elif width and line.startswith(" " * width):
-            line = " " * 4 + line[width:]  # noqa: PLW2901
+            lines.append(" " * 4 + line[width:])
+            continue
         elif line:
             width = 0
         lines.append(line)

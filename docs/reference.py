@@ -47,9 +47,9 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
             (body,) = ast.parse(inspect.getsource(cls)).body
             assert isinstance(body, ast.ClassDef)
             for before, after in pairwise(body.body):
-                is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
-                    found[before.target.id] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+                match before, after:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found[name] = " ".join(text.split())
     return found
 
 

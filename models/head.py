@@ -96,7 +96,7 @@ def concatenate_maps(
 
     The products `hm_h1` and `hm_h2`, if present, stand for HM * H1 and HM * H2. Maps of K components stay components.
     dtype: of the result. is_autocast: where autocast is on, round each value to its precision, as the matrix product
-    that reads it would; writing fewer bytes makes a step 1.2 times as fast on a CPU.
+    that reads it would; a step is faster if fewer bytes are written.
     """
     has_products = bool(gated) and f"hm_{gated[0]}" in maps
     names = [*plain, *(f"hm_{name}" if has_products else name for name in gated)]

@@ -35,12 +35,6 @@ from tests.unit.cache.test_codecs import random_basis
 from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, cache_build, make_cache, make_frames, stored_bytes
 
 
-@pytest.fixture
-def tmp_path(memory_path):
-    """In memory: most of these tests wait for the disk otherwise."""
-    return memory_path
-
-
 @pytest.fixture(scope="module")
 def world(in_memory):
     """Frames, crops, and a cache of them of an undisturbed refresh."""

@@ -13,12 +13,6 @@ from tests.command_line import fantrans
 
 
 @pytest.fixture
-def tmp_path(memory_path):
-    """In memory: most of these tests wait for the disk otherwise."""
-    return memory_path
-
-
-@pytest.fixture
 def project(tmp_path, monkeypatch):
     for name in ("CATALOG", "WORK", "CACHE", "RUNS", "WEIGHTS"):
         monkeypatch.delenv(f"FANTRANS_{name}", raising=False)

@@ -30,12 +30,6 @@ from tests.unit import small_cache
 from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_crops, stored_bytes
 
 
-@pytest.fixture
-def tmp_path(memory_path):
-    """In memory: most of these tests wait for the disk otherwise."""
-    return memory_path
-
-
 @pytest.fixture(scope="module")
 def world(in_memory):
     """Frames, crops, and a cache of them that no test changes."""

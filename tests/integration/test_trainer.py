@@ -28,12 +28,6 @@ from tests.unit import small_cache, small_runs
 from tests.unit.small_runs import HEAD, RULES, TRAIN, make_run, train_fold
 
 
-@pytest.fixture
-def tmp_path(memory_path):
-    """In memory: most of these tests wait for the disk otherwise."""
-    return memory_path
-
-
 def make_pages_small():
     """So that an epoch has several, and batches go over their ends."""
     loader.MAX_PAGE_ROWS, loader.NEIGHBOUR_ROWS = 8, 2

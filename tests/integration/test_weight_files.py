@@ -25,12 +25,6 @@ from pipeline.weights.torchscript import read_torchscript
 FAN_16 = Architecture("fan", 16, 2)
 
 
-@pytest.fixture
-def tmp_path(memory_path):
-    """In memory: most of these tests wait for the disk otherwise."""
-    return memory_path
-
-
 @pytest.fixture(scope="module")
 def fan() -> FAN:
     torch.manual_seed(3)
