@@ -174,6 +174,21 @@ def measures_json(scored: Scored) -> list[dict[str, Any]]:
     return found
 
 
+def metrics_json(scored: Scored) -> dict[str, Any]:
+    """Return AP and the measures of `agreement` as docs/cli.md describes them; {} without predictions."""
+    if not scored.agreement:
+        return {}
+    values = scored.measures[AP].row.values
+    assert values is not None
+    columns = {"ap_percent": values[0, :-1], **scored.agreement}
+    mean = {name: _or_none(_with_mean(column)[-1]) for name, column in columns.items()}
+    units = [
+        {"au": int(au)} | {name: _or_none(float(column[i])) for name, column in columns.items()}
+        for i, au in enumerate(scored.aus)
+    ]
+    return {"mean": mean, "action_units": units}
+
+
 def gaps(scored: Scored) -> list[str]:
     """Return sentences on what the runs lack of their data, each once."""
     return list(dict.fromkeys(itertools.chain.from_iterable(describe_gaps(folder) for folder in scored.folders)))

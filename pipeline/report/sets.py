@@ -26,7 +26,7 @@ from pipeline.errors import DataError
 from pipeline.experiments import resolve
 from pipeline.report.compare import read_member
 from pipeline.report.page import Page, describe_data, write_page
-from pipeline.report.page_content import measures_json
+from pipeline.report.page_content import measures_json, metrics_json
 from pipeline.report.published import read_published
 from pipeline.report.rows import Difference, Row, corrected, difference
 from pipeline.report.run import markdown_table
@@ -115,6 +115,10 @@ class SetTable:
         """Return all measures of a row as docs/cli.md describes them; empty without runs."""
         return measures_json(self.scored[row.name]) if row.name in self.scored else []
 
+    def metrics_json(self, row: Row) -> dict[str, Any]:
+        """Return `page_content.metrics_json` of a row; {} for a row without runs."""
+        return metrics_json(self.scored[row.name]) if row.name in self.scored else {}
+
     def published_scores(self, row: Row) -> dict[str, float]:
         """Return the published F1 of a row in percent by "AU1"... and "AVG"; empty if there is none."""
         found = self.published[self.published["method"] == row.published]
@@ -142,6 +146,7 @@ class SetTable:
                         for au in row.aus
                     ],
                     "measures": self.measures_json(row),
+                    "metrics": self.metrics_json(row),
                     "runs": [folder.name for folder in row.folders],
                 }
             )
@@ -360,6 +365,7 @@ def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Pat
     for record, row in zip(records, table.rows, strict=True):
         record["runs"] = [folder.name for folder in row.folders]
         record["measures"] = table.measures_json(row)
+        record["metrics"] = table.metrics_json(row)
     what = {"set": table.name, "dataset": table.dataset, "measured_on": table.what_data}
     write_json(as_json, {**what, "rows": records, "orderings": table.orderings()._asdict()})
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
