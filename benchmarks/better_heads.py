@@ -1,0 +1,203 @@
+"""Fill in docs/better_heads.md: scores of the set `heads` from the JSON of its reports, beside what the heads cost.
+
+    fantrans train bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set 'parts=[P1]'
+    fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set 'parts=[P1]'
+    fantrans train bp4d-synthetic-fresh --experiment heads        # and bp4d-synthetic-41; then `report` of each
+    python benchmarks/better_heads.py cost --out var/better_heads/cost.json
+    python benchmarks/better_heads.py page --tables var/runs/tables --cost var/better_heads/cost.json
+
+`page` replaces what stands between the page's comments `<!-- scores -->` and `<!-- /scores -->`, and so on.
+`cost` counts parameters and multiply-accumulates of the deployed heads, and times them on one thread in fp32. The heads
+take turns, and the fastest of many passes counts: whatever else runs on the machine only adds to the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.head import HeadInputs, deployed_head
+from models.registry import HEADS
+from pipeline.config import HeadConfig
+from pipeline.experiments import load_set
+from pipeline.report.run import markdown_table
+from pipeline.report.scored import AP, CALIBRATED, F1
+from pipeline.runtime.machine import describe_machine
+
+PAGE = Path(__file__).parent.parent / "docs/better_heads.md"
+NUM_AUS = 12
+WIDTHS = {"FAN-64, as measured here": 64, "a published FAN of 256 channels": 256}
+"""Channels C of a map; D is 3 C / 4."""
+
+CLAIMS = {"bp4d-synthetic-fresh": "100 fresh subjects", "bp4d-synthetic-41": "41 fresh subjects"}
+SETTINGS = "bp4d-synthetic"
+SIGNIFICANT = 0.05
+
+
+def main() -> None:
+    """Parse the command line; measure, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    cost = commands.add_parser("cost")
+    cost.add_argument("--out", type=Path, default=Path("var/better_heads/cost.json"))
+    cost.add_argument("--passes", type=int, default=40)
+    page = commands.add_parser("page")
+    page.add_argument("--tables", type=Path, default=Path("var/runs/tables"))
+    page.add_argument("--cost", type=Path, default=Path("var/better_heads/cost.json"))
+    arguments = parser.parse_args()
+    if arguments.command == "cost":
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(measure_cost(arguments.passes), indent=1))
+    else:
+        PAGE.write_text(filled_in(PAGE.read_text(), arguments.tables, json.loads(arguments.cost.read_bytes())))
+
+
+def measure_cost(num_passes: int) -> dict[str, Any]:
+    """Return parameters, multiply-accumulates per frame and milliseconds per frame, by width and member of the set."""
+    members = load_set("heads", base="demo", overrides=["train.seed=0"]).members
+    shapes = {member.name: member.experiments[0].head for member in members}
+    widths = {name: of_width(width, shapes, num_passes) for name, width in WIDTHS.items()}
+    return {"machine": describe_machine("cpu"), "passes": num_passes, "widths": widths}
+
+
+@torch.inference_mode()
+def of_width(width: int, shapes: Mapping[str, HeadConfig], num_passes: int) -> dict[str, Any]:
+    """Return the cost of each head on maps of `width` channels."""
+    torch.set_num_threads(1)
+    inputs = HeadInputs(width, 64, NUM_AUS)
+    heads = {
+        name: deployed_head(HEADS[shape.variant](inputs, **shape.model_dump(exclude={"variant"})))
+        for name, shape in shapes.items()
+    }
+    batches = {num: inputs.random_maps(num) for num in (1, 16)}
+    found: dict[str, Any] = {}
+    for name, head in heads.items():
+        with FlopCounterMode(display=False) as counter:
+            head(batches[1])
+        sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in head.named_children()}
+        found[name] = {
+            "parameters": sum(sizes.values()),
+            "parameters_after_conv": sum(sizes.values()) - sizes["conv"],
+            "mmac": counter.get_total_flops() / 2e6,
+        }
+    for num, maps in batches.items():
+        seconds: dict[str, list[float]] = {name: [] for name in heads}
+        for _ in range(num_passes):
+            for name, head in heads.items():
+                started = time.perf_counter()
+                head(maps)
+                seconds[name].append(time.perf_counter() - started)
+        for name, took in seconds.items():
+            found[name][f"ms_per_frame_batch_{num}"] = 1000 * min(took) / num
+    return found
+
+
+def filled_in(page: str, tables: Path, cost: Mapping[str, Any]) -> str:
+    """Return the page with the tables and conclusions between its comments."""
+    settings = [json.loads(path.read_bytes()) for path in sorted(tables.glob(f"heads_*-{SETTINGS}.json"))]
+    claims = {
+        what: json.loads(path.read_bytes())
+        for name, what in CLAIMS.items()
+        if (path := tables / f"heads-{name}.json").is_file()
+    }
+    parts = {
+        "scores": "\n".join(section(what, found) for what, found in claims.items()),
+        "settings": "\n".join(settings_table(found) for found in settings),
+        "cost": cost_tables(cost),
+    }
+    for name, part in parts.items():
+        before, _, rest = page.partition(f"<!-- {name} -->")
+        _, _, after = rest.partition(f"<!-- /{name} -->")
+        page = f"{before}<!-- {name} -->\n\n{part.strip()}\n\n<!-- /{name} -->{after}"
+    return page
+
+
+def section(what: str, found: Mapping[str, Any]) -> str:
+    """Return the section on one data set: scores, differences to the first row, and what they say."""
+    rows = [row for row in found["rows"] if measures(row)]
+    first, *others = rows
+    scores = [
+        [row["member"], str(row["seeds"]), *(interval(measures(row)[name]["mean"]) for name in (F1, CALIBRATED, AP))]
+        + [f"{row['metrics']['mean'][name]:.1f}" for name in ("roc_auc_percent", "ece_percent")]
+        for row in rows
+    ]
+    gaps = [
+        [row["member"], *(gap_cell(measures(row)[name]["over_first"]) for name in (F1, CALIBRATED, AP))]
+        for row in others
+    ]
+    lines = [
+        f"### {what[0].upper()}{what[1:]}",
+        "",
+        f"`fantrans report {found['dataset']} --experiment heads`: {found['measured_on']}.",
+        "",
+        *markdown_table(["member", "seeds", "F1 at 0.5", "calibrated F1", "AP", "AUC", "ECE"], scores),
+        "",
+        f"Minus {first['member']}, points:",
+        "",
+        *markdown_table(["member", "F1 at 0.5", "calibrated F1", "AP"], gaps),
+        "",
+    ]
+    return "\n".join([*lines, *(f"- {conclusion(row, first['member'])}" for row in others), ""])
+
+
+def measures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measures of a row by name."""
+    return {each["measure"]: each for each in row["measures"]}
+
+
+def interval(mean: Mapping[str, float]) -> str:
+    """Return a score with its interval."""
+    return f"{mean['percent']:.1f} ({mean['low_percent']:.1f} to {mean['high_percent']:.1f})"
+
+
+def gap_cell(gap: Mapping[str, float]) -> str:
+    """Return a difference with its interval, and a star if it is distinguishable from zero."""
+    star = "*" if gap["p_value"] <= SIGNIFICANT else ""
+    return f"{gap['points']:+.1f}{star} ({gap['low_points']:+.1f} to {gap['high_points']:+.1f})"
+
+
+def conclusion(row: Mapping[str, Any], first: str) -> str:
+    """Return what the corrected differences of a row to the first say, as one sentence."""
+    found: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
+    for name, measure in measures(row).items():
+        gap = measure["over_first"]
+        is_clear = gap["p_value"] <= SIGNIFICANT
+        found[("above" if gap["points"] > 0 else "below") if is_clear else "not distinguishable from"].append(name)
+    said = [f"{how} {first} in {' and '.join(names)}" for how, names in found.items() if names]
+    return f"`{row['member']}` ({row['seeds']} seeds) is {', '.join(said)} at 95 %."
+
+
+def settings_table(found: Mapping[str, Any]) -> str:
+    """Return the table by which learning rates were chosen."""
+    rows = [
+        [row["member"], str(row["seeds"]), *(interval(measures(row)[name]["mean"]) for name in (F1, AP))]
+        for row in found["rows"]
+        if measures(row)
+    ]
+    return "\n".join([*markdown_table(["member", "seeds", "F1 at 0.5", "AP"], rows), ""])
+
+
+def cost_tables(cost: Mapping[str, Any]) -> str:
+    """Return the tables of what the deployed heads cost."""
+    machine = cost["machine"]
+    lines = [f"{machine['cpu']}, one thread, fp32; the fastest of {cost['passes']} passes."]
+    for name, heads in cost["widths"].items():
+        rows = [
+            [member, f"{found['parameters']:,}", f"{found['parameters_after_conv']:,}", f"{found['mmac']:.1f}"]
+            + [f"{found[f'ms_per_frame_batch_{num}']:.2f}" for num in (1, 16)]
+            for member, found in heads.items()
+        ]
+        columns = ["member", "parameters", "after the conv module", "million MACs", "ms, alone", "ms, in a batch of 16"]
+        lines += ["", f"On maps of {name}:", "", *markdown_table(columns, rows)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
