@@ -57,6 +57,11 @@ CHOSEN = "train.lr=3e-3"
 """What was chosen on the data set `SETTINGS`."""
 
 SIGNIFICANT = 0.05
+NOT_MEASURED = f"""No run is finished yet. To train them, and to fill in this page:
+
+    fantrans train {FRESH} --experiment heads --set {CHOSEN}
+    fantrans report {FRESH} --experiment heads --set {CHOSEN}
+    python benchmarks/better_heads.py page"""
 
 
 def main() -> None:
@@ -189,7 +194,7 @@ def filled_in(page: str, tables: Path, results: Path) -> str:
     }
     transfer = json.loads((results / "transfer.json").read_bytes())
     parts = {
-        "scores": "\n".join(section(what, found) for what, found in claims.items()),
+        "scores": "\n".join(section(what, found) for what, found in claims.items()) or NOT_MEASURED,
         "transfer": scores_and_differences(transfer["rows"]),
         "settings": "\n".join(settings_table(found) for found in settings),
         "cost": cost_tables(json.loads((results / "cost.json").read_bytes())),
@@ -254,14 +259,19 @@ def gap_cell(gap: Mapping[str, float]) -> str:
 
 def conclusion(row: Mapping[str, Any], first: str) -> str:
     """Return what the corrected differences of a row to the first say, as one sentence."""
-    found: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
+    found: dict[str, list[str]] = {"scored higher than": [], "scored lower than": [], "is not distinguishable from": []}
+    higher, lower, unclear = found.values()
     for name, measure in measures(row).items():
         gap = measure["over_first"]
-        is_clear = gap["p_value"] <= SIGNIFICANT
-        found[("above" if gap["points"] > 0 else "below") if is_clear else "not distinguishable from"].append(name)
-    said = [f"{how} `{first}` in {' and '.join(names)}" for how, names in found.items() if names]
+        kind = unclear if gap["p_value"] > SIGNIFICANT else higher if gap["points"] > 0 else lower
+        kind.append(name)
+    said = [f"{how} `{first}` in {_listed(names)}" for how, names in found.items() if names]
     seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
-    return f"`{row['member']}` ({seeds}) is {', '.join(said)} at 95 %."
+    return f"`{row['member']}` ({seeds}) {', and '.join(said)}, at 95 %."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def settings_table(found: Mapping[str, Any]) -> str:
