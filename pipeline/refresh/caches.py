@@ -96,10 +96,11 @@ class CacheSummary(NamedTuple):
         return f"behind {self.num_behind:,} frames" if self.num_behind else "intact"
 
 
-def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
+def list_caches(catalog: Catalog, dataset: str, *, names_commands: bool = True) -> list[CacheSummary]:
     """Return a data set's feature caches, with the runs and readers that use each.
 
-    Caches whose tables are damaged in both copies are logged and left out.
+    Caches whose tables are damaged in both copies are logged and left out. names_commands: whether to look for the
+    command that refreshes each, which takes most of the time; it is empty otherwise.
     """
     runs = runs_by_cache(catalog, dataset)
     index = read_table_if_intact(catalog.index_path(dataset))
@@ -130,7 +131,7 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
                 num_behind=0
                 if revision is None or index is None
                 else len(set(index["frame_id"]) ^ set(revision.index["frame_id"])),
-                refresh_command=refresh_command(catalog, dataset, folder.name),
+                refresh_command=refresh_command(catalog, dataset, folder.name) if names_commands else "",
             )
         )
     return summaries

@@ -10,6 +10,7 @@ import base64
 import gzip
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,9 +30,23 @@ class Cell:
     link: str = ""
 
 
+Rows = tuple[list[str], list[list[Cell]]]
+"""Names of the columns, and the rows of a table."""
+
+
 def number_cell(value: float, form: str = ".1f") -> Cell:
     """Return a cell with a number; "-" if it is undefined."""
     return Cell("-") if math.isnan(value) else Cell(f"{value:{form}}", float(value))
+
+
+def count_cell(count: int) -> Cell:
+    """Return a cell with a whole number."""
+    return Cell(f"{count:,}", float(count))
+
+
+def utc_minute(timestamp: float) -> str:
+    """Return a time, in seconds since 1970, as text."""
+    return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def render_page(name: str, data: Mapping[str, Any], *, title: str, has_charts: bool = True, **content: Any) -> str:
@@ -48,7 +63,7 @@ def render_page(name: str, data: Mapping[str, Any], *, title: str, has_charts: b
     return environment.get_template(f"{name}.html").render(
         **content,
         title=title,
-        made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        made_at=utc_minute(time.time()),
         version=version("fantrans"),
         data=as_json(data),
         plotly=_packed_plotly() if has_charts else "",

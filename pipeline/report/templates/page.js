@@ -218,10 +218,7 @@ function drawAll() {
 
 function start() {
   if (element("au")) units.forEach((name, i) => element("au").add(new Option(name, i)));
-  for (const image of all("img[data-frame]")) {
-    const source = numbers.images[image.dataset.frame];
-    if (source) { image.src = source; image.hidden = false; }
-  }
+  showImages();
   on("member", "change", (event) => { state.member = Number(event.target.value); showMember(); drawAll(); });
   on("measure", "change", (event) => { state.measure = event.target.value; drawAll(); });
   on("ours", "change", drawDifferences);

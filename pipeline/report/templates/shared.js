@@ -96,6 +96,13 @@ function on(id, event, act) {
   if (element(id)) element(id).addEventListener(event, act);
 }
 
+function showImages() {
+  for (const image of all("img[data-frame]")) {
+    const source = numbers.images[image.dataset.frame];
+    if (source) { image.src = source; image.hidden = false; }
+  }
+}
+
 function watchPage() {
   on("theme", "change", (event) => setTheme(event.target.value));
   for (const header of all("table.sortable thead th")) header.querySelector("button").addEventListener("click", () => sortBy(header));
