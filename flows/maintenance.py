@@ -15,14 +15,15 @@ from pipeline.runtime.device import choose_device
 
 @fantrans_task()
 def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, Any]]:
-    """Verify a data set's stores; return one row per store: the number of damaged files, and the first of them."""
+    """Verify a data set's stores; return one row per store: damaged files, frames that they affect, and the first."""
     found = stages.verify_caches(load_catalog(), dataset, is_deep=deep, device=device)
     return [
         {
             "data set": dataset,
             "store": folder.name,
             "damaged": len(damages),
-            "first": damages[0].message if damages else "",
+            "frames": len({name for damage in damages for name in damage.frame_ids}),
+            "first": str(damages[0]) if damages else "",
         }
         for folder, damages in found.items()
     ]

@@ -10,6 +10,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from pydantic import Field
 
 from flows.cluster import Cluster, ClusterWorkers
+from flows.pages import write_refreshed_page
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.config import PositiveInt, Profile
 from pipeline.refresh import stages
@@ -67,9 +68,10 @@ def refresh_cache(
     )
     with nullcontext() if cluster is None else cluster.task_runner() as runner:
         summaries = [_run(stage, job, runner) for stage in stages.job_stages(job)]
-    markdown, page = write_summary(job, summaries)
+    markdown, _ = write_summary(job, summaries)
+    write_refreshed_page(job)
     create_markdown_artifact(
-        f"{markdown}\n[This page]({page.as_uri()})\n",
+        markdown,
         key=artifact_key("refresh", dataset),
         description=f"What the refresh of {dataset} did",
     )

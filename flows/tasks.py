@@ -21,6 +21,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from flows.pages import rewrite_start_page
 from pipeline.errors import is_io_failure
 from pipeline.runtime.progress import progress_listener
 
@@ -110,8 +111,23 @@ _TASK_SETTINGS: dict[str, Any] = {
 
 
 def fantrans_flow(name: str) -> Callable[[Callable[_P, _Out]], Flow[_P, _Out]]:
-    """Decorator: a flow whose runs are named by what they work on, and that reports failures to the webhook."""
-    return flow(name=name, flow_run_name=run_name, on_failure=[notify_webhook], on_crashed=[notify_webhook])
+    """Decorator: a flow whose runs are named by what they work on.
+
+    It reports failures to the webhook; the start page shows what it changed.
+    """
+    return flow(
+        name=name,
+        flow_run_name=run_name,
+        on_completion=[show_changes],
+        on_failure=[notify_webhook, show_changes],
+        on_crashed=[notify_webhook],
+    )
+
+
+def show_changes(_flow: Any, flow_run: Any, _state: Any) -> None:
+    """Write the start page again, once for a flow and those that it calls."""
+    if flow_run.parent_task_run_id is None:
+        rewrite_start_page()
 
 
 def run_name() -> str:

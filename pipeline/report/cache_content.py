@@ -1,4 +1,4 @@
-"""What the page of a cache shows, as plain values: coverage, boxes, tracks, fidelity, bytes, revisions, damage.
+"""What the page of a cache shows, as plain values: coverage, failures, fidelity, bytes, revisions, damage.
 
 Everything is read from tables, manifests and one small array; no map is read.
 """
@@ -20,9 +20,7 @@ from pipeline.cache.codecs import RELATIVE_L2
 from pipeline.cache.crops import HAS_FACE
 from pipeline.cache.format import view_group
 from pipeline.catalog import Catalog
-from pipeline.config import DetectorConfig
 from pipeline.errors import DataError, FantransError, StoreError
-from pipeline.refresh.boxes import face_notes
 from pipeline.refresh.caches import CacheSummary, list_caches
 from pipeline.report.rendering import Cell, Rows, count_cell, number_cell, utc_minute
 from pipeline.store.hashing import hash_document
@@ -30,7 +28,7 @@ from pipeline.store.plan import NO_ROW
 from pipeline.store.reader import StoreReader
 from pipeline.store.revisions import has_copy, load_revision, manifest_name, revision_numbers
 from pipeline.store.verify import Damage, verify_store
-from pipeline.tables import VALUE_COLUMNS, Status, read_table_if_intact
+from pipeline.tables import Status, read_table_if_intact
 
 NOT_LISTED = "not in the cache"
 """Status of a frame that the index lists and the cache does not: it is newer than the last refresh."""
@@ -44,18 +42,10 @@ REASONS = {
 }
 STAGES = {"cached": "is_cached", "with a box": "has_box", "with an image": "has_image"}
 """What the map of coverage shows, and the columns that count it."""
-MAX_SUBJECTS, MAX_SEQUENCES, MAX_DAMAGES, NUM_EXAMPLES = 150, 200, 50, 12
-"""Greatest numbers of subjects in the map, of sequences and damaged files in their tables, of examples per reason."""
+MAX_SUBJECTS, MAX_DAMAGES, NUM_EXAMPLES = 150, 50, 12
+"""Greatest numbers of subjects in the map, of damaged files in their table, of examples per reason."""
 
 _SAMPLED_BLOCKS = 16
-_NUM_BINS = 40
-_NUM_PLACES = 20
-_MEASURES = {
-    "side_px": ("side of the box", "px"),
-    "roll_deg": ("turn in the image (roll)", "degrees, positive: clockwise"),
-    "side_turn": ("turn to the side", "eye distances from the middle of the eyes to the nose, 0: frontal"),
-    "score": ("score of the face", "0 to 1"),
-}
 
 
 @dataclass(frozen=True)
@@ -90,11 +80,6 @@ class CacheFacts:
     def summary(self) -> CacheSummary:
         """The cache's row of `fantrans cache ls`."""
         return next(each for each in self.others if each.folder == self.folder)
-
-    @cached_property
-    def measures(self) -> pd.DataFrame:
-        """One row per detected box: `box_measures`; empty without boxes."""
-        return box_measures(self.boxes) if self.boxes is not None else pd.DataFrame()
 
 
 def read_cache_facts(catalog: Catalog, dataset: str, folder: Path, *, checks_files: bool = True) -> CacheFacts:
@@ -201,121 +186,30 @@ def coverage_table(frames: pd.DataFrame, by: str) -> Rows:
 _REACHED = ("has_image", "has_box", "is_cached")
 
 
+def _by_reason(frames: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the frames without features by their status and flaw, such as "implausible: small"; the most first."""
+    failed = frames[~frames["is_cached"]]
+    reason = failed["status"].where(failed["flaw"] == "", failed["status"] + ": " + failed["flaw"])
+    return {str(name): failed[reason == name] for name in reason.value_counts().index}
+
+
 def failure_table(frames: pd.DataFrame) -> Rows:
     """Return one row per reason why frames have no features: how many, and what it means."""
-    failed = frames[~frames["is_cached"]]
     rows = []
-    for status, meaning in REASONS.items():
-        of_status = failed[failed["status"] == status]
-        for flaw, group in of_status.groupby("flaw", sort=True):
-            name = f"{status}: {flaw}" if flaw and status == Status.IMPLAUSIBLE else str(status)
-            rows.append(
-                [Cell(name), count_cell(len(group)), number_cell(100 * len(group) / len(frames)), Cell(meaning)]
-            )
+    for name, group in _by_reason(frames).items():
+        share = number_cell(100 * len(group) / len(frames))
+        meaning = REASONS.get(name.partition(": ")[0], "")
+        rows.append([Cell(name), count_cell(len(group)), share, Cell(meaning)])
     return ["reason", "frames", "% of all", "meaning"], rows
 
 
 def examples(frames: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return up to `NUM_EXAMPLES` frames without features per reason, of as many sequences as possible."""
-    failed = frames[~frames["is_cached"]]
-    reason = failed["status"].where(failed["flaw"] == "", failed["status"] + ": " + failed["flaw"])
     found = {}
-    for name, group in failed.groupby(reason):
+    for name, group in _by_reason(frames).items():
         turn = group.groupby("sequence").cumcount()
-        found[str(name)] = group.loc[turn.sort_values(kind="stable").index[:NUM_EXAMPLES]].sort_index()
+        found[name] = group.loc[turn.sort_values(kind="stable").index[:NUM_EXAMPLES]].sort_index()
     return found
-
-
-# --------------------------------------------------------------------------------------------------- boxes and tracks
-
-
-def box_measures(boxes: pd.DataFrame) -> pd.DataFrame:
-    """Return size, place, turn and score of each detected box; frames without one and interpolated ones are left out.
-
-    side_px: square root of the area. x_percent, y_percent: centre in the frame. roll_deg: slope of the line from eye to
-    eye. side_turn: how far the nose is from the middle of the eyes along that line, in eye distances.
-    """
-    found = boxes[boxes["score"].notna()]
-    x1, y1, x2, y2 = (found[name].to_numpy(np.float64) for name in VALUE_COLUMNS[:4])
-    points = found[list(VALUE_COLUMNS[5:])].to_numpy(np.float64).reshape(-1, 5, 2)
-    eyes = points[:, 1] - points[:, 0]
-    nose = points[:, 2] - (points[:, 0] + points[:, 1]) / 2
-    width, height = (found[name].to_numpy(np.float64).clip(1) for name in ("width_px", "height_px"))
-    return pd.DataFrame(
-        {
-            "frame_id": found["frame_id"].to_numpy(),
-            "side_px": np.sqrt(np.maximum((x2 - x1) * (y2 - y1), 0)),
-            "x_percent": 50 * (x1 + x2 + 1) / width,
-            "y_percent": 50 * (y1 + y2 + 1) / height,
-            "roll_deg": np.degrees(np.arctan2(eyes[:, 1], eyes[:, 0])),
-            "side_turn": (nose * eyes).sum(1) / np.maximum((eyes**2).sum(1), 1e-6),
-            "score": found["score"].to_numpy(np.float64),
-        }
-    )
-
-
-def spread_table(measures: pd.DataFrame) -> Rows:
-    """Return one row per measure: least, 5 %, median, 95 %, greatest, and the frame with the greatest."""
-    rows = []
-    for name, (title, unit) in _MEASURES.items():
-        values = measures[name]
-        ends = values.quantile([0, 0.05, 0.5, 0.95, 1])
-        least, greatest = (measures.loc[place, "frame_id"] for place in (values.idxmin(), values.idxmax()))
-        cells = [number_cell(value, ".3f" if name in ("side_turn", "score") else ".1f") for value in ends]
-        rows.append([Cell(f"{title} ({unit.split(',', maxsplit=1)[0]})"), *cells, Cell(least), Cell(greatest)])
-    return ["measure", "least", "5 %", "median", "95 %", "greatest", "frame with the least", "with the greatest"], rows
-
-
-def spread_charts(measures: pd.DataFrame, detector: Mapping[str, Any]) -> dict[str, Any]:
-    """Return histograms of the measures, with the limits of plausible boxes, and of the places of box centres.
-
-    detector: settings in the cache's fingerprint document.
-    """
-    limits = {"side_px": [detector["min_side_px"]], "roll_deg": [-detector["max_roll_deg"], detector["max_roll_deg"]]}
-    limits["score"] = [detector["score_threshold"]]
-    found: dict[str, Any] = {"histograms": {}, "places": {}}
-    for name, (title, unit) in _MEASURES.items():
-        counts, edges = np.histogram(measures[name], _NUM_BINS)
-        found["histograms"][title] = {
-            "unit": unit,
-            "starts": [float(f"{edge:.5g}") for edge in edges[:-1]],
-            "width": float(f"{edges[1] - edges[0]:.5g}"),
-            "counts": counts.tolist(),
-            "limits": limits.get(name, []),
-        }
-    bins = np.linspace(0, 100, _NUM_PLACES + 1)
-    places, _, _ = np.histogram2d(measures["y_percent"], measures["x_percent"], [bins, bins])
-    centres = ((bins[1:] + bins[:-1]) / 2).tolist()
-    found["places"] = {"x": centres, "y": centres, "counts": places.astype(int).tolist()}
-    return found
-
-
-def track_notes(boxes: pd.DataFrame, detector: Mapping[str, Any]) -> list[str]:
-    """Return what a refresh counts of the choice of faces: several faces, flaws, switches, shrunk frames."""
-    return face_notes(boxes, DetectorConfig(max_side_px=detector["max_side_px"]))
-
-
-def sequence_table(boxes: pd.DataFrame) -> Rows:
-    """Return the sequences with several faces, a switch, a flaw, a filled gap or a missed face, the worst first."""
-    sequence = boxes["frame_id"].str.rpartition("/")[0].rename("sequence")
-    counts = pd.DataFrame(
-        {
-            "frames": 1,
-            "several faces": boxes["num_faces"] > 1,
-            "flaws": boxes["flaw"] != "",
-            "filled": boxes["status"] == Status.INTERPOLATED,
-            "no face": boxes["status"] == Status.NO_FACE,
-        }
-    )
-    table = counts.groupby(sequence).sum().astype(int)
-    num_tracks = boxes[boxes["track"] >= 0].groupby(sequence)["track"].nunique()
-    table.insert(1, "switches", (num_tracks - 1).reindex(table.index, fill_value=0).clip(0))
-    notable = table[(table.drop(columns="frames") > 0).any(axis=1)]
-    notable = notable.sort_values(["switches", "flaws", "no face", "several faces", "filled"], ascending=False)
-    rows = [
-        [Cell(str(name)), *map(count_cell, row)] for name, row in zip(notable.index, notable.to_numpy(), strict=True)
-    ]
-    return ["sequence", *table.columns], rows
 
 
 # ---------------------------------------------------------------------------------------- fidelity, bytes, revisions

@@ -14,6 +14,7 @@ from pipeline.catalog import Catalog
 from pipeline.datasets.index import Coverage, coverage
 from pipeline.errors import FantransError
 from pipeline.fingerprint import find_weights
+from pipeline.report import cache_boxes
 from pipeline.report import cache_content as content
 from pipeline.report.cache_content import CacheFacts, read_cache_facts
 from pipeline.report.listing import list_runs
@@ -49,12 +50,13 @@ def write_cache_page(
 def render(facts: CacheFacts, *, shows_images: bool, reads_videos: bool = True) -> str:
     """Return the page as HTML."""
     frames, document, summary = facts.frames, facts.store.document, facts.summary
-    detector, boxes, measures = document.get("detector", {}), facts.boxes, facts.measures
+    detector, boxes = document.get("detector", {}), facts.boxes
+    measures = pd.DataFrame() if boxes is None else cache_boxes.box_measures(boxes)
     chosen = content.examples(frames)
     images = _thumbnails(facts, chosen, reads_videos=reads_videos) if shows_images else {}
     fidelity, fidelity_note = content.fidelity_table(facts.store)
     revisions, revisions_note = content.revision_table(facts.folder)
-    sequences = content.sequence_table(boxes) if boxes is not None else ([], [])
+    sequences = cache_boxes.sequence_table(boxes) if boxes is not None else ([], [])
     has_boxes = len(measures) > 0 and "min_side_px" in detector
     arrays = content.bytes_table(facts.store)
     others = {
@@ -65,7 +67,7 @@ def render(facts: CacheFacts, *, shows_images: bool, reads_videos: bool = True) 
     }
     data = {
         "coverage": content.coverage_map(frames),
-        "boxes": content.spread_charts(measures, detector) if has_boxes else None,
+        "boxes": cache_boxes.spread_charts(measures, detector) if has_boxes else None,
         "arrays": {"names": _column(arrays, 0)[:-1], "bytes": _values(arrays, 2)[:-1]},
         "fidelity": {name: _values(fidelity, i) for i, name in enumerate(fidelity[0]) if i}
         | {"maps": _column(fidelity, 0)},
@@ -94,9 +96,9 @@ def render(facts: CacheFacts, *, shows_images: bool, reads_videos: bool = True) 
         shows_images=shows_images,
         has_boxes=has_boxes,
         measures=list(data["boxes"]["histograms"]) if data["boxes"] else [],
-        spread=content.spread_table(measures) if has_boxes else ([], []),
-        notes=content.track_notes(boxes, detector) if boxes is not None and "max_side_px" in detector else [],
-        sequences=(sequences[0], sequences[1][: content.MAX_SEQUENCES]),
+        spread=cache_boxes.spread_table(measures) if has_boxes else ([], []),
+        notes=cache_boxes.track_notes(boxes, detector) if boxes is not None and "max_side_px" in detector else [],
+        sequences=(sequences[0], sequences[1][: cache_boxes.MAX_SEQUENCES]),
         num_sequences=len(sequences[1]),
         fidelity=fidelity,
         fidelity_note=fidelity_note,

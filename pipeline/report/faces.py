@@ -55,12 +55,12 @@ def frame_thumbnails(root: Path, frames: pd.DataFrame, boxes: pd.DataFrame | Non
 
     frames: frame_id, source_file and source_frame. boxes: `BOX_COLUMNS`.
     """
-    frames = frames.reset_index(drop=True)
+    names = frames["frame_id"].tolist()
     known = {} if boxes is None else boxes.set_index("frame_id")[list(VALUE_COLUMNS[:4])].T.to_dict("list")
     found = {}
     for position, image in read_frames(root, frames):
         if image is not None:
-            name = frames.loc[position, "frame_id"]
+            name = names[position]
             found[name] = data_uri(_with_box(image, known.get(name)), width_px=width_px)
     return found
 

@@ -92,6 +92,10 @@ class Report:
         """Return `as_json` with all measures, which are read from the predictions."""
         return self.as_json() | {"measures": measures_json(self.scored)}
 
+    def legend(self) -> str:
+        """Return sentences on what the numbers are, without those of the columns that the terminal lacks."""
+        return _legend(self, is_on_terminal=True)
+
     def markdown(self) -> str:
         """Return the table with its legend."""
         lines = [f"# F1 of {self.folder.name}", "", _legend(self), ""]
@@ -102,7 +106,7 @@ class Report:
         """Return the table for the terminal, without the columns that do not fit 80 characters."""
         table = Table(
             title=f"F1 in percent: {self.experiment} on {self.dataset}",
-            caption=_legend(self, is_on_terminal=True),
+            caption=self.legend(),
             title_justify="left",
             caption_justify="left",
         )
@@ -158,7 +162,7 @@ def write_files(report: Report, *, others: Sequence[Report] = (), shows_images: 
         dataset=report.dataset,
         what_data=describe_data(catalog, report.dataset) + (f", {report.gaps}" if report.gaps else ""),
         every=[each.scored for each in (report, *others) if each.is_like(report)],
-        legend=_legend(report, is_on_terminal=True),
+        legend=report.legend(),
         shows_images=shows_images,
         published="Of FAN-Trans in the paper, on the real data set whose layout the run's data has.",
     )

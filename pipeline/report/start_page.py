@@ -89,7 +89,8 @@ def _dataset_table(catalog: Catalog, caches: Mapping[str, Sequence[CacheSummary]
             counts = [subjects, tasks, count_cell(len(frames)), Cell(utc_minute(index_path.stat().st_mtime))]
             state = "indexed" if found.is_complete else "indexed in part"
         else:
-            state = "raw data is missing" if entry.missing_folders() else "not refreshed"
+            missing = "not rendered" if entry.is_rendered else "raw data is missing"
+            state = missing if entry.missing_folders() else "not refreshed"
             counts = [Cell("-")] * 4
         users = [count_cell(len(caches[name])), count_cell(int(num_runs.get(name, 0)))]
         rows.append([Cell(name), Cell(state), *counts, *users, Cell("rendered" if entry.is_rendered else entry.layout)])
