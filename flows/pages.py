@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +16,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fantrans")
 
 
-def rewrite_start_page() -> Path | None:
-    """Write the start page from what is on disk now; return its path, None if it could not be written."""
-    from pipeline.report.start_page import write_start_page  # noqa: PLC0415 - only once the job is done
+def rewrite_start_page(*, creates: bool = True) -> None:
+    """Write the start page from what is on disk now. creates: whether to write it where there is none yet."""
+    from pipeline.report.page_files import START_PAGE  # noqa: PLC0415 - only once the job is done
+    from pipeline.report.start_page import write_start_page  # noqa: PLC0415
 
     try:
-        return write_start_page(load_catalog())
+        catalog = load_catalog()
+        if creates or (catalog.roots.runs / START_PAGE).is_file():
+            with _without_warnings():
+                write_start_page(catalog)
     except Exception as error:  # whatever it is, the job itself has done its work
         logger.warning("the start page was not written: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return None
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Log errors only, unless details are asked for: damaged runs and caches are on the page."""
+    level = logger.level
+    if level != logging.DEBUG:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_refreshed_page(job: RefreshJob) -> Path | None:

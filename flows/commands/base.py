@@ -135,18 +135,18 @@ class Command(TyperCommand):
             raise typer.Exit(INTERRUPTED) from None
         except (FantransError, typer.Exit) as error:
             if getattr(error, "exit_status", 1) == 1:  # it failed, or found damage; not wrong usage
-                _show_changes(ctx)
+                _show_changes(ctx, creates=False)
             raise
         _show_changes(ctx)
         return result
 
 
-def _show_changes(ctx: Any) -> None:
-    """Write the start page again if the command may have changed what it shows."""
+def _show_changes(ctx: Any, *, creates: bool = True) -> None:
+    """Write the start page again if the command may have changed what it shows; see `rewrite_start_page`."""
     if command_path(ctx) in _CHANGING and not ctx.params.get("dry_run"):
         from flows.pages import rewrite_start_page
 
-        rewrite_start_page()
+        rewrite_start_page(creates=creates)
 
 
 def _be_verbose(value: bool) -> bool:

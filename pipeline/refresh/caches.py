@@ -7,7 +7,8 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,21 +181,26 @@ def refresh_command(catalog: Catalog, dataset: str, fingerprint: str) -> str:
     own = catalog.get_dataset(dataset).experiment
     names = sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
     for name in dict.fromkeys((own, *names)):
-        for profile in (None, *PROFILES):
-            words = [*(["--experiment", name] if name != own else []), *(["--profile", profile] if profile else [])]
-            if _fingerprint(catalog, dataset, name, profile) == fingerprint:
+        for profile, found in _fingerprints(catalog, dataset, name):
+            if found == fingerprint:
+                words = [*(["--experiment", name] if name != own else []), *(["--profile", profile] if profile else [])]
                 return shlex.join(["fantrans", "refresh", dataset, *words])
     return f"fantrans refresh {shlex.quote(dataset)} --experiment EXPERIMENT"
 
 
-def _fingerprint(catalog: Catalog, dataset: str, experiment: str, profile: str | None) -> str | None:
-    """Return the fingerprint of an experiment's cache; None if it has none here, as a set or without its weights."""
+def _fingerprints(catalog: Catalog, dataset: str, experiment: str) -> Iterator[tuple[str | None, str]]:
+    """Yield the fingerprints of an experiment's cache in its own profile (None) and in each.
+
+    Skips what has none here, such as a set, or a profile without its weights.
+    """
     try:
         settings = resolve(catalog, dataset, experiment).cache
-        features = settings.features if profile is None else settings.features.model_copy(update={"profile": profile})
-        return cache_fingerprint(settings.model_copy(update={"features": features}), catalog)
     except (FantransError, OSError):
-        return None
+        return
+    for profile in (None, *PROFILES):
+        features = settings.features.model_copy(update={"profile": profile} if profile else {})
+        with suppress(FantransError, OSError):
+            yield profile, cache_fingerprint(settings.model_copy(update={"features": features}), catalog)
 
 
 def _size(folder: Path) -> int:

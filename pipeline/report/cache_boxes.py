@@ -53,11 +53,11 @@ def box_measures(boxes: pd.DataFrame) -> pd.DataFrame:
 
 def spread_table(measures: pd.DataFrame) -> Rows:
     """Return one row per measure: least, 5 %, median, 95 %, greatest, and the frame with the greatest."""
-    rows = []
+    rows, names = [], measures["frame_id"].tolist()
     for name, (title, unit) in _MEASURES.items():
         values = measures[name]
         ends = values.quantile([0, 0.05, 0.5, 0.95, 1])
-        least, greatest = (measures.loc[place, "frame_id"] for place in (values.idxmin(), values.idxmax()))
+        least, greatest = (str(names[place]) for place in (values.argmin(), values.argmax()))
         cells = [number_cell(value, ".3f" if name in ("side_turn", "score") else ".1f") for value in ends]
         rows.append([Cell(f"{title} ({unit.split(',', maxsplit=1)[0]})"), *cells, Cell(least), Cell(greatest)])
     return ["measure", "least", "5 %", "median", "95 %", "greatest", "frame with the least", "with the greatest"], rows

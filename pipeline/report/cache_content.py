@@ -7,7 +7,7 @@ Everything is read from tables, manifests and one small array; no map is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,13 @@ from pipeline.cache.crops import HAS_FACE
 from pipeline.cache.format import view_group
 from pipeline.catalog import Catalog
 from pipeline.errors import DataError, FantransError, StoreError
-from pipeline.refresh.caches import CacheSummary, list_caches
+from pipeline.refresh.caches import CacheSummary, list_caches, refresh_command
 from pipeline.report.rendering import Cell, Rows, count_cell, number_cell, utc_minute
 from pipeline.store.hashing import hash_document
+from pipeline.store.mirror import has_copy
 from pipeline.store.plan import NO_ROW
 from pipeline.store.reader import StoreReader
-from pipeline.store.revisions import has_copy, load_revision, manifest_name, revision_numbers
+from pipeline.store.revisions import load_revision, manifest_name, revision_numbers
 from pipeline.store.verify import Damage, verify_store
 from pipeline.tables import Status, read_table_if_intact
 
@@ -79,7 +80,8 @@ class CacheFacts:
     @cached_property
     def summary(self) -> CacheSummary:
         """The cache's row of `fantrans cache ls`."""
-        return next(each for each in self.others if each.folder == self.folder)
+        known = next(each for each in self.others if each.folder == self.folder)
+        return known._replace(refresh_command=refresh_command(self.catalog, self.dataset, self.fingerprint))
 
 
 def read_cache_facts(catalog: Catalog, dataset: str, folder: Path, *, checks_files: bool = True) -> CacheFacts:
@@ -87,7 +89,7 @@ def read_cache_facts(catalog: Catalog, dataset: str, folder: Path, *, checks_fil
 
     checks_files: whether the size of every file is compared, as `fantrans cache verify` does.
     """
-    others = list_caches(catalog, dataset)  # before the reader pins it
+    others = list_caches(catalog, dataset, names_commands=False)  # before the reader below pins it
     store = StoreReader(folder)
     index = read_table_if_intact(catalog.index_path(dataset))
     boxes_path = catalog.work_folder(dataset) / f"boxes-{_boxes_hash(store.document)}.parquet"
@@ -350,7 +352,7 @@ def _newest_revision(folder: Path) -> int | None:
     return None if revision is None else revision.number
 
 
-def cache_table(caches: Sequence[CacheSummary], links: Mapping[Hashable, str]) -> Rows:
+def cache_table(caches: Sequence[CacheSummary], links: Mapping[str, str]) -> Rows:
     """Return one row per cache: fingerprint, profile, frames, views, bytes, per frame and view, state.
 
     links: relative addresses of pages by fingerprint.

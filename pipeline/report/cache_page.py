@@ -65,9 +65,10 @@ def render(facts: CacheFacts, *, shows_images: bool, reads_videos: bool = True) 
         if each.folder != facts.folder
         and (path := cache_page_path(facts.catalog, facts.dataset, each.fingerprint)).is_file()
     }
+    charts = cache_boxes.spread_charts(measures, detector) if has_boxes else None
     data = {
         "coverage": content.coverage_map(frames),
-        "boxes": cache_boxes.spread_charts(measures, detector) if has_boxes else None,
+        "boxes": charts,
         "arrays": {"names": _column(arrays, 0)[:-1], "bytes": _values(arrays, 2)[:-1]},
         "fidelity": {name: _values(fidelity, i) for i, name in enumerate(fidelity[0]) if i}
         | {"maps": _column(fidelity, 0)},
@@ -95,7 +96,7 @@ def render(facts: CacheFacts, *, shows_images: bool, reads_videos: bool = True) 
         },
         shows_images=shows_images,
         has_boxes=has_boxes,
-        measures=list(data["boxes"]["histograms"]) if data["boxes"] else [],
+        measures=[] if charts is None else list(charts["histograms"]),
         spread=cache_boxes.spread_table(measures) if has_boxes else ([], []),
         notes=cache_boxes.track_notes(boxes, detector) if boxes is not None and "max_side_px" in detector else [],
         sequences=(sequences[0], sequences[1][: cache_boxes.MAX_SEQUENCES]),
@@ -140,11 +141,7 @@ def _cards(facts: CacheFacts) -> list[tuple[str, str, str]]:
         ("sequences", f"{found.num_tasks:,}", of_tasks),
         ("views per frame", f"{summary.num_views}", summary.profile),
         ("size", f"{summary.size_bytes / 1e9:,.2f} GB", f"revision {summary.revision}"),
-        (
-            "state",
-            summary.state.split(maxsplit=1)[0],
-            f"as known {'after' if facts.damages is not None else 'without'} a check of all files",
-        ),
+        ("state", summary.state.split(maxsplit=1)[0], "as far as known" if facts.damages is None else "files checked"),
     ]
 
 
