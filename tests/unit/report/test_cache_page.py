@@ -44,7 +44,7 @@ def project(in_memory):
 def facts(project):
     catalog, cache = project
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "refresh_command", lambda *_: "fantrans refresh small")  # see `without_search`
+        patch.setattr(content, "refresh_command", lambda *_: "fantrans refresh small")  # see `quickly`
         found = content.read_cache_facts(catalog, NAME, cache.folder)
         assert found.summary.refresh_command == "fantrans refresh small"
     return found
@@ -56,9 +56,10 @@ def page(facts):
 
 
 @pytest.fixture
-def without_search(monkeypatch):
-    """The command that refreshes the cache, which no experiment has, is not looked for: that takes a second."""
+def quickly(monkeypatch):
+    """Pages without the script of charts, and the command that refreshes the cache, which none has, is known."""
     monkeypatch.setattr(content, "refresh_command", lambda *_: "fantrans refresh small")
+    monkeypatch.setattr("pipeline.report.rendering._packed_plotly", lambda: "")
 
 
 def moved_runs(project, folder):
@@ -89,9 +90,7 @@ def test_a_page_holds_all_that_it_needs_and_no_frame_unless_asked(facts, page):
     ("is_rendered", "choice", "is_shown"),
     [(False, None, False), (True, None, True), (True, False, False), (False, True, True)],
 )
-def test_frames_are_shown_of_rendered_faces_or_if_asked_for(
-    project, tmp_path, is_rendered, choice, is_shown, without_search
-):
+def test_frames_are_shown_of_rendered_faces_or_if_asked_for(project, tmp_path, is_rendered, choice, is_shown, quickly):
     catalog, cache = moved_runs(project, tmp_path)
     entry = catalog.datasets[NAME].model_copy(update={"rendered": RENDERED if is_rendered else None})
     catalog = catalog.model_copy(update={"datasets": {NAME: entry}})
@@ -211,7 +210,7 @@ def test_revisions_runs_and_reports_are_listed(facts, page):
     assert {"small-a", "small-b & c"} <= set(page.texts)
 
 
-def test_an_up_to_date_cache_has_no_fault_and_damage_and_age_are_named(project, facts, tmp_path, without_search):
+def test_an_up_to_date_cache_has_no_fault_and_damage_and_age_are_named(project, facts, tmp_path, quickly):
     assert content.state_sentences(facts) == []
     folder = shutil.copytree(project[0].roots.runs.parent, tmp_path / "copy")
     catalog, cache = load_catalog(folder / "data_catalog.yaml"), folder / "cache" / NAME / project[1].fingerprint
@@ -234,7 +233,7 @@ def test_an_up_to_date_cache_has_no_fault_and_damage_and_age_are_named(project, 
     assert content.read_cache_facts(catalog, NAME, cache, checks_files=False).damages is None
 
 
-def test_a_cache_without_index_boxes_and_crops_has_a_page(project, tmp_path, without_search):
+def test_a_cache_without_index_boxes_and_crops_has_a_page(project, tmp_path, quickly):
     catalog, cache = moved_runs(project, tmp_path)
     roots = catalog.roots.model_copy(update={"work": tmp_path / "work"})
     catalog = catalog.model_copy(update={"roots": roots})
