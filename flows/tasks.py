@@ -124,7 +124,7 @@ def fantrans_flow(name: str) -> Callable[[Callable[_P, _Out]], Flow[_P, _Out]]:
     )
 
 
-def show_changes(_flow: Any, flow_run: Any, _state: Any) -> None:
+def show_changes(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001 - named by Prefect
     """Write the start page again, once for a flow and those that it calls."""
     if flow_run.parent_task_run_id is None:
         rewrite_start_page()
