@@ -406,8 +406,30 @@ MUTANTS = [
     *_of(
         "pipeline/report/page.py",
         ("is_rendered if page.shows_images is None else page.shows_images", "page.shows_images is not False"),
-        ("autoescape=True", "autoescape=False"),
         tests="unit/report/test_page.py",
+    ),
+    *_of("pipeline/report/rendering.py", ("autoescape=True", "autoescape=False"), tests="unit/report/test_page.py"),
+    *_of(
+        "pipeline/report/cache_page.py",
+        ("is_rendered if shows_images is None else shows_images", "shows_images is not False"),
+        tests="unit/report/test_cache_page.py",
+    ),
+    *_of(
+        "pipeline/report/cache_content.py",
+        ("blocks[np.linspace(0, len(blocks) - 1, min(len(blocks), _SAMPLED_BLOCKS)).astype(int)]", "blocks[:1]"),
+        ('turn = group.groupby("sequence").cumcount()', "turn = pd.Series(range(len(group)), group.index)"),
+        tests="unit/report/test_cache_page.py",
+    ),
+    *_of(
+        "flows/page_server.py",
+        (" or not path.resolve().is_relative_to(root)", ""),
+        (".hostname not in _LOCAL_NAMES", ".hostname in ()"),
+        tests="integration/test_pages.py",
+    ),
+    *_of(
+        "flows/commands/base.py",
+        (' and not ctx.params.get("dry_run")', ""),
+        tests="integration/test_pages.py",
     ),
     # --- refresh
     *_of(

@@ -1,4 +1,4 @@
-"""Serve the start page on this machine: it, made anew for each request, and the files that it links to, no others."""
+"""Serve the start page on this machine: it, made again for each request, and the files that it links to, no others."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def page(
     """Write the start page: data sets, caches, runs and tables, with links to their pages.
 
     Writes index.html below the runs root and prints its path. Commands that change something write it again. With
-    --serve, browsers of this machine can open it, made anew for each visit; other machines cannot.
+    --serve, browsers of this machine can open it, made again for each visit; other machines cannot.
     """
     if not serve:
         refuse_ignored(context, ["port"], when="without --serve")

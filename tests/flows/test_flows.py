@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
 
 from pipeline.catalog import load_catalog
 from pipeline.datasets.index import read_index
@@ -55,7 +55,9 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_a_second_run_computes_not
     runs = load_catalog().roots.runs
     assert f'href="{report.folder.name}/report.html"' in (runs / "index.html").read_text()
     assert len(list((runs / "caches").glob("small-*.html"))) == 1
-    f1, refresh = (Artifact.get(key) for key in ("f1-small-small", "refresh-small"))
+    with get_client(sync_client=True) as client:
+        artifacts = {artifact.key: artifact for artifact in client.read_latest_artifacts()}
+    f1, refresh = artifacts["f1-small-small"], artifacts["refresh-small"]
     rows = {row["au"]: row for row in json.loads(f1.data)}
     expected = report.table().set_index("au")
     for au in expected.index:

@@ -256,7 +256,7 @@ def test_commands_that_change_something_write_the_start_page_again(own):
     removed = fantrans("cache", "rm", NAME, report.stem.rpartition("-")[2], "--yes", "--force")
     assert removed.status == 0, removed.err
     assert not report.exists()
-    assert "There is no cache" in page.read_text()
+    assert "No cache yet" in page.read_text()
 
 
 def test_damage_that_verify_finds_is_on_the_start_page(own):

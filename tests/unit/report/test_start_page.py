@@ -51,7 +51,7 @@ def test_an_empty_project_names_the_next_commands(tmp_path, project):
     (tmp_path / "raw/AUCoding/AU_OCC").mkdir(parents=True)
     raw = catalog.datasets[NAME].model_copy(update={"root": tmp_path / "raw"})
     page = Reader(write_start_page(catalog.model_copy(update={"datasets": {NAME: raw}})).read_text())
-    assert {"not refreshed", "There is no run: run fantrans train DATASET."} <= set(page.texts)
+    assert {"not refreshed", "No run yet: run fantrans train DATASET."} <= set(page.texts)
     page = Reader(read_start_page(catalog).html)
     assert "raw data is missing" in page.texts
 
