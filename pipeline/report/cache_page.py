@@ -172,7 +172,7 @@ def _thumbnails(facts: CacheFacts, chosen: Mapping[str, pd.DataFrame], *, reads_
 
 def _reader_table(facts: CacheFacts) -> Rows:
     """Return one row per run that was trained on the cache, with a link to its report."""
-    runs = list_runs(facts.catalog.roots.runs)
+    runs = list_runs(facts.catalog.roots.runs, is_quick=True)
     runs = runs[(runs["cache"] == facts.fingerprint) & (runs["dataset"] == facts.dataset)]
     rows = []
     for run in runs.astype(object).where(runs.notna(), None).to_dict("records"):

@@ -44,7 +44,7 @@ def read_start_page(catalog: Catalog) -> StartPage:
     """Return the start page of what is on disk now."""
     root = catalog.roots.runs
     links = _Links(root)
-    runs = list_runs(root)
+    runs = list_runs(root, is_quick=True)
     caches = {name: list_caches(catalog, name, names_commands=False) for name in catalog.datasets}
     html = render_page(
         "start",
