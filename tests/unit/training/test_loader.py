@@ -14,9 +14,9 @@ from tests.unit.small_cache import AUS, SHAPES, make_cache
 
 
 @pytest.fixture(scope="module")
-def world(in_memory):
+def world(tmp_path_factory):
     """Frames of which one has no face, and a cache of four views."""
-    folder = in_memory / "loader"
+    folder = tmp_path_factory.mktemp("loader")
     frames, boxes = small_cache.make_world(folder, num_frames=7)
     boxes.loc[5, "status"] = "no_face"
     crops = small_cache.make_crops(folder, frames, boxes)
