@@ -238,7 +238,7 @@ def _index(places: np.ndarray, tensor: Tensor) -> Tensor:
 
 
 class _Buffers:
-    """Tensors to read into: of memory that is used again as soon as nobody holds its tensor, or pinned for a GPU.
+    """Tensors to read into: of memory that is used again as soon as its tensor is dropped, or pinned for a GPU.
 
     On a CPU, fresh memory costs as much time as what is read into it.
     """

@@ -168,7 +168,7 @@ def test_the_epoch_decides_the_order_of_the_pages():
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_memory_of_a_page_is_used_again_only_when_nobody_holds_it(world):
+def test_memory_of_a_page_is_used_again_only_after_it_is_dropped(world):
     frames, _, cache = world
     pages = TrainingPages(cache, frames, parts=("P1", "P2", "P3"))
     name = cache.codec.inputs[0]
