@@ -12,6 +12,7 @@ import pandas as pd
 
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically
+from pipeline.runtime.parquet import parse_parquet
 
 logger = logging.getLogger("fantrans")
 
@@ -112,7 +113,7 @@ def read_table_if_intact(path: Path) -> pd.DataFrame | None:
 
 def _parquet(path: Path) -> pd.DataFrame | None:
     try:
-        return pd.read_parquet(path)
+        return parse_parquet(path.read_bytes())
     except ValueError:
         return None
     except OSError as error:
