@@ -24,10 +24,9 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not instal
 
 
 @pytest.fixture(scope="module")
-def project(in_memory):
+def project(tmp_path_factory):
     """A catalog whose cache and start page are written, and which no test changes."""
-    folder = in_memory / "pages"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*NO_EXPERIMENTS)
         catalog, cache = make_project(folder)
@@ -37,9 +36,9 @@ def project(in_memory):
 
 
 @pytest.fixture
-def own(project, memory_path, monkeypatch):
+def own(project, tmp_path, monkeypatch):
     """A copy of the project, which commands find; returns its folder."""
-    folder = shutil.copytree(project[0].roots.runs.parent, memory_path / "own")
+    folder = shutil.copytree(project[0].roots.runs.parent, tmp_path / "own")
     monkeypatch.setattr(*NO_EXPERIMENTS)
     monkeypatch.setenv("FANTRANS_CATALOG", str(folder / "data_catalog.yaml"))
     for name in ("RUNS", "CACHE", "WORK"):

@@ -33,10 +33,9 @@ NUM_ALL = len(SUBJECTS) * len(TASKS) * NUM_FRAMES
 
 
 @pytest.fixture(scope="module")
-def project(in_memory):
+def project(tmp_path_factory):
     """A catalog and its cache, which no test changes."""
-    folder = in_memory / "cache_page"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("cache_page")
     return make_project(folder)
 
 

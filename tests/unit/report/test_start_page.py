@@ -10,9 +10,8 @@ from tests.unit.small_project import NAME, make_project
 
 
 @pytest.fixture(scope="module")
-def project(in_memory):
-    folder = in_memory / "start_page"
-    folder.mkdir()
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start_page")
     catalog, cache = make_project(folder)
     page = cache_page_path(catalog, NAME, cache.fingerprint)
     tables = catalog.roots.runs / TABLES
