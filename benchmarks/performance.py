@@ -137,8 +137,8 @@ def growth(result: Mapping[str, Any]) -> str:
     lines = [
         "## Time and memory as a data set grows",
         "",
-        f"On {result['machine']} (`python benchmarks/growth.py`). Memory: the largest process of a command. Training reads "
-        "pages of up to 512 rows, so its memory grows until a page is full.",
+        f"On {result['machine']} (`python benchmarks/growth.py`). Memory: the largest process of a command. Training "
+        "reads pages of up to 512 rows, so its memory grows until a page is full.",
         "",
         *markdown_table(header, rows),
     ]
