@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically
+from pipeline.runtime.version import FILE_METADATA_KEY, file_metadata
 
 logger = logging.getLogger("fantrans")
 
@@ -79,9 +82,18 @@ def probability_column(au: int) -> str:
     return f"p_{au:02d}"
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet, atomically."""
-    write_atomically(path, lambda temp: table.to_parquet(temp, index=False))
+def write_table(path: Path, table: pd.DataFrame, *, schema: int | None = None) -> None:
+    """Write a table as Parquet, atomically; with a `schema`, its metadata name that and the version of this package."""
+    arrow = as_arrow(table, schema=schema)
+    write_atomically(path, lambda temp: pq.write_table(arrow, temp))
+
+
+def as_arrow(table: pd.DataFrame, *, schema: int | None = None) -> pa.Table:
+    """Return a table without its index for Parquet, with the metadata of `write_table`."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    if schema is None:
+        return arrow
+    return arrow.replace_schema_metadata({**arrow.schema.metadata, FILE_METADATA_KEY: file_metadata(schema)})
 
 
 def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.DataFrame:

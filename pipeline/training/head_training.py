@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from pipeline.runtime.machine import describe_machine, describe_threads
 from pipeline.runtime.progress import ProgressCallback
 from pipeline.runtime.random_numbers import OwnRandomNumbers
 from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
+from pipeline.runtime.version import FILE_METADATA_KEY, file_metadata, written_by
 from pipeline.tables import write_table
 from pipeline.training.export import read_tensors, write_deployed
 from pipeline.training.fold_weights import fold_weights, large_weight
@@ -46,6 +48,7 @@ from pipeline.training.run_files import (
     HISTORY_NAME,
     PREDICTIONS_NAME,
     RESULT_NAME,
+    SCHEMA,
     fold_folder,
     read_run,
 )
@@ -244,7 +247,8 @@ class HeadTraining:
         """Write the fold's files, `result.json` last since it marks the fold as finished, and remove the checkpoint."""
         run, folder = self.run, self.run.fold_folder(self.test_part)
         deployed = deployed_head(self.head)
-        write_safetensors(folder / HEAD_NAME, self.head.state_dict())
+        metadata = {FILE_METADATA_KEY: file_metadata(SCHEMA)}
+        write_safetensors(folder / HEAD_NAME, self.head.state_dict(), metadata=metadata)
         write_deployed(
             folder / DEPLOYED_NAME,
             deployed,
@@ -263,9 +267,9 @@ class HeadTraining:
             device=self.device,
             averages_flip=self.settings.averages_flip,
         )
-        write_table(folder / PREDICTIONS_NAME, predictions)
+        write_table(folder / PREDICTIONS_NAME, predictions, schema=SCHEMA)
         counts = count(predictions, aus=run.rules.aus, test_part=self.test_part)
-        write_table(folder / COUNTS_NAME, counts)
+        write_table(folder / COUNTS_NAME, counts, schema=SCHEMA)
         if self.tracking is not None:
             self.tracking.log_history(self.history)  # all of them if an interrupted training ended in this method
             self.tracking.finish(self.num_epochs_done, _scores(counts))
@@ -279,6 +283,7 @@ class HeadTraining:
             "class_weights": self.weights_A.tolist(),
             "history": self.history,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **written_by(SCHEMA, python=platform.python_version(), torch=torch.__version__),
         }
         write_json(folder / RESULT_NAME, result)
         self._checkpoint.remove()

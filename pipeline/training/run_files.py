@@ -32,6 +32,8 @@ from pipeline.training.metrics import COUNT_COLUMNS
 RECORD_NAME, SOURCE_NAME = RUN_RECORD_NAME, "source"
 CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
+SCHEMA = 1
+"""Of a run's folder: increased when an earlier version could not read its files; those from before have none."""
 HISTORY_NAME, HISTORY_COLUMNS = "history.csv", ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds"]
 
 _FOLD_PREFIX = "fold-"
@@ -77,10 +79,25 @@ def find_run(catalog: Catalog, run: str) -> Path:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read `run.json`; `DataNotFoundError` if the folder is not a run, `DataError` if the file is damaged."""
+    """Read `run.json`; `DataNotFoundError` if the folder is not a run.
+
+    Raises `DataError` if the file is damaged or of a later schema.
+    """
     if not (folder / RECORD_NAME).is_file():
         raise DataNotFoundError(f"{folder} is not a run (no {RECORD_NAME}); pass a folder printed by `fantrans train`")
-    return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
+    record = read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
+    check_schema(folder, record.get("schema", SCHEMA), SCHEMA, record.get("versions", {}))
+    return record
+
+
+def check_schema(path: Path, found: int, known: int, versions: Mapping[str, str]) -> None:
+    """Raise `DataError` for a file or folder of a later schema; versions: of what wrote it, if it is known."""
+    if isinstance(found, int) and found > known:
+        writer = f"the version {versions['fantrans']}" if "fantrans" in versions else "the version"
+        raise DataError(
+            f"{path} is written in schema {found}, this version reads schema {known}; use {writer} that wrote it, or a "
+            "later one"
+        )
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
