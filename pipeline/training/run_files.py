@@ -4,7 +4,8 @@ runs/{dataset}-{head}-seed{N}-{run fingerprint}/   the folder of a run
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
     .lock                    held by every training of the run, see pipeline/training/run_lock.py
     source/                  source files of a head of one's own
-    fold-P1/history.csv      losses, learning rate and seconds of the finished epochs, written after each
+    live.html                page of the run's training, rewritten while it lasts, see pipeline/training/live.py
+    fold-P1/history.csv      losses, learning rate, seconds and training F1 of the finished epochs, written after each
     fold-P1/checkpoint.pt    state after the last finished epoch, and beside it that of the one before (`.before`);
                              removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
@@ -34,7 +35,9 @@ CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors",
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
 SCHEMA = 1
 """Of a run's folder: increased when an earlier version could not read its files; those from before have none."""
-HISTORY_NAME, HISTORY_COLUMNS = "history.csv", ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds"]
+HISTORY_NAME = "history.csv"
+HISTORY_COLUMNS = ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds", "f1_train_percent"]
+LIVE_NAME, REPORT_PAGE_NAME = "live.html", "report.html"
 
 _FOLD_PREFIX = "fold-"
 _MADE_BY = "fantrans train"
