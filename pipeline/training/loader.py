@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -244,7 +245,9 @@ def _read_ahead(cache: Features, wanted: list[tuple[np.ndarray, int]]) -> Iterat
                     rows, view = todo.popleft()
                     out = {s.name: np.empty((len(rows), *s.row_shape), s.dtype) for s in cache.codec.input_specs}
                     runs = [slice(start, start + NEIGHBOUR_ROWS) for start in range(0, len(rows), NEIGHBOUR_ROWS)]
-                    coming.append(([pool.submit(_fill, cache, rows, view, out, run) for run in runs], out))
+                    coming.append(
+                        ([pool.submit(copy_context().run, _fill, cache, rows, view, out, run) for run in runs], out)
+                    )
                     num_coming += len(rows)
                 futures, out = coming.popleft()
                 num_coming -= len(rows_here)
