@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from flows.cli import app
-from flows.ops import Deployment, Status, Worker
+from flows.status import Deployment, Status, Worker
 from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.refresh.caches import list_caches
 from pipeline.store.lock import writer_lock
@@ -203,7 +203,7 @@ def test_a_server_is_described(world, monkeypatch):
         ["x: is damaged"],
         ["report/bp4d failed: because"],
     )
-    monkeypatch.setattr("flows.ops.read_status", lambda: status)
+    monkeypatch.setattr("flows.status.read_status", lambda: status)
     assert document("ops", "status", "--json")["deployments"][0]["last_run_at"] is None
     shown = fantrans("ops", "status").out
     assert "not scheduled" in shown
