@@ -48,11 +48,15 @@ def read_ahead(items: Iterable[_In], *, num_ahead: int) -> Iterator[_In]:
     Closing the generator closes that of the items, in the thread.
     """
     iterator, end = iter(items), object()
+
+    def take() -> _In | object:
+        return next(iterator, end)
+
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(copy_context().run, next, iterator, end) for _ in range(num_ahead))
+        waiting = deque(pool.submit(copy_context().run, take) for _ in range(num_ahead))
         try:
             while (item := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(copy_context().run, next, iterator, end))
+                waiting.append(pool.submit(copy_context().run, take))
                 yield item  # type: ignore[misc]  # `end` is the only other object
         finally:
             for future in waiting:

@@ -41,11 +41,9 @@ def ours():
 def lines_of(flow_run_id, *, num_lines):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-    from prefect.logging.handlers import APILogHandler
 
-    APILogHandler.flush()
     with get_client(sync_client=True) as client:
-        for _ in range(100):
+        for _ in range(300):
             logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])))
             if len([each for each in logs if each.name == "fantrans"]) >= num_lines:
                 break

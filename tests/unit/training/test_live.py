@@ -2,13 +2,13 @@
 
 import logging
 import math
-import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pipeline.errors import TrainingError
-from pipeline.training import live
+from pipeline.training import head_training, live, trainer
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.live import LivePages, chart, describe, pause_after
 from pipeline.training.run_files import read_history
@@ -30,27 +30,24 @@ def make_head(num_epochs=4):
 
 def test_a_page_shows_the_training_and_then_links_the_report(world, monkeypatch):
     run = make_run(world, name="shown")
-    page, seen = run.folder / "live.html", []
-    end_epoch = HeadTraining._end_epoch
+    page, made, seen = run.folder / "live.html", [], []
+
+    class Kept(LivePages):
+        def __enter__(self):
+            made.append(self)
+            return super().__enter__()
 
     def watched(self):
         end_epoch(self)
-        pages.write("training")
+        made[0].write("training")
         seen.append(page.read_text())
 
+    end_epoch = HeadTraining._end_epoch
     monkeypatch.setattr(HeadTraining, "_end_epoch", watched)
-    made = live.LivePages.__init__
-
-    def kept(self, heads):
-        nonlocal pages
-        made(self, heads)
-        pages = self
-
-    pages = None
-    monkeypatch.setattr(live.LivePages, "__init__", kept)
+    monkeypatch.setattr(trainer, "LivePages", Kept)
     train_heads([(run, "P1")])
-    assert len(seen) == 3
     history = read_history(run.fold_folder("P1"))
+    assert len(seen) == len(history) == 3
     for epoch, text in enumerate(seen, 1):
         assert 'http-equiv="refresh"' in text
         assert f"<td>{epoch} of 3</td>" in text
@@ -77,7 +74,7 @@ def test_the_page_of_a_training_that_is_stopped_says_so(world, monkeypatch, erro
 
 def test_the_page_of_a_head_without_a_finite_loss_says_why(world, monkeypatch):
     run = make_run(world, name="nan")
-    monkeypatch.setattr(HeadTraining, "_learn", lambda self, batch: small_runs_nan(self))
+    monkeypatch.setattr(HeadTraining, "_learn", lambda self, batch: not_finite(self))
     with pytest.raises(TrainingError, match="the loss of epoch 1 is nan"):
         train_heads([(run, "P1")])
     text = (run.folder / "live.html").read_text()
@@ -85,9 +82,7 @@ def test_the_page_of_a_head_without_a_finite_loss_says_why(world, monkeypatch):
     assert 'http-equiv="refresh"' not in text
 
 
-def small_runs_nan(training):
-    import torch
-
+def not_finite(training):
     training._counts.append(torch.zeros(3, 2, dtype=torch.long))
     return torch.full((3,), math.nan)
 
@@ -112,7 +107,7 @@ def test_writing_takes_less_than_one_percent_of_the_time(took_s):
 
 
 def test_the_thread_pauses_after_a_slow_write(monkeypatch):
-    pauses, over = [], threading.Event()
+    pauses = []
 
     def wait(pause_s):
         pauses.append(pause_s)
@@ -120,7 +115,7 @@ def test_the_thread_pauses_after_a_slow_write(monkeypatch):
 
     monkeypatch.setattr(LivePages, "write", lambda self, state: 2.0)
     pages = LivePages([])
-    monkeypatch.setattr(pages, "_over", SimpleNamespace(wait=wait, set=over.set))
+    monkeypatch.setattr(pages, "_over", SimpleNamespace(wait=wait))
     pages._write_until_over()
     assert pauses == [0, pytest.approx(198), pytest.approx(198)]
 
@@ -132,10 +127,8 @@ def test_the_training_f1_is_that_of_the_batches(world, monkeypatch):
 
     def spied(self, batch):
         with monkeypatch.context() as patch:
-            import pipeline.training.head_training as module
-
-            run_head = module.run_head
-            patch.setattr(module, "run_head", lambda head, maps: keep(run_head(head, maps), batch))
+            run_head = head_training.run_head
+            patch.setattr(head_training, "run_head", lambda head, maps: keep(run_head(head, maps), batch))
             return learn(self, batch)
 
     def keep(output, batch):
