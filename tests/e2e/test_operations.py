@@ -35,6 +35,17 @@ def test_a_refresh_reports_in_its_log_and_in_an_artifact(trial, refreshed):
     assert {each["description"]: each["data"] for each in progress}["extract features"] == 100
 
 
+@pytest.mark.usefixtures("refreshed")
+def test_a_command_that_the_server_records_sends_its_lines_there(trial):
+    done = trial.command(BIN / "fantrans", "refresh", "bp4d-synthetic", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    (run,) = trial.query("flow_runs/filter", sort="START_TIME_DESC", limit=1)
+    assert run["name"].startswith("refresh bp4d-synthetic")
+    line = f"extract: nothing to do, {NUM_FRAMES} kept"
+    assert line in trial.log_lines(run["id"])
+    assert done.stderr.count(line) == 1
+
+
 @pytest.mark.usefixtures("zombie")
 def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial):
     for deployment in ("train-folds", "report"):
