@@ -56,8 +56,10 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory, wheel):
-    return Installed(tmp_path_factory.mktemp("installed"), wheel)
+def installed(disk, wheel):
+    folder = disk / "installed"
+    folder.mkdir()
+    return Installed(folder, wheel)
 
 
 @pytest.fixture(scope="module")
