@@ -356,13 +356,13 @@ MUTANTS = [
     *_of(
         "pipeline/training/head_training.py",
         ("is_present_BA & (labels_BA == 0)", "is_present_BA & (labels_BA <= 0)"),
-        tests="unit/training/test_live.py",
+        tests="unit/training/test_live_page.py",
     ),
     *_of(
-        "pipeline/training/live.py",
+        "pipeline/training/live_page.py",
         ("took_s * (1 / MAX_SHARE - 1)", "took_s"),
         ("except Exception as error:", "except ValueError as error:"),
-        tests="unit/training/test_live.py",
+        tests="unit/training/test_live_page.py",
     ),
     *_of(
         "pipeline/runtime/checkpoint.py",

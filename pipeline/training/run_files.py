@@ -4,7 +4,7 @@ runs/{dataset}-{head}-seed{N}-{run fingerprint}/   the folder of a run
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
     .lock                    held by every training of the run, see pipeline/training/run_lock.py
     source/                  source files of a head of one's own
-    live.html                page of the run's training, rewritten while it lasts, see pipeline/training/live.py
+    live.html                page of the run's training, rewritten while it lasts, see pipeline/training/live_page.py
     fold-P1/history.csv      losses, learning rate, seconds and training F1 of the finished epochs, written after each
     fold-P1/checkpoint.pt    state after the last finished epoch, and beside it that of the one before (`.before`);
                              removed when the fold is finished

@@ -25,7 +25,7 @@ from pipeline.runtime.text import join_first
 from pipeline.training.epoch_log import EpochLog
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.heads import build_head
-from pipeline.training.live import LivePages
+from pipeline.training.live_page import LivePages
 from pipeline.training.loader import TrainingPages
 from pipeline.training.run_lock import training_locks
 from pipeline.training.runs import FeatureOpener, TrainingRun, fold_parts, resolve_runs

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError
-from pipeline.training import head_training, live, trainer
+from pipeline.training import head_training, live_page, trainer
 from pipeline.training.head_training import HeadTraining
-from pipeline.training.live import LivePages, chart, describe, pause_after
+from pipeline.training.live_page import LivePages, chart, describe, pause_after
 from pipeline.training.run_files import read_history
 from pipeline.training.trainer import train_heads
 from tests.unit import small_runs
@@ -103,7 +103,7 @@ def test_a_page_that_cannot_be_written_is_one_warning_and_the_training_ends_as_u
 def test_writing_takes_less_than_one_percent_of_the_time(took_s):
     pause_s = pause_after(took_s)
     assert took_s / (took_s + pause_s) <= 0.01
-    assert pause_s >= live.EVERY_S
+    assert pause_s >= live_page.EVERY_S
 
 
 def test_the_thread_pauses_after_a_slow_write(monkeypatch):

@@ -150,7 +150,7 @@ def template() -> Template:
 
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.get_template("live.html")
+    return environment.get_template("live_page.html")
 
 
 def pause_after(took_s: float) -> float:
