@@ -37,10 +37,11 @@ class WholeModel(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Return the probabilities."""
         images = crops.float() / 255
-        logits_BA = self._logits(images)
-        if self.averages_flip:
-            logits_BA = (logits_BA + self._logits(images.flip(3))) / 2
-        return logits_BA.sigmoid()
+        if self.averages_flip:  # in one pass, so that the file holds the network once
+            logits_2BA = self._logits(torch.cat((images, images.flip(3)))).unflatten(0, (2, -1))
+            probabilities_BA: Tensor = logits_2BA.mean(0).sigmoid()
+            return probabilities_BA
+        return self._logits(images).sigmoid()
 
     def _logits(self, images: Tensor) -> Tensor:
         maps = dict(self.network.taps(images))  # type: ignore[operator]  # of a FAN or a ResNet
