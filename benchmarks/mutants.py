@@ -354,6 +354,17 @@ MUTANTS = [
         tests="integration/test_trainer.py",
     ),
     *_of(
+        "pipeline/training/head_training.py",
+        ("is_present_BA & (labels_BA == 0)", "is_present_BA & (labels_BA <= 0)"),
+        tests="unit/training/test_live_page.py",
+    ),
+    *_of(
+        "pipeline/training/live_page.py",
+        ("took_s * (1 / MAX_SHARE - 1)", "took_s"),
+        ("except Exception as error:", "except ValueError as error:"),
+        tests="unit/training/test_live_page.py",
+    ),
+    *_of(
         "pipeline/runtime/checkpoint.py",
         ('part.load_state_dict(state["parts"][name])', "pass"),
         tests="integration/test_trainer.py",
@@ -524,6 +535,21 @@ MUTANTS = [
         "pipeline/runtime/prefetch.py",
         ("drop(future.result())", "pass"),
         tests="unit/runtime/test_prefetch.py",
+    ),
+    *_of(
+        "pipeline/runtime/prefetch.py",
+        ("pool.submit(copy_context().run, function, item)", "pool.submit(function, item)"),
+        tests="unit/runtime/test_executors.py",
+    ),
+    *_of(
+        "pipeline/runtime/task_log.py",
+        ("    return records is None\n", "    return True\n"),
+        tests="unit/runtime/test_executors.py",
+    ),
+    *_of(
+        "pipeline/training/run_files.py",
+        ("found > known", "found < known"),
+        tests="unit/training/test_versions.py",
     ),
     # --- settings
     *_of(

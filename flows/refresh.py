@@ -20,14 +20,14 @@ from pipeline.refresh.summary import write_summary
 from pipeline.runtime.device import AUTO, choose_device
 
 
-@fantrans_task()
+@fantrans_task(task_run_name="{name} {job.dataset}")
 def run_stage(name: str, job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
     """Plan a stage and run it, here or on the cluster's workers."""
     stage = next(stage for stage in stages.job_stages(job) if stage.name == name)
     return stages.run_stage(stage, job, ClusterWorkers(job.device) if on_cluster else job.workers)
 
 
-@fantrans_flow(name="refresh-cache")
+@fantrans_flow("refresh-cache", verb="refresh")
 def refresh_cache(
     dataset: str,
     experiment: str | None = None,

@@ -18,7 +18,7 @@ from pipeline.report.sets import SetTable, write_set_report
 from pipeline.training.runs import resolve_runs
 
 
-@fantrans_task()
+@fantrans_task(task_run_name="report {dataset}")
 def aggregate(
     experiment: str, *, dataset: str, base: str | None, init_from: str | None, overrides: Sequence[str]
 ) -> tuple[Report | SetTable, Path]:
@@ -30,7 +30,7 @@ def aggregate(
     return table, path.with_suffix(".html")
 
 
-@fantrans_flow(name="report")
+@fantrans_flow("report", verb="report")
 def report(
     dataset: str,
     experiment: str | None = None,

@@ -22,11 +22,14 @@ from pipeline.report.page_content import measures_json
 from pipeline.report.rows import read_row
 from pipeline.report.scored import Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
+from pipeline.runtime.version import written_by
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
 from pipeline.training.run_files import finished_folds, read_counts, read_history, read_run
 
 logger = logging.getLogger("fantrans")
 
+SCHEMA = 1
+"""Of report.json and of a set's .json."""
 AVERAGES = "mean over folds of each part's F1, then mean over action units"
 
 
@@ -153,7 +156,7 @@ def write_files(report: Report, *, others: Sequence[Report] = (), shows_images: 
     units. shows_images: whether faces are on the page, None for rendered ones only.
     """
     folder = report.folder
-    write_json(folder / "report.json", report.document())
+    write_json(folder / "report.json", {**written_by(SCHEMA), **report.document()})
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     catalog = load_catalog()

@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -279,7 +280,9 @@ def _read_ahead(
                     rows, view = todo.popleft()
                     out = buffers.take(len(rows))
                     runs = [slice(start, start + NEIGHBOUR_ROWS) for start in range(0, len(rows), NEIGHBOUR_ROWS)]
-                    coming.append(([pool.submit(_fill, cache, rows, view, out, run) for run in runs], out))
+                    coming.append(
+                        ([pool.submit(copy_context().run, _fill, cache, rows, view, out, run) for run in runs], out)
+                    )
                     num_coming += len(rows)
                 futures, out = coming.popleft()
                 num_coming -= len(rows_here)
