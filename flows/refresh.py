@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect.artifacts import create_markdown_artifact
-from prefect_dask.task_runners import DaskTaskRunner
 from pydantic import Field
 
-from flows.cluster import Cluster, ClusterWorkers
+from flows.cluster import Cluster
 from flows.pages import write_refreshed_page
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.config import PositiveInt, Profile
@@ -19,12 +18,19 @@ from pipeline.refresh.plan import StageSummary
 from pipeline.refresh.summary import write_summary
 from pipeline.runtime.device import AUTO, choose_device
 
+if TYPE_CHECKING:
+    from prefect_dask.task_runners import DaskTaskRunner
+
 
 @fantrans_task(task_run_name="{name} {job.dataset}")
 def run_stage(name: str, job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
     """Plan a stage and run it, here or on the cluster's workers."""
     stage = next(stage for stage in stages.job_stages(job) if stage.name == name)
-    return stages.run_stage(stage, job, ClusterWorkers(job.device) if on_cluster else job.workers)
+    if not on_cluster:
+        return stages.run_stage(stage, job, job.workers)
+    from flows.cluster_workers import ClusterWorkers  # noqa: PLC0415 - takes half a second
+
+    return stages.run_stage(stage, job, ClusterWorkers(job.device))
 
 
 @fantrans_flow("refresh-cache", verb="refresh")
