@@ -36,7 +36,7 @@ test: $(READY)  ## all tests, on all cores
 test-unit: $(READY)  ## unit tests, on all cores
 	$(BIN)/pytest tests/unit --numprocesses=auto
 
-COVERING := tests/unit $(addprefix tests/integration/test_,build.py trainer.py maintenance.py doctor.py weight_files.py predict.py own_heads.py train_fan.py train_resnet.py tracking.py added_weights.py faults.py cli.py crops_mode.py)
+COVERING := tests/unit $(addprefix tests/integration/test_,build.py hdf5.py removal.py trainer.py maintenance.py doctor.py weight_files.py predict.py own_heads.py train_fan.py train_resnet.py tracking.py added_weights.py faults.py cli.py crops_mode.py)
 coverage: $(READY)  ## which lines the tests run that need no server; too few of them is an error
 	$(BIN)/pytest $(COVERING) --numprocesses=auto --dist=loadfile --cov --cov-report=term:skip-covered
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from distributed import Client, LocalCluster
 
-from flows.cluster import ClusterWorkers
+from flows.cluster_workers import ClusterWorkers
 from pipeline.cache.prepare import make_extractor
 from pipeline.refresh.job import RefreshJob, prepare_refresh
 from pipeline.refresh.plan import StageSummary

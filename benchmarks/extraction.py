@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +41,7 @@ from pipeline.refresh.stages import CropStage, DetectStage, IndexStage
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.atomic import file_sha256
 from pipeline.runtime.device import exact_convolutions, map_batches
+from pipeline.runtime.machine import machine_name
 
 DATASET, EXPERIMENT = "frames", "demo"
 BATCH = 8
@@ -61,7 +61,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         catalog = make_catalog(Path(folder), arguments.frames)
         result: dict[str, Any] = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "machine": machine_name(),
             "num_frames": arguments.frames,
             "product_gflops": {name: product_rate(dtype) for name, dtype in DTYPES.items()},
         }

@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,6 +36,7 @@ from pipeline.experiments import load_experiment
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS
 from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.machine import machine_name
 from pipeline.training.loader import TrainingPages
 
 BATCH_ROWS = 64
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/loading.json"))
     arguments = parser.parse_args()
     tune_allocator()
-    result: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "rows": arguments.rows}
+    result: dict[str, Any] = {"machine": machine_name(), "rows": arguments.rows}
     for profile in arguments.profiles:
         with TemporaryDirectory(dir=arguments.place) as place:
             result[profile] = measure(arguments, profile, Path(place))
@@ -112,8 +112,16 @@ def make_readers(
     pages = TrainingPages(cache, frames, parts=PARTS, num_views=2)  # no augmented view: the clean one
     arrays = {name: zarr.open_group(cache.folder / "arrays.zarr", mode="r")[group][name] for name in names}
     maps = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}
+    buffers = {name: np.empty_like(values[:BATCH_ROWS]) for name, values in stored.items()}
 
-    def in_batches(take: Callable[[np.ndarray], object]) -> Reader:
+    def ours(at: np.ndarray) -> None:
+        cache.read(rows[at], view=0, out={name: buffer[: len(at)] for name, buffer in buffers.items()})
+
+    def memmap(at: np.ndarray) -> None:
+        for name, values in maps.items():
+            np.take(values, at, axis=0, out=buffers[name][: len(at)], mode="clip")  # "raise" would copy twice
+
+    def in_batches(take: Callable[[np.ndarray], object], batches: Sequence[np.ndarray] = batches) -> Reader:
         def read() -> int:
             for batch in batches:
                 take(batch)
@@ -126,7 +134,9 @@ def make_readers(
             pread_all, [place / f"{name}.npy" for name in names], stored, order
         ),
         "ours, own order": lambda: sum(len(page.rows) for page in pages.epochs(0, 1)),
-        "ours, any order": in_batches(lambda at: cache.read(rows[at], view=0)),
+        "ours, any order": in_batches(ours),
+        "ours, single rows": in_batches(ours, order[:, None]),
+        "numpy memmap, into a reused buffer": in_batches(memmap),
         "numpy memmap": in_batches(lambda at: [values[at] for values in maps.values()]),
         "zarr-python": in_batches(lambda at: [array.oindex[rows[np.sort(at)]] for array in arrays.values()]),
     }

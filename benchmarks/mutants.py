@@ -354,6 +354,17 @@ MUTANTS = [
         tests="integration/test_trainer.py",
     ),
     *_of(
+        "pipeline/training/head_training.py",
+        ("is_present_BA & (labels_BA == 0)", "is_present_BA & (labels_BA <= 0)"),
+        tests="unit/training/test_live_page.py",
+    ),
+    *_of(
+        "pipeline/training/live_page.py",
+        ("took_s * (1 / MAX_SHARE - 1)", "took_s"),
+        ("except Exception as error:", "except ValueError as error:"),
+        tests="unit/training/test_live_page.py",
+    ),
+    *_of(
         "pipeline/runtime/checkpoint.py",
         ('part.load_state_dict(state["parts"][name])', "pass"),
         tests="integration/test_trainer.py",
@@ -406,8 +417,30 @@ MUTANTS = [
     *_of(
         "pipeline/report/page.py",
         ("is_rendered if page.shows_images is None else page.shows_images", "page.shows_images is not False"),
-        ("autoescape=True", "autoescape=False"),
         tests="unit/report/test_page.py",
+    ),
+    *_of("pipeline/report/rendering.py", ("autoescape=True", "autoescape=False"), tests="unit/report/test_page.py"),
+    *_of(
+        "pipeline/report/cache_page.py",
+        ("is_rendered if shows_images is None else shows_images", "shows_images is not False"),
+        tests="unit/report/test_cache_page.py",
+    ),
+    *_of(
+        "pipeline/report/cache_content.py",
+        ("blocks[np.linspace(0, len(blocks) - 1, min(len(blocks), _SAMPLED_BLOCKS)).astype(int)]", "blocks[:1]"),
+        ('turn = group.groupby("sequence").cumcount()', "turn = pd.Series(range(len(group)), group.index)"),
+        tests="unit/report/test_cache_page.py",
+    ),
+    *_of(
+        "flows/page_server.py",
+        (" or not path.resolve().is_relative_to(root)", ""),
+        (".hostname not in _LOCAL_NAMES", ".hostname in ()"),
+        tests="integration/test_pages.py",
+    ),
+    *_of(
+        "flows/commands/base.py",
+        (' and not ctx.params.get("dry_run")', ""),
+        tests="integration/test_pages.py",
     ),
     # --- refresh
     *_of(
@@ -502,6 +535,21 @@ MUTANTS = [
         "pipeline/runtime/prefetch.py",
         ("drop(future.result())", "pass"),
         tests="unit/runtime/test_prefetch.py",
+    ),
+    *_of(
+        "pipeline/runtime/prefetch.py",
+        ("pool.submit(copy_context().run, function, item)", "pool.submit(function, item)"),
+        tests="unit/runtime/test_executors.py",
+    ),
+    *_of(
+        "pipeline/runtime/task_log.py",
+        ("    return records is None\n", "    return True\n"),
+        tests="unit/runtime/test_executors.py",
+    ),
+    *_of(
+        "pipeline/training/run_files.py",
+        ("found > known", "found < known"),
+        tests="unit/training/test_versions.py",
     ),
     # --- settings
     *_of(

@@ -3,6 +3,7 @@
     python benchmarks/extraction.py --out var/speed/extraction.json
     python benchmarks/loading.py --out var/speed/loading.json        # after a refresh, see there
     python benchmarks/training.py --out var/speed/training.json
+    python benchmarks/growth.py --out var/speed/growth.json
     python benchmarks/performance.py --results var/speed
 
 A page names the machine, the commit and the command of every table. Results that are not there are left out.
@@ -126,10 +127,29 @@ def training(result: Mapping[str, Any]) -> str:
     )
 
 
+def growth(result: Mapping[str, Any]) -> str:
+    """Return the section on growth."""
+    header = ["", *(f"{num:,} frames" for num in result["num_frames"])]
+    rows = [
+        [command, *(f"{each['seconds']:,} s, {each['peak_mb']:,} MB" for each in found)]
+        for command, found in result["commands"].items()
+    ]
+    lines = [
+        "## Time and memory as a data set grows",
+        "",
+        f"On {result['machine']} (`python benchmarks/growth.py`). Memory: the largest process of a command. Training "
+        "reads pages of up to 512 rows, so its memory grows until a page is full.",
+        "",
+        *markdown_table(header, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "extraction": extraction,
     "loading": loading,
     "training": training,
+    "growth": growth,
 }
 
 if __name__ == "__main__":

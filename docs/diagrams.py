@@ -26,7 +26,7 @@ STAGES = (
     ("crop", "cache", "raw images, boxes-*.parquet", "crops/FINGERPRINT/"),
     ("extract", "cache", "crops/FINGERPRINT/", "CACHE/DATASET/FINGERPRINT/"),
     ("train", "training", f"cache, {INDEX_NAME}", f"RUN/fold-P1/{DEPLOYED_NAME}/, {PREDICTIONS_NAME}"),
-    ("report", "report", f"RUN/fold-*/{COUNTS_NAME}", "RUN/report.*, tables/SET-DATASET.*"),
+    ("report", "report", f"RUN/fold-*/{COUNTS_NAME}", "RUN/report.*, tables/*, index.html"),
     ("predict", "predict", f"images, videos, {DEPLOYED_NAME}/", "one table; overlays"),
 )
 """Name, room, what is read and what is written."""

@@ -27,6 +27,7 @@ from pipeline.catalog import Catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
 from pipeline.predict.rows import FACE_COLUMNS
 from pipeline.refresh import job
+from pipeline.report import page_files
 from pipeline.training import export, metrics, run_files
 
 ROOT = Path(__file__).parents[1]
@@ -270,6 +271,8 @@ def files_page() -> str:
             "`model.onnx` is written with `--whole`: [from crop to probabilities](../predict.md#one-onnx-file).",
             "## Of a refresh\n\n" + "\n".join(f"- {name}" for name, _ in docstring_files(job)),
             "[The cache's format](../cache_format.md) describes the folders of crops and caches.",
+            "## Pages\n\n" + "\n".join(f"- {name}" for name, _ in docstring_files(page_files)),
+            "[What each shows](../pages.md).",
             "## Of a prediction\n\n"
             + ", ".join(f"`{name}`" for name in FACE_COLUMNS)
             + ", then `p_01`... and `au_01`...: [what they mean](../predict.md#columns).\n",

@@ -20,7 +20,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.commands import cache, cache_plan, data, demo, ops, predict, project, runs, train, weights
+from flows.commands import cache, cache_plan, data, demo, ops, page, predict, project, runs, train, weights
 from flows.commands.base import INTERRUPTED, Group, Quiet, Verbose, add_command
 from flows.commands.output import make_console, print_json
 from pipeline.errors import FantransError
@@ -68,6 +68,7 @@ for command, *examples in (
         "fantrans predict clip.mp4 --model RUN --out au.csv --overlay clip-au.mp4",
         "fantrans predict videos/ --out au.parquet --faces largest --workers 4",
     ),
+    (page.page, "fantrans page --open", "fantrans page --serve --port 8080"),
     (train.export, "fantrans export RUN --out model", "fantrans export RUN --out model --whole"),
 ):
     add_command(app, command.__name__, *examples)(command)

@@ -11,7 +11,7 @@ from pipeline.report.run import Report
 from pipeline.runtime.device import choose_device
 
 
-@fantrans_flow(name="main-job")
+@fantrans_flow("main-job", verb="main job on")
 def main_job(dataset: str, experiment: str | None = None, device: str = "auto") -> Report:
     """Refresh, train and report: from raw frames to F1 per AU."""
     experiment, device = experiment or load_catalog().get_dataset(dataset).experiment, choose_device(device)

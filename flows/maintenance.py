@@ -13,29 +13,30 @@ from pipeline.refresh import maintenance as stages
 from pipeline.runtime.device import choose_device
 
 
-@fantrans_task()
+@fantrans_task(task_run_name="verify {dataset}")
 def verify_dataset(dataset: str, *, deep: bool, device: str) -> list[dict[str, Any]]:
-    """Verify a data set's stores; return one row per store: the number of damaged files, and the first of them."""
+    """Verify a data set's stores; return one row per store: damaged files, frames that they affect, and the first."""
     found = stages.verify_caches(load_catalog(), dataset, is_deep=deep, device=device)
     return [
         {
             "data set": dataset,
             "store": folder.name,
             "damaged": len(damages),
-            "first": damages[0].message if damages else "",
+            "frames": len({name for damage in damages for name in damage.frame_ids}),
+            "first": str(damages[0]) if damages else "",
         }
         for folder, damages in found.items()
     ]
 
 
-@fantrans_task()
+@fantrans_task(task_run_name="prune {dataset}")
 def prune_dataset(dataset: str, *, grace_hours: float) -> list[dict[str, Any]]:
     """Prune a data set's stores; return one row per store: what was freed."""
     pruned = stages.prune_stores(load_catalog(), dataset, grace_s=grace_hours * 3600)
     return [{"data set": dataset, "store": folder.name, "freed": str(result)} for folder, result in pruned.items()]
 
 
-@fantrans_flow(name="verify-cache")
+@fantrans_flow("verify-cache", verb="verify")
 def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "auto") -> None:
     """Verify the crops and caches of one data set, or of all; fails if any are damaged. A refresh repairs them."""
     device = choose_device(device) if deep else "cpu"
@@ -51,7 +52,7 @@ def verify_cache(dataset: str | None = None, deep: bool = True, device: str = "a
         )
 
 
-@fantrans_flow(name="prune-cache")
+@fantrans_flow("prune-cache", verb="prune")
 def prune_cache(dataset: str | None = None, grace_hours: float = 24.0) -> None:
     """Free dead rows, old revisions and orphaned files of one data set, or of all."""
     rows = [

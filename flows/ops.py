@@ -1,38 +1,26 @@
-"""Run a Prefect server with workers on this machine, for a trial; and show the state of a server and the caches."""
+"""Run a Prefect server with workers on this machine, for a trial."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterState
-from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
-from prefect.client.schemas.objects import DeploymentSchedule, StateType
-from prefect.client.schemas.sorting import FlowRunSort
-
-from flows.bootstrap import QUEUES, bootstrap
-from flows.connection import check_server, wait_for_server
-from pipeline.catalog import load_catalog
-from pipeline.errors import FantransError, ServerError
-from pipeline.refresh.caches import CacheSummary, list_caches
-from pipeline.runtime.text import age_in_words
+from flows.bootstrap import bootstrap
+from flows.connection import wait_for_server
+from pipeline.errors import ServerError
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
 _EARLY_END_S = 10.0
 _MAX_EARLY_ENDS = 5
-_LATE_AFTER = timedelta(seconds=60)
 _SHARED_VARIABLES = ("FANTRANS_CATALOG", "FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS")
 
 
@@ -139,144 +127,3 @@ class _Supervisor:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-class Worker(NamedTuple):
-    """A worker of a pool; a pool that does not exist, or has no worker, is one row without a name."""
-
-    pool: str
-    name: str | None
-    state: str
-    last_heartbeat_at: datetime | None
-
-
-class Deployment(NamedTuple):
-    """A deployment, FLOW/NAME, with its last and next runs; None where there is none.
-
-    last_message: why the last run failed or crashed; None for other ends. schedule: cron and time zone, and "off" for
-    an inactive one. A run whose start is over is late since `next_run_at`.
-    """
-
-    name: str
-    last_run_at: datetime | None
-    last_state: str | None
-    next_run_at: datetime | None
-    last_message: str | None = None
-    schedule: str | None = None
-    pool: str | None = None
-
-    def is_late(self, now: datetime) -> bool:
-        """Return whether a run waits since more than a minute."""
-        return self.next_run_at is not None and now - self.next_run_at > _LATE_AFTER
-
-
-class Status(NamedTuple):
-    """What a server and the folders of the catalog know.
-
-    caches: of all data sets, in the folders of this process. faults: data sets whose caches could not be listed, and
-    why. problems: see `find_problems`.
-    """
-
-    workers: list[Worker]
-    deployments: list[Deployment]
-    caches: list[CacheSummary]
-    faults: list[str]
-    problems: Sequence[str] = ()
-
-
-def read_status() -> Status:
-    """Return workers, deployments and caches; raises `ServerError` if no server answers at PREFECT_API_URL."""
-    check_server()
-    with get_client(sync_client=True) as client:
-        workers, deployments = _workers(client), _deployments(client)
-    catalog, caches, faults = load_catalog(), [], []
-    for dataset in catalog.datasets:
-        try:
-            caches += list_caches(catalog, dataset)
-        except FantransError as error:
-            faults.append(f"{dataset}: {error}")
-    return Status(workers, deployments, caches, faults, find_problems(workers, deployments, now=datetime.now(UTC)))
-
-
-def find_problems(workers: list[Worker], deployments: list[Deployment], *, now: datetime) -> list[str]:
-    """Return a sentence for each deployment whose run is late, or whose last run failed or crashed."""
-    online = {worker.pool for worker in workers if worker.state == "online"}
-    found = []
-    for each in deployments:
-        if each.is_late(now) and each.next_run_at is not None:
-            why = f"pool {each.pool} has no worker online; start one with `{_worker_hint(each.pool)}`"
-            if each.pool in online:
-                why = f"all workers of pool {each.pool} are busy, or its queue is paused; see the page of the server"
-            found.append(f"{each.name} is late for {_age(each.next_run_at, now)}: {why}")
-        if each.last_message is not None and each.last_state is not None:
-            when = "" if each.last_run_at is None else f" {_age(each.last_run_at, now)} ago"
-            found.append(f"{each.name} {each.last_state.lower()}{when}: {each.last_message}")
-    return found
-
-
-def _worker_hint(pool: str | None) -> str:
-    return f"prefect worker start --type process --pool {pool}{' --limit 1' if pool == 'gpu' else ''}"
-
-
-def _age(then: datetime, now: datetime) -> str:
-    return age_in_words((now - then).total_seconds())
-
-
-def _workers(client: SyncPrefectClient) -> list[Worker]:
-    found = []
-    existing = {pool.name for pool in client.read_work_pools()}
-    for pool in QUEUES:
-        if pool not in existing:
-            found.append(Worker(pool, None, "no pool; run `fantrans ops deploy`", None))
-            continue
-        workers = client.read_workers_for_work_pool(pool)
-        found += [
-            Worker(pool, worker.name, worker.status.value.lower(), worker.last_heartbeat_time) for worker in workers
-        ] or [Worker(pool, None, "no worker", None)]
-    return found
-
-
-def _deployments(client: SyncPrefectClient) -> list[Deployment]:
-    found = []
-    for deployment in client.read_deployments():
-        its_runs = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-        started = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(not_any_=[StateType.SCHEDULED])))
-        scheduled = FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=[StateType.SCHEDULED])))
-        last = client.read_flow_runs(
-            flow_run_filter=started, deployment_filter=its_runs, limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC
-        )
-        following = client.read_flow_runs(
-            flow_run_filter=scheduled,
-            deployment_filter=its_runs,
-            limit=1,
-            sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC,
-        )
-        state = last[0].state if last else None
-        has_failed = state is not None and state.type in (StateType.FAILED, StateType.CRASHED)
-        found.append(
-            Deployment(
-                f"{client.read_flow(deployment.flow_id).name}/{deployment.name}",
-                last[0].start_time if last else None,
-                last[0].state_name if last else None,
-                following[0].next_scheduled_start_time if following else None,
-                _reason(state.message) if state is not None and has_failed else None,
-                ", ".join(map(_schedule, deployment.schedules)) or None,
-                deployment.work_pool_name,
-            )
-        )
-    return sorted(found, key=lambda deployment: deployment.name)
-
-
-def _reason(message: str | None) -> str:
-    """Return the sentence of an error from the message of a failed state, on one line."""
-    words = " ".join((message or "no message").split())
-    return re.sub(r"^(Flow|Task) run encountered an exception: \w+: ", "", words)[:600]
-
-
-def _schedule(schedule: DeploymentSchedule) -> str:
-    """Return the rule of a schedule, with its time zone, and whether it is off."""
-    rule = schedule.schedule
-    words = str(
-        getattr(rule, "cron", None) or getattr(rule, "rrule", None) or f"every {getattr(rule, 'interval', '?')}"
-    )
-    return f"{words} {getattr(rule, 'timezone', None) or 'UTC'}{'' if schedule.active else ', off'}"

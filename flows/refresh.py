@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect.artifacts import create_markdown_artifact
-from prefect_dask.task_runners import DaskTaskRunner
 from pydantic import Field
 
-from flows.cluster import Cluster, ClusterWorkers
+from flows.cluster import Cluster
+from flows.pages import write_refreshed_page
 from flows.tasks import artifact_key, fantrans_flow, fantrans_task
 from pipeline.config import PositiveInt, Profile
 from pipeline.refresh import stages
@@ -18,15 +18,22 @@ from pipeline.refresh.plan import StageSummary
 from pipeline.refresh.summary import write_summary
 from pipeline.runtime.device import AUTO, choose_device
 
+if TYPE_CHECKING:
+    from prefect_dask.task_runners import DaskTaskRunner
 
-@fantrans_task()
+
+@fantrans_task(task_run_name="{name} {job.dataset}")
 def run_stage(name: str, job: RefreshJob, *, on_cluster: bool = False) -> StageSummary:
     """Plan a stage and run it, here or on the cluster's workers."""
     stage = next(stage for stage in stages.job_stages(job) if stage.name == name)
-    return stages.run_stage(stage, job, ClusterWorkers(job.device) if on_cluster else job.workers)
+    if not on_cluster:
+        return stages.run_stage(stage, job, job.workers)
+    from flows.cluster_workers import ClusterWorkers  # noqa: PLC0415 - takes half a second
+
+    return stages.run_stage(stage, job, ClusterWorkers(job.device))
 
 
-@fantrans_flow(name="refresh-cache")
+@fantrans_flow("refresh-cache", verb="refresh")
 def refresh_cache(
     dataset: str,
     experiment: str | None = None,
@@ -67,9 +74,10 @@ def refresh_cache(
     )
     with nullcontext() if cluster is None else cluster.task_runner() as runner:
         summaries = [_run(stage, job, runner) for stage in stages.job_stages(job)]
-    markdown, page = write_summary(job, summaries)
+    markdown, _ = write_summary(job, summaries)
+    write_refreshed_page(job)
     create_markdown_artifact(
-        f"{markdown}\n[This page]({page.as_uri()})\n",
+        markdown,
         key=artifact_key("refresh", dataset),
         description=f"What the refresh of {dataset} did",
     )

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import wraps
 from pathlib import Path
@@ -21,6 +21,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from flows.pages import rewrite_start_page
 from pipeline.errors import is_io_failure
 from pipeline.runtime.progress import progress_listener
 
@@ -109,13 +110,39 @@ _TASK_SETTINGS: dict[str, Any] = {
 }
 
 
-def fantrans_flow(name: str) -> Callable[[Callable[_P, _Out]], Flow[_P, _Out]]:
-    """Decorator: a flow whose runs are named by what they work on, and that reports failures to the webhook."""
-    return flow(name=name, flow_run_name=run_name, on_failure=[notify_webhook], on_crashed=[notify_webhook])
+def fantrans_flow(
+    name: str, *, verb: str, describe: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+) -> Callable[[Callable[_P, _Out]], Flow[_P, _Out]]:
+    """Return a decorator for a flow whose runs are named by what they do.
+
+    It reports failures to the webhook; the start page shows what it changed. describe: returns what the name says
+    beside verb, data set and experiment, from the parameters of a run.
+    """
+
+    def name_run() -> str:
+        return run_name(verb, flow_run.parameters, describe)
+
+    return flow(
+        name=name,
+        flow_run_name=name_run,
+        on_completion=[show_changes],
+        on_failure=[notify_webhook, show_changes],
+        on_crashed=[notify_webhook],
+    )
 
 
-def run_name() -> str:
-    """Return the name of the current flow run: its data set, and its experiment if one is given."""
-    given = flow_run.parameters
-    dataset, experiment = given.get("dataset") or "all data sets", given.get("experiment")
-    return f"{dataset}, {Path(experiment).stem}" if experiment else str(dataset)
+def show_changes(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001 - named by Prefect
+    """Write the start page again, once for a flow and those that it calls."""
+    if flow_run.parent_task_run_id is None:
+        rewrite_start_page()
+
+
+def run_name(
+    verb: str, given: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+) -> str:
+    """Return the name of a flow run with the parameters `given`, such as "train bp4d fan_trans, 3 folds"."""
+    experiment = given.get("experiment")
+    words = [verb, given.get("dataset") or "all data sets", *([Path(experiment).stem] if experiment else [])]
+    start = given.get("init_from")
+    more = [describe(given), given.get("profile"), start and f"from {start}", *(given.get("overrides") or ())]
+    return ", ".join([" ".join(words), *(each for each in more if each)])

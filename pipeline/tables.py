@@ -6,12 +6,17 @@ import json
 import logging
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.runtime.atomic import write_atomically
+from pipeline.runtime.parquet import parse_parquet
+from pipeline.runtime.version import FILE_METADATA_KEY, file_metadata
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger("fantrans")
 
@@ -79,9 +84,22 @@ def probability_column(au: int) -> str:
     return f"p_{au:02d}"
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet, atomically."""
-    write_atomically(path, lambda temp: table.to_parquet(temp, index=False))
+def write_table(path: Path, table: pd.DataFrame, *, schema: int | None = None) -> None:
+    """Write a table as Parquet, atomically; with a `schema`, its metadata name that and the version of this package."""
+    import pyarrow.parquet as pq  # noqa: PLC0415 - most commands write no table
+
+    arrow = as_arrow(table, schema=schema)
+    write_atomically(path, lambda temp: pq.write_table(arrow, temp))
+
+
+def as_arrow(table: pd.DataFrame, *, schema: int | None = None) -> pa.Table:
+    """Return a table without its index for Parquet, with the metadata of `write_table`."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    if schema is None:
+        return arrow
+    return arrow.replace_schema_metadata({**arrow.schema.metadata, FILE_METADATA_KEY: file_metadata(schema)})
 
 
 def read_table(path: Path, *, columns: tuple[str, ...], made_by: str) -> pd.DataFrame:
@@ -112,7 +130,7 @@ def read_table_if_intact(path: Path) -> pd.DataFrame | None:
 
 def _parquet(path: Path) -> pd.DataFrame | None:
     try:
-        return pd.read_parquet(path)
+        return parse_parquet(path.read_bytes())
     except ValueError:
         return None
     except OSError as error:

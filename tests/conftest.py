@@ -1,14 +1,14 @@
 """What all tests have in common."""
 
 import os
-import tempfile
-from pathlib import Path
+import shutil
 
-import pytest
 from xdist.scheduler import LoadFileScheduling
 
 ONE_SERVER = ("tests/e2e/test_operations.py", "tests/e2e/test_outages.py")
 """Files whose tests share a Prefect server."""
+MEMORY = "/dev/shm"
+LEAST_FREE_BYTES = 8 * 2**30
 
 
 class ByServer(LoadFileScheduling):
@@ -23,18 +23,10 @@ def pytest_xdist_make_scheduler(config, log):
     return ByServer(config, log)
 
 
-@pytest.fixture(scope="session")
-def in_memory(tmp_path_factory):
-    """A folder whose fsyncs cost nothing where the system has one: a killed process does not lose the page cache."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path_factory.mktemp("memory")
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+def pytest_configure():
+    """Let the tests write to memory if the system has room there: many would wait for a disk most of their time.
 
-
-@pytest.fixture
-def memory_path(in_memory):
-    """A folder of a test's own in memory, which goes with it."""
-    with tempfile.TemporaryDirectory(dir=in_memory) as folder:
-        yield Path(folder)
+    A killed process loses nothing that it handed to the kernel, there or on a disk. tests/e2e have a disk.
+    """
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > LEAST_FREE_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from flows.commands.names import RENAMED, check_spelling
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FantransError
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -34,6 +34,20 @@ _RESUMED = {
     "weights train-retinaface",
 }
 """Commands that keep their finished work when they are stopped."""
+
+_CHANGING = {
+    "cache import",
+    "cache prune",
+    "cache report",
+    "cache rm",
+    "cache verify",
+    "demo",
+    "refresh",
+    "report",
+    "runs rm",
+    "train",
+}
+"""Commands that change what the start page shows; it is written again after them."""
 
 _CHOICES: dict[str, Callable[[], Sequence[str]]] = {}
 """Functions that return the choices of an option, by its name; called by the commands that have it."""
@@ -111,14 +125,28 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C ends it with one line."""
+        """Run the command; Ctrl-C ends it with one line. Afterwards the start page shows what it changed."""
         logger.debug("%s: %s", command_path(ctx), ctx.params)
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
         except KeyboardInterrupt:
             is_resumed = command_path(ctx) in _RESUMED
             typer.echo("stopped; the same command continues" if is_resumed else "stopped", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except (FantransError, typer.Exit) as error:
+            if getattr(error, "exit_status", 1) == 1:  # it failed, or found damage; not wrong usage
+                _show_changes(ctx, creates=False)
+            raise
+        _show_changes(ctx)
+        return result
+
+
+def _show_changes(ctx: Any, *, creates: bool = True) -> None:
+    """Write the start page again if the command may have changed what it shows; see `rewrite_start_page`."""
+    if command_path(ctx) in _CHANGING and not ctx.params.get("dry_run"):
+        from flows.pages import rewrite_start_page
+
+        rewrite_start_page(creates=creates)
 
 
 def _be_verbose(value: bool) -> bool:

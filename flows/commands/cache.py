@@ -16,12 +16,14 @@ from flows.commands.options import (
     CacheFingerprint,
     Dataset,
     Device,
+    Images,
     Json,
+    Open,
     OptionalDataset,
     choose_device,
     refuse_ignored,
 )
-from flows.commands.output import print_json, print_line, print_table
+from flows.commands.output import open_page, print_json, print_line, print_table
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -154,6 +156,7 @@ def remove_cache(
     """
     from pipeline.catalog import load_catalog
     from pipeline.refresh.caches import find_cache, remove_cache, runs_by_cache
+    from pipeline.report.page_files import cache_page_path
 
     catalog = load_catalog()
     folder = find_cache(catalog, dataset, fingerprint)
@@ -167,6 +170,7 @@ def remove_cache(
             print_line("nothing is removed")
             raise typer.Exit(1)
     remove_cache(catalog, dataset, folder, is_forced=force)
+    cache_page_path(catalog, dataset, folder.name).unlink(missing_ok=True)
     if as_json:
         print_json(
             "cache-rm", dataset=dataset, folder=folder, num_files=len(sizes), freed_bytes=sum(sizes), used_by_runs=runs
@@ -239,6 +243,30 @@ def measure_cache(
         for name, row in table.iterrows():
             shown.add_row(str(name), *(f"{value:.4g}" for value in row))
         print_table(shown)
+
+
+@add_command(cache_app, "report", "fantrans cache report bp4d --open", "fantrans cache report bp4d --images")
+def report_cache(
+    dataset: Dataset,
+    fingerprint: CacheFingerprint = None,
+    images: Images = None,
+    opens: Open = False,
+) -> None:
+    """Write the page of a cache: coverage, missed faces, boxes, tracks, fidelity, bytes, damage, runs.
+
+    Writes one HTML file below the runs root, which needs no network, and prints its path. A refresh writes it, too,
+    without the check of all files.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.refresh.caches import find_cache
+    from pipeline.report.cache_page import write_cache_page
+
+    catalog = load_catalog()
+    folder = find_cache(catalog, dataset, fingerprint)
+    path = write_cache_page(catalog, dataset, folder, shows_images=images).absolute()
+    if opens:
+        open_page(path)
+    print_line(f"report: {path}")
 
 
 @add_command(cache_app, "export", "fantrans cache export bp4d --out exported")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -264,7 +264,8 @@ def refresh(
 ) -> None:
     """Bring a data set's index, boxes, crops and feature cache up to date.
 
-    Computes only what is missing. Logs one line per stage: how many frames are new, kept and dropped.
+    Computes only what is missing. Logs one line per stage: how many frames are new, kept and dropped. Writes the page
+    of the cache and prints its path.
     """
     resolve_experiment(dataset, experiment, base, overrides or ())
     chosen: dict[str, Any] = {
@@ -287,6 +288,19 @@ def refresh(
         return
     refuse_ignored(context, ["as_json"], when="without --dry-run")
     _find_refresh()(dataset, **chosen, device=choose_device(device), num_workers=workers)
+    _print_page(dataset, chosen)
+
+
+def _print_page(dataset: str, chosen: Mapping[str, Any]) -> None:
+    """Print the path of the cache's page, if the refresh wrote one."""
+    from pipeline.fingerprint import cache_fingerprint
+    from pipeline.refresh.job import prepare_refresh
+    from pipeline.report.page_files import cache_page_path
+
+    job = prepare_refresh(dataset, **chosen, checks_weights=False)
+    path = cache_page_path(job.catalog, dataset, cache_fingerprint(job.config, job.catalog))
+    if job.until == "extract" and path.is_file():
+        print_line(f"report: {path.absolute()}")
 
 
 def _find_refresh() -> Callable[..., Any]:
@@ -295,9 +309,16 @@ def _find_refresh() -> Callable[..., Any]:
         from flows.refresh import refresh_cache as refresh_flow
 
         return refresh_flow
-    from pipeline.refresh.stages import refresh_cache
+    return _refresh_plainly
 
-    return refresh_cache
+
+def _refresh_plainly(dataset: str, **settings: Any) -> None:
+    from flows.pages import write_refreshed_page
+    from pipeline.refresh import stages
+    from pipeline.refresh.job import prepare_refresh
+
+    stages.refresh_cache(dataset, **settings)
+    write_refreshed_page(prepare_refresh(dataset, **settings, checks_weights=False))
 
 
 def _print_plan(job: RefreshJob, plans: list[StagePlan], *, as_json: bool) -> None:

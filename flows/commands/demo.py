@@ -35,7 +35,6 @@ def demo(
 
         result = main_job(dataset, device=choose_device(device))
     print_table(result.rich_table())
-    print_line(f"report: {result.folder / 'report.html'}")
     if quick:
         print_line(
             "two epochs on 240 frames learn little: expect F1 below `always`; `fantrans demo` learns, in ten minutes"
@@ -47,6 +46,7 @@ def demo(
         ("fantrans catalog check bp4d", "your own BP4D: set BP4D_ROOT to its folder first"),
     ):
         print_line(f"  {command:<54}  {effect}")
+    print_line(f"report: {result.folder / 'report.html'}")
 
 
 def _is_up_to_date(dataset: str) -> bool:

@@ -16,6 +16,7 @@ from flows.commands.options import Json
 from flows.commands.output import print_json, print_line, print_table
 from flows.commands.server import prefect_home, set_up_prefect
 from pipeline.errors import ServerError
+from pipeline.runtime.text import age_in_words
 
 ops_app = typer.Typer(cls=Group, help="Run and watch scheduled jobs on a Prefect server.")
 
@@ -77,10 +78,10 @@ def show_status(as_json: Json = False) -> None:
     """Show workers and deployments of the server of PREFECT_API_URL, and the caches of this shell's catalog.
 
     Prints one table of each: heartbeats of the workers, last and next runs of the deployments, revisions of the caches.
-    Below the deployments stands what is late or has failed, and why.
+    Below the deployments stands what is late, stuck or has failed, why, and what to do next.
     """
     set_up_prefect()
-    from flows.ops import read_status
+    from flows.status import read_status
     from pipeline.catalog import load_catalog
 
     status, now = read_status(), datetime.now(UTC)
@@ -92,12 +93,13 @@ def show_status(as_json: Json = False) -> None:
             caches=[cache_record(cache) for cache in status.caches],
             faults=status.faults,
             problems=status.problems,
+            hints=status.hints,
         )
         return
     _print(
         "workers",
         ("pool", "worker", "state", "last heartbeat"),
-        [(each.pool, each.name or "none", each.state, _local(each.last_heartbeat_at)) for each in status.workers],
+        [(each.pool, each.name or "none", each.state, _ago(each.last_heartbeat_at, now)) for each in status.workers],
     )
     _print(
         "deployments",
@@ -106,16 +108,15 @@ def show_status(as_json: Json = False) -> None:
             (
                 each.name,
                 each.schedule or "",
-                _local(each.last_run_at) if each.last_state else "never",
+                _ago(each.last_run_at, now) if each.last_state else "never",
                 each.last_state or "",
                 ("late: " if each.is_late(now) else "") + (_local(each.next_run_at) or "not scheduled"),
             )
             for each in status.deployments
         ],
     )
-    print_line(f"times of runs are local: {now.astimezone():%Z}")
-    for problem in status.problems:
-        print_line(problem)
+    for sentence in (*status.problems, *status.hints):
+        print_line(sentence)
     _print(
         "caches",
         ("data set", "cache", "revision", "frames", "made with", "age", "state"),
@@ -145,4 +146,8 @@ def _print(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> No
 
 
 def _local(time: datetime | None) -> str:
-    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+def _ago(time: datetime | None, now: datetime) -> str:
+    return "" if time is None else f"{age_in_words((now - time).total_seconds())} ago"

@@ -125,6 +125,11 @@ InitFrom = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, see docs/cli.md.")]
 Layout = Annotated[str, typer.Option(help="Raw layout to write.", callback=checked_choice)]
+Images = Annotated[
+    bool | None,
+    typer.Option("--images/--no-images", help="Show faces on the page.", show_default="rendered faces only"),
+]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 OptionalDataset = Annotated[
     str | None,
     typer.Argument(

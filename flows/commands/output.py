@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -15,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+
+logger = logging.getLogger("fantrans")
 
 _UNLIMITED = 10_000
 """Width in characters where there is no terminal: tables are not cut."""
@@ -71,6 +74,14 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a number of numpy
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def open_page(page: Path | str) -> None:
+    """Open a page, by its path or address, in the browser; a warning if there is none."""
+    import webbrowser
+
+    if not webbrowser.open(page.absolute().as_uri() if isinstance(page, Path) else page):
+        logger.warning("no browser was found; open %s in one", page)
 
 
 def print_weights_entry(path: Path, settings: str) -> None:

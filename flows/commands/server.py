@@ -42,6 +42,8 @@ def set_up_prefect(**overrides: str) -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors end as one sentence, or as the traceback of a defect
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "fantrans",  # a recorded command sends its lines to its flow run
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # and those before and after it to the terminal alone
         "DO_NOT_TRACK": "1",
     }.items():
         os.environ.setdefault(name, value)

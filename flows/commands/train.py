@@ -18,15 +18,17 @@ from flows.commands.options import (
     DatasetOrRuns,
     Device,
     Experiment,
+    Images,
     InitFrom,
     Json,
+    Open,
     Run,
     Set,
     checked_dataset,
     choose_device,
     refuse_ignored,
 )
-from flows.commands.output import print_json, print_line, print_table
+from flows.commands.output import open_page, print_json, print_line, print_table
 from flows.commands.server import is_server_named
 from pipeline.errors import ConfigError, UsageError
 
@@ -141,11 +143,8 @@ def report(
     init_from: InitFrom = None,
     overrides: Set = None,
     figures: Annotated[bool, typer.Option("--figures", help="Draw each run, as PNG and SVG beside it.")] = False,
-    images: Annotated[
-        bool | None,
-        typer.Option("--images/--no-images", help="Show faces on the page.", show_default="rendered faces only"),
-    ] = None,
-    opens: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    images: Images = None,
+    opens: Open = False,
     as_json: Json = False,
 ) -> None:
     """Print the F1 table of finished runs, or of a data set's experiments beside the published table.
@@ -183,9 +182,9 @@ def report(
     if as_json:
         _print_documents(reported, drawn)
         return
-    _print_reports(reported)
     for path in drawn:
         print_line(str(path))
+    _print_reports(reported)
 
 
 def _read_run(folder: Path) -> Report:
@@ -223,11 +222,9 @@ def _written(results: Sequence[Report | SetTable], shows_images: bool | None = N
 
 
 def _open_pages(reported: Sequence[_Reported]) -> None:
-    import webbrowser
-
     for _, path in reported:
-        if path is not None and not webbrowser.open(_page(path).as_uri()):
-            logger.warning("no browser was found; open %s in one", _page(path))
+        if path is not None:
+            open_page(_page(path))
 
 
 def _page(path: Path) -> Path:

@@ -19,7 +19,16 @@ from pipeline.errors import DataError, UsageError
 from pipeline.predict.chunks import ChunkFolder, open_chunks, read_chunk
 from pipeline.predict.inputs import Source
 from pipeline.predict.model import FaceReader, Model
-from pipeline.predict.rows import Format, formatter, replay_tracks, to_fantrans, to_rows, write_csv, write_output
+from pipeline.predict.rows import (
+    ROWS_VERSION,
+    Format,
+    formatter,
+    replay_tracks,
+    to_fantrans,
+    to_rows,
+    write_csv,
+    write_output,
+)
 from pipeline.predict.stream import (
     Frame,
     FrameFaces,
@@ -36,8 +45,6 @@ from pipeline.tables import Status
 
 logger = logging.getLogger("fantrans")
 
-ROWS_VERSION = 1
-"""Raised when the same inputs, model and options give other rows."""
 _IMAGES_PER_JOB = 64
 
 

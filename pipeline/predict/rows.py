@@ -9,14 +9,16 @@ from typing import IO, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.maps import NUM_LANDMARKS
 from pipeline.config import TrackConfig
 from pipeline.faces.tracks import THUMBNAIL_PX, Tracker
 from pipeline.predict.stream import FrameFaces
-from pipeline.tables import Status, au_column, probability_column
+from pipeline.tables import Status, as_arrow, au_column, probability_column
+
+ROWS_VERSION = 1
+"""Increased when the same inputs, model and options give other rows or columns."""
 
 Format = Literal["fantrans", "py-feat", "openface"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -157,21 +159,20 @@ def write_csv(tables: Iterable[pd.DataFrame], file: IO[str]) -> None:
 
 
 def write_output(path: Path, suffix: str, tables: Iterable[pd.DataFrame]) -> None:
-    """Write tables below one another, as CSV or Parquet by the suffix; holds one of them at a time."""
+    """Write tables below one another, as CSV or Parquet by the suffix; holds one of them at a time.
+
+    The metadata of a Parquet file name `ROWS_VERSION` and the version of this package.
+    """
     if suffix == ".csv":
         with path.open("w", encoding="utf-8", newline="") as file:
             write_csv(tables, file)
         return
     writer: pq.ParquetWriter | None = None
     try:
-        for table in _as_arrow(tables):
+        for rows in tables:
+            table = as_arrow(rows, schema=ROWS_VERSION)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
-
-
-def _as_arrow(tables: Iterable[pd.DataFrame]) -> Iterator[pa.Table]:
-    for table in tables:
-        yield pa.Table.from_pandas(table, preserve_index=False)

@@ -3,7 +3,6 @@
 # B crops, A action units, S side of the crop
 from __future__ import annotations
 
-import json
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipeline.faces.features import load_network
 from pipeline.predict.model import open_model
 from pipeline.runtime.atomic import write_atomically
 from pipeline.runtime.extras import optional_packages
-from pipeline.training.export import load_deployed
+from pipeline.training.export import add_onnx_metadata, load_deployed
 
 WHOLE_NAME = "model.onnx"
 WHOLE_TOLERANCE = 1e-4
@@ -38,10 +37,11 @@ class WholeModel(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Return the probabilities."""
         images = crops.float() / 255
-        logits_BA = self._logits(images)
-        if self.averages_flip:
-            logits_BA = (logits_BA + self._logits(images.flip(3))) / 2
-        return logits_BA.sigmoid()
+        if self.averages_flip:  # in one pass, so that the file holds the network once
+            logits_2BA = self._logits(torch.cat((images, images.flip(3)))).unflatten(0, (2, -1))
+            probabilities_BA: Tensor = logits_2BA.mean(0).sigmoid()
+            return probabilities_BA
+        return self._logits(images).sigmoid()
 
     def _logits(self, images: Tensor) -> Tensor:
         maps = dict(self.network.taps(images))  # type: ignore[operator]  # of a FAN or a ResNet
@@ -57,11 +57,11 @@ def export_whole(model_folder: Path, out: Path, catalog: Catalog) -> float:
     """Write `out`/model.onnx and return the greatest difference of probabilities between onnxruntime and torch.
 
     Input `crop`: RGB uint8 (B, 3, 256, 256), for any B. Output `probabilities`: (B, A). The file's metadata have the
-    action units, the threshold and how the crop is cut. Raises `DataError` if the difference exceeds
+    action units, the threshold, how the crop is cut and the versions. Raises `DataError` if the difference exceeds
     `WHOLE_TOLERANCE`; then nothing is written.
     """
     with optional_packages("onnx", for_what="ONNX export"):
-        onnxruntime, onnx, _ = (import_module(name) for name in ("onnxruntime", "onnx", "onnxscript"))
+        onnxruntime, *_ = (import_module(name) for name in ("onnxruntime", "onnx", "onnxscript"))
     model = open_model(model_folder, catalog)
     whole = WholeModel(
         load_network(model.network_weights, "cpu"),
@@ -99,10 +99,7 @@ def export_whole(model_folder: Path, out: Path, catalog: Catalog) -> float:
                 external_data=False,
                 verbose=False,
             )
-        file = onnx.load(str(path))
-        for name, value in metadata.items():
-            file.metadata_props.add(key=name, value=json.dumps(value))
-        onnx.save(file, str(path))
+        add_onnx_metadata(path, **metadata)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for num in (1, 3):
             (theirs,) = session.run(["probabilities"], {"crop": crops[:num].numpy()})

@@ -7,7 +7,8 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,10 +97,11 @@ class CacheSummary(NamedTuple):
         return f"behind {self.num_behind:,} frames" if self.num_behind else "intact"
 
 
-def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
+def list_caches(catalog: Catalog, dataset: str, *, names_commands: bool = True) -> list[CacheSummary]:
     """Return a data set's feature caches, with the runs and readers that use each.
 
-    Caches whose tables are damaged in both copies are logged and left out.
+    Caches whose tables are damaged in both copies are logged and left out. names_commands: whether to look for the
+    command that refreshes each, which takes most of the time; it is empty otherwise.
     """
     runs = runs_by_cache(catalog, dataset)
     index = read_table_if_intact(catalog.index_path(dataset))
@@ -130,7 +132,7 @@ def list_caches(catalog: Catalog, dataset: str) -> list[CacheSummary]:
                 num_behind=0
                 if revision is None or index is None
                 else len(set(index["frame_id"]) ^ set(revision.index["frame_id"])),
-                refresh_command=refresh_command(catalog, dataset, folder.name),
+                refresh_command=refresh_command(catalog, dataset, folder.name) if names_commands else "",
             )
         )
     return summaries
@@ -179,21 +181,26 @@ def refresh_command(catalog: Catalog, dataset: str, fingerprint: str) -> str:
     own = catalog.get_dataset(dataset).experiment
     names = sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
     for name in dict.fromkeys((own, *names)):
-        for profile in (None, *PROFILES):
-            words = [*(["--experiment", name] if name != own else []), *(["--profile", profile] if profile else [])]
-            if _fingerprint(catalog, dataset, name, profile) == fingerprint:
+        for profile, found in _fingerprints(catalog, dataset, name):
+            if found == fingerprint:
+                words = [*(["--experiment", name] if name != own else []), *(["--profile", profile] if profile else [])]
                 return shlex.join(["fantrans", "refresh", dataset, *words])
     return f"fantrans refresh {shlex.quote(dataset)} --experiment EXPERIMENT"
 
 
-def _fingerprint(catalog: Catalog, dataset: str, experiment: str, profile: str | None) -> str | None:
-    """Return the fingerprint of an experiment's cache; None if it has none here, as a set or without its weights."""
+def _fingerprints(catalog: Catalog, dataset: str, experiment: str) -> Iterator[tuple[str | None, str]]:
+    """Yield the fingerprints of an experiment's cache in its own profile (None) and in each.
+
+    Skips what has none here, such as a set, or a profile without its weights.
+    """
     try:
         settings = resolve(catalog, dataset, experiment).cache
-        features = settings.features if profile is None else settings.features.model_copy(update={"profile": profile})
-        return cache_fingerprint(settings.model_copy(update={"features": features}), catalog)
     except (FantransError, OSError):
-        return None
+        return
+    for profile in (None, *PROFILES):
+        features = settings.features.model_copy(update={"profile": profile} if profile else {})
+        with suppress(FantransError, OSError):
+            yield profile, cache_fingerprint(settings.model_copy(update={"features": features}), catalog)
 
 
 def _size(folder: Path) -> int:

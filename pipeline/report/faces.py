@@ -9,16 +9,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from pipeline.cache.crops import CropReader
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import Catalog
+from pipeline.datasets.images import read_frames
 from pipeline.errors import StoreError
 from pipeline.faces.views import ViewParams, render_view
+from pipeline.tables import VALUE_COLUMNS
 
 logger = logging.getLogger("fantrans")
 
 _JPEG_QUALITY = 80
+_BOX_RGB = (255, 190, 0)
 
 
 def read_faces(catalog: Catalog, dataset: str, cache: CacheReader, frame_ids: Sequence[str]) -> list[np.ndarray]:
@@ -44,6 +48,30 @@ def file_uri(path: Path, *, width_px: int) -> str | None:
     pixels = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
     image = cv2.imdecode(pixels, cv2.IMREAD_COLOR) if len(pixels) else None
     return None if image is None else data_uri(image[:, :, ::-1], width_px=width_px)
+
+
+def frame_thumbnails(root: Path, frames: pd.DataFrame, boxes: pd.DataFrame | None, *, width_px: int) -> dict[str, str]:
+    """Return data URIs of whole frames by frame_id, with the subject's box drawn; without those that cannot be read.
+
+    frames: frame_id, source_file and source_frame. boxes: `BOX_COLUMNS`.
+    """
+    names = frames["frame_id"].tolist()
+    known = {} if boxes is None else boxes.set_index("frame_id")[list(VALUE_COLUMNS[:4])].T.to_dict("list")
+    found = {}
+    for position, image in read_frames(root, frames):
+        if image is not None:
+            name = names[position]
+            found[name] = data_uri(_with_box(image, known.get(name)), width_px=width_px)
+    return found
+
+
+def _with_box(image: np.ndarray, box: Sequence[float] | None) -> np.ndarray:
+    """Return a copy of an image, RGB uint8 (H, W, 3), with a box (x1, y1, x2, y2) drawn on it, if there is one."""
+    if box is None or not np.isfinite(box).all():
+        return image
+    x1, y1, x2, y2 = (round(value) for value in box)
+    drawn: np.ndarray = cv2.rectangle(image.copy(), (x1, y1), (x2, y2), _BOX_RGB, max(2, image.shape[1] // 100))
+    return drawn
 
 
 def thumbnails(

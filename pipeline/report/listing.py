@@ -45,13 +45,14 @@ _DESCENDING = ("f1_percent", "low_percent", "high_percent", "size_bytes", "finis
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def list_runs(root: Path, *, now: datetime | None = None) -> pd.DataFrame:
+def list_runs(root: Path, *, now: datetime | None = None, is_quick: bool = False) -> pd.DataFrame:
     """Return one row per run below `root`, in order of their names, with the columns `COLUMNS`.
 
     `num_finished` of `num_folds` folds are finished. `f1_percent` is averaged over them and the action units as in a
     report; its 95 % interval is known if a report of these folds was written. `finished_at` (UTC) is that of the last
     finished fold; `age_s` is the time since then, or since the start for a run without one. `cache` is a fingerprint.
-    Undefined values are missing. A run with a damaged file is a row in the state "damaged".
+    Undefined values are missing. A run with a damaged file is a row in the state "damaged". is_quick: read no table;
+    `f1_percent` is known if its interval is, and a damaged table is not noticed.
     """
     now = now or datetime.now(UTC)
     if root.exists() and not root.is_dir():
@@ -60,14 +61,17 @@ def list_runs(root: Path, *, now: datetime | None = None) -> pd.DataFrame:
     rows, counts = [], []
     for folder in folders:
         if is_run(folder):
-            row, of_run = _read_row(folder, now)
+            row, of_run = _read_row(folder, now, reads_counts=not is_quick)
             rows.append(row)
             counts += of_run
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table["f1_percent"] = table["run"].map(_mean_percents(counts)).astype(float)
+    if not is_quick:
+        table["f1_percent"] = table["run"].map(_mean_percents(counts))
     table["finished_at"] = pd.to_datetime(table["finished_at"], utc=True)
     whole = ["seed", "num_finished", "num_folds", "size_bytes"]
-    return table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(("age_s", "low_percent", "high_percent"), float))
+    return table.astype(
+        dict.fromkeys(whole, "Int64") | dict.fromkeys(("age_s", "f1_percent", "low_percent", "high_percent"), float)
+    )
 
 
 def is_run(folder: Path) -> bool:
@@ -77,7 +81,7 @@ def is_run(folder: Path) -> bool:
     )
 
 
-def _read_row(folder: Path, now: datetime) -> tuple[dict[str, Any], list[pd.DataFrame]]:
+def _read_row(folder: Path, now: datetime, *, reads_counts: bool) -> tuple[dict[str, Any], list[pd.DataFrame]]:
     """Return a run's row without its F1, and the counts of its finished folds with a column `run`."""
     row: dict[str, Any] = {
         "run": folder.name,
@@ -91,7 +95,7 @@ def _read_row(folder: Path, now: datetime) -> tuple[dict[str, Any], list[pd.Data
         row |= {name: record[name] for name in ("experiment", "dataset", "cache")}
         row |= {"seed": record.get("train", {}).get("seed"), "init_from": record.get("init_from")}
         folds = finished_folds(folder)
-        counts = [read_counts(fold).assign(run=folder.name) for fold in folds.values()]
+        counts = [read_counts(fold).assign(run=folder.name) for fold in folds.values()] if reads_counts else []
         results = [json.loads((fold / RESULT_NAME).read_bytes()) for fold in folds.values()]
         times = [_finished_at(result, fold) for result, fold in zip(results, folds.values(), strict=True)]
         row["device"] = ",".join(sorted({result["device"] for result in results})) or None
@@ -106,7 +110,7 @@ def _read_row(folder: Path, now: datetime) -> tuple[dict[str, Any], list[pd.Data
         "finished_at": max(times, default=None),
         "age_s": (now - max(times, default=_modified_at(folder / RECORD_NAME))).total_seconds(),
     }
-    return row | _reported_interval(folder, list(folds)), counts
+    return row | _reported_scores(folder, list(folds)), counts
 
 
 def _finished_at(result: Mapping[str, Any], fold: Path) -> datetime:
@@ -119,12 +123,13 @@ def _modified_at(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-def _reported_interval(folder: Path, parts: list[str]) -> dict[str, float]:
-    """Return the ends of the interval in the run's report; nothing if it was written with other folds, or never."""
+def _reported_scores(folder: Path, parts: list[str]) -> dict[str, float]:
+    """Return mean F1 and the ends of its interval in the run's report; nothing without a report of these folds."""
     try:
         report = json.loads((folder / "report.json").read_bytes())
         low, high = report["interval_95_percent"]
-        return {"low_percent": low, "high_percent": high} if report["tested_parts"] == parts else {}
+        scores = {"f1_percent": report["mean_f1_percent"], "low_percent": low, "high_percent": high}
+        return scores if report["tested_parts"] == parts else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

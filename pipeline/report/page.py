@@ -1,17 +1,13 @@
 """The page of a report: one HTML file that opens offline, with its data, charts and images inside.
 
-Templates, style and script are in `templates/`. Charts are drawn by Plotly, whose script its package has.
+The template is `templates/page.html`; see `pipeline.report.rendering`.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,8 @@ import pandas as pd
 
 from pipeline.catalog import Catalog
 from pipeline.report import page_content as content
-from pipeline.report.page_content import Cell, number_cell
 from pipeline.report.published import PUBLISHED_FILE
+from pipeline.report.rendering import Cell, number_cell, render_page
 from pipeline.report.scored import MAX_CURVE_POINTS, Scored, worst_frames
 from pipeline.runtime.atomic import write_bytes_atomically
 from pipeline.training.run_files import read_run
@@ -30,7 +26,6 @@ logger = logging.getLogger("fantrans")
 STRIP_NAME = "figures/score_cam.png"
 """The strip that `--figures` draws, within a run's folder."""
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _NUM_WORST = 6
 _MAX_THUMBNAILS = 100
 _THUMBNAIL_PX, _STRIP_PX = 112, 900
@@ -89,9 +84,6 @@ def write_page(path: Path, page: Page, catalog: Catalog) -> None:
 
 def render(page: Page, catalog: Catalog, *, shows_images: bool) -> str:
     """Return the page as HTML."""
-    import jinja2  # noqa: PLC0415 - commands that write no page start without it
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - takes a second
-
     worst = [worst_frames(scored, num_frames=_NUM_WORST) for scored in page.every]
     images = _thumbnails(page, catalog, worst) if shows_images else {}
     data = {
@@ -101,10 +93,10 @@ def render(page: Page, catalog: Catalog, *, shows_images: bool) -> str:
         "differences": content.paired_differences(page.every),
         "images": images,
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("page.html").render(
+    return render_page(
+        "page",
+        data,
+        title=page.title,
         page=page,
         members=[_member(scored, frames, shows_images) for scored, frames in zip(page.every, worst, strict=True)],
         overview=content.member_table(page.every),
@@ -112,12 +104,6 @@ def render(page: Page, catalog: Catalog, *, shows_images: bool) -> str:
         legends=content.LEGENDS,
         has_images=bool(images),
         shows_images=shows_images,
-        made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        version=version("fantrans"),
-        data=content.as_json(data),
-        plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
-        script=(_TEMPLATES / "page.js").read_text(),
-        style=(_TEMPLATES / "page.css").read_text(),
     )
 
 

@@ -7,10 +7,8 @@ Every number is rounded to what is shown, and undefined ones are None: the page 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.report.provenance import describe_gaps, describe_run, read_histories, repeat_commands
 from pipeline.report.relations import co_occurrences, correlation_distance, correlations
+from pipeline.report.rendering import Cell, number_cell
 from pipeline.report.rows import corrected, difference
 from pipeline.report.scored import AP, CALIBRATED, F1, GRID, Measure, Scored
 from pipeline.report.settings import run_settings
@@ -37,19 +36,6 @@ LEGENDS = {
     "fold that tests P1, on the predictions of the folds that test P2 and P3. No prediction on the tested part has a "
     "share in the choice. Floor: F1 of always predicting “present”.",
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table: its text, and the number that it is sorted by."""
-
-    text: str
-    value: float | None = None
-
-
-def number_cell(value: float, form: str = ".1f") -> Cell:
-    """Return a cell with a number; "-" if it is undefined."""
-    return Cell("-") if math.isnan(value) else Cell(f"{value:{form}}", float(value))
 
 
 def _interval_cell(low: float, high: float, form: str = ".1f") -> Cell:
@@ -302,12 +288,6 @@ def paired_differences(every: Sequence[Scored]) -> dict[str, dict[str, Any]]:
             }
         found[f"{i}-{j}"] = pair
     return found
-
-
-def as_json(data: Mapping[str, Any]) -> str:
-    """Return JSON that may stand within a script element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def grid_thresholds() -> list[float]:

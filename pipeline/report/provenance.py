@@ -10,8 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.catalog import Catalog
+from pipeline.datasets.index import coverage
 from pipeline.errors import ConfigError, DataError
 from pipeline.project import find_experiment
+from pipeline.runtime.text import join_first
+from pipeline.tables import read_table_if_intact
 from pipeline.training.run_files import RESULT_NAME, finished_folds, read_history, read_run
 
 NOT_RECORDED = "not recorded: the run is of an earlier version"
@@ -74,6 +78,13 @@ def describe_gaps(folder: Path) -> list[str]:
         if num_missing:
             sentences.append(f"{part}: {num_missing:,} coded frames have no features and were not tested.")
     return sentences
+
+
+def describe_missing_subjects(catalog: Catalog, dataset: str) -> list[str]:
+    """Return a sentence that names the subjects whose frames the data set's index lacks; none if it lacks none."""
+    frames = read_table_if_intact(catalog.index_path(dataset))
+    missing = () if frames is None else coverage(frames, catalog.get_dataset(dataset).rules).missing_subjects
+    return [f"Subjects without a frame: {join_first(missing)}."] if missing else []
 
 
 def read_histories(folder: Path) -> dict[str, pd.DataFrame]:

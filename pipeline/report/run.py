@@ -22,11 +22,14 @@ from pipeline.report.page_content import measures_json, metrics_json
 from pipeline.report.rows import read_row
 from pipeline.report.scored import Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
+from pipeline.runtime.version import written_by
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
 from pipeline.training.run_files import finished_folds, read_counts, read_history, read_run
 
 logger = logging.getLogger("fantrans")
 
+SCHEMA = 1
+"""Of report.json and of a set's .json."""
 AVERAGES = "mean over folds of each part's F1, then mean over action units"
 
 
@@ -92,6 +95,10 @@ class Report:
         """Return `as_json` with all measures, which are read from the predictions."""
         return self.as_json() | {"measures": measures_json(self.scored), "metrics": metrics_json(self.scored)}
 
+    def legend(self) -> str:
+        """Return sentences on what the numbers are, without those of the columns that the terminal lacks."""
+        return _legend(self, is_on_terminal=True)
+
     def markdown(self) -> str:
         """Return the table with its legend."""
         lines = [f"# F1 of {self.folder.name}", "", _legend(self), ""]
@@ -102,7 +109,7 @@ class Report:
         """Return the table for the terminal, without the columns that do not fit 80 characters."""
         table = Table(
             title=f"F1 in percent: {self.experiment} on {self.dataset}",
-            caption=_legend(self, is_on_terminal=True),
+            caption=self.legend(),
             title_justify="left",
             caption_justify="left",
         )
@@ -149,7 +156,7 @@ def write_files(report: Report, *, others: Sequence[Report] = (), shows_images: 
     units. shows_images: whether faces are on the page, None for rendered ones only.
     """
     folder = report.folder
-    write_json(folder / "report.json", report.document())
+    write_json(folder / "report.json", {**written_by(SCHEMA), **report.document()})
     write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     catalog = load_catalog()
@@ -158,7 +165,7 @@ def write_files(report: Report, *, others: Sequence[Report] = (), shows_images: 
         dataset=report.dataset,
         what_data=describe_data(catalog, report.dataset) + (f", {report.gaps}" if report.gaps else ""),
         every=[each.scored for each in (report, *others) if each.is_like(report)],
-        legend=_legend(report, is_on_terminal=True),
+        legend=report.legend(),
         shows_images=shows_images,
         published="Of FAN-Trans in the paper, on the real data set whose layout the run's data has.",
     )

@@ -29,10 +29,11 @@ from pipeline.report.page import Page, describe_data, write_page
 from pipeline.report.page_content import measures_json, metrics_json, over_first_json
 from pipeline.report.published import read_published
 from pipeline.report.rows import Difference, Row, corrected, difference
-from pipeline.report.run import markdown_table
+from pipeline.report.run import SCHEMA, markdown_table
 from pipeline.report.scored import Scored, read_scored
 from pipeline.report.training_chance import ASSUMED_FREE, ASSUMED_SD_POINTS
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
+from pipeline.runtime.version import written_by
 from pipeline.training.intervals import ERROR_RATE
 from pipeline.training.run_files import read_run
 from pipeline.training.runs import Runs
@@ -370,7 +371,7 @@ def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Pat
         record["runs"] = [folder.name for folder in row.folders]
         record["measures"] = table.measures_json(row)
         record["metrics"] = table.metrics_json(row)
-    what = {"set": table.name, "dataset": table.dataset, "measured_on": table.what_data}
+    what = {**written_by(SCHEMA), "set": table.name, "dataset": table.dataset, "measured_on": table.what_data}
     write_json(as_json, {**what, "rows": records, "orderings": table.orderings()._asdict()})
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))
     write_bytes_atomically(md, table.markdown().encode())

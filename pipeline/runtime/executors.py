@@ -7,11 +7,13 @@ import os
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import active_children, get_context
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +23,7 @@ import torch
 from pipeline.errors import FantransError, StoreError, is_io_failure
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.prefetch import prefetch_map
+from pipeline.runtime.task_log import collect_records, log_level, log_records
 from pipeline.runtime.text import join_first
 
 logger = logging.getLogger("fantrans")
@@ -116,13 +119,16 @@ class WorkerPool(Generic[_State]):
     name: str
 
     def run(self, function: Callable[[_State, _Task], _Out], tasks: Iterable[_Task]) -> Iterator[Result[_Task, _Out]]:
-        """Run `function(state, task)` on the workers; yield results as they finish, in any order."""
-        running: dict[Future[_Out], _Task] = {}
-        waiting = iter(tasks)
+        """Run `function(state, task)` on the workers; yield results as they finish, in any order.
+
+        What a task logs is logged here when it has ended.
+        """
+        running: dict[Future[_Answer[_Out]], _Task] = {}
+        waiting, level = iter(tasks), log_level()
 
         def submit(num: int) -> None:
             for task in islice(waiting, num):
-                running[self.executor.submit(_call, self.name, function, task)] = task
+                running[self.executor.submit(_call, self.name, function, task, level)] = task
 
         try:
             submit(_MAX_IN_FLIGHT)
@@ -130,7 +136,7 @@ class WorkerPool(Generic[_State]):
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task = running.pop(future)
                     submit(1)
-                    yield attempt(task, future.result)
+                    yield attempt(task, partial(_value, future))
         finally:
             for future in running:
                 future.cancel()
@@ -196,8 +202,31 @@ def drop_state(name: str) -> None:
     _states.pop(name, None)
 
 
-def _call(name: str, function: Callable[[Any, _Task], _Out], task: _Task) -> _Out:
-    return function(_states[name], task)
+@dataclass(frozen=True)
+class _Answer(Generic[_Out]):
+    """What a task returned or raised, and what it logged."""
+
+    records: list[logging.LogRecord]
+    value: _Out | None = None
+    error: Exception | None = None
+
+
+def _call(name: str, function: Callable[[Any, _Task], _Out], task: _Task, level: int) -> _Answer[_Out]:
+    with collect_records(level) as records:
+        try:
+            return _Answer(records, function(_states[name], task))
+        except Exception as error:
+            if not isinstance(error, FantransError):
+                error.add_note(f"in a worker:\n{''.join(traceback.format_exception(error))}")
+            return _Answer(records, error=error)
+
+
+def _value(future: Future[_Answer[_Out]]) -> _Out:
+    answer = future.result()
+    log_records(answer.records)
+    if answer.error is not None:
+        raise answer.error
+    return answer.value  # type: ignore[return-value]  # a step that returns None has the type None
 
 
 def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) -> None:

@@ -24,6 +24,12 @@ def describe_machine(device: str) -> dict[str, Any]:
     }
 
 
+def machine_name(device: str = "cpu") -> str:
+    """Return the name of the GPU if `device` is one, else of the processor with its number of cores."""
+    machine = describe_machine(device)
+    return machine["gpu"] or f"{machine['cpu']}, {machine['num_cores']} cores"
+
+
 def describe_threads() -> dict[str, Any]:
     """Return the threads of this process.
 

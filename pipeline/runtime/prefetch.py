@@ -1,10 +1,14 @@
-"""Map a function over items on threads, a few items ahead of the consumer."""
+"""Map a function over items on threads, a few items ahead of the consumer.
+
+Threads work in the caller's context (`contextvars`), by which a flow run collects their log lines.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 _In = TypeVar("_In")
@@ -27,7 +31,7 @@ def prefetch_map(
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             for item in items:
-                pending.append((item, pool.submit(function, item)))
+                pending.append((item, pool.submit(copy_context().run, function, item)))
                 if pending[0][1].done() or len(pending) > num_threads:
                     yield pending.popleft()
             while pending:
@@ -44,11 +48,15 @@ def read_ahead(items: Iterable[_In], *, num_ahead: int) -> Iterator[_In]:
     Closing the generator closes that of the items, in the thread.
     """
     iterator, end = iter(items), object()
+
+    def take() -> _In | object:
+        return next(iterator, end)
+
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, iterator, end) for _ in range(num_ahead))
+        waiting = deque(pool.submit(copy_context().run, take) for _ in range(num_ahead))
         try:
             while (item := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(next, iterator, end))
+                waiting.append(pool.submit(copy_context().run, take))
                 yield item  # type: ignore[misc]  # `end` is the only other object
         finally:
             for future in waiting:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from pipeline.errors import LockError, StoreError, StoreNotFoundError
 from pipeline.runtime.atomic import write_bytes_atomically
+from pipeline.runtime.parquet import parse_parquet
 from pipeline.store.hashing import canonical_json, hash_document
 from pipeline.store.lock import is_current, shared
 from pipeline.store.mirror import (
@@ -109,7 +110,7 @@ class Revision:
 
     def _table(self, name: str) -> pd.DataFrame:
         entry = self.manifest[name]
-        return pd.read_parquet(BytesIO(read_copy(self.folder, entry["file"], has_sha256(entry["sha256"]))))
+        return parse_parquet(read_copy(self.folder, entry["file"], has_sha256(entry["sha256"])))
 
 
 def load_revision(folder: Path, number: int | None = None) -> Revision | None:

@@ -1,4 +1,4 @@
-"""Losses while heads train: one line per epoch in the log, and short curves for a terminal."""
+"""Losses and training F1 while heads train: one line per epoch in the log, and short curves for a terminal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ logger = logging.getLogger("fantrans")
 MAX_LOGGED_ALONE = 6
 """Up to this number of heads, each logs its own epochs; more heads share one line per epoch."""
 
+_BESIDE = 14
+"""Greatest number of bars per curve where two stand beside each other: both fit 80 characters."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -25,7 +27,7 @@ class TrainedHead(Protocol):
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
-        """Losses and learning rate, one entry per finished epoch."""
+        """Losses, learning rate and training F1, one entry per finished epoch; the last may be missing."""
 
     @property
     def fault(self) -> str | None:
@@ -79,9 +81,11 @@ class EpochLog:
     def _summary(self, epoch: int) -> str:
         losses = self._losses(epoch)
         longest = max(head.num_epochs for head in self._heads.values())
+        percents = [f1 for head in self._heads.values() for f1 in training_f1(head.history[epoch : epoch + 1])]
+        scored = f", training F1 {_mean(percents):.1f}" if len(percents) == len(losses) else ""
         return (
             f"{len(losses)} heads, epoch {epoch + 1} of {longest}: loss {_mean(losses):.3f} on average "
-            f"({min(losses):.3f} to {max(losses):.3f})"
+            f"({min(losses):.3f} to {max(losses):.3f}){scored}"
         )
 
 
@@ -94,12 +98,22 @@ def _epoch_line(head: TrainedHead) -> str:
     terms = f" (classification {last['loss_cls']:.3f}, distillation {last['loss_kd']:.3f})"
     if not any(epoch["loss_kd"] for epoch in head.history):  # a head of one branch has no distillation
         terms = ""
-    return f"epoch {len(head.history)} of {head.num_epochs}: loss {last['loss']:.3f}{terms}, lr {last['lr']:.1e}"
+    scored = "".join(f", training F1 {f1:.1f}" for f1 in training_f1([last]))
+    return (
+        f"epoch {len(head.history)} of {head.num_epochs}: loss {last['loss']:.3f}{terms}{scored}, lr {last['lr']:.1e}"
+    )
 
 
 def _curve(head: TrainedHead) -> str:
-    losses = [entry["loss"] for entry in head.history]
-    return f"loss {losses[-1]:.3f} {sparkline(losses)}" if losses else ""
+    losses, percents = [entry["loss"] for entry in head.history], training_f1(head.history)
+    scored = f"  training F1 {percents[-1]:.1f} {sparkline(percents, width=_BESIDE)}" if percents else ""
+    width = {"width": _BESIDE} if percents else {}
+    return f"loss {losses[-1]:.3f} {sparkline(losses, **width)}{scored}" if losses else ""
+
+
+def training_f1(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the training F1, in percent, of the epochs that have one."""
+    return [entry["f1_train_percent"] for entry in history if "f1_train_percent" in entry]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -28,9 +28,10 @@ from models.head import HeadInputs
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.runtime.atomic import file_sha256, write_atomically, write_json, write_safetensors
 from pipeline.runtime.extras import optional_packages
+from pipeline.runtime.version import FILE_METADATA_KEY, file_metadata, package_version
 from pipeline.training.heads import BUILT_FROM, described_inputs, described_maps, rebuild_deployed, rebuild_head
 from pipeline.training.metrics import THRESHOLD
-from pipeline.training.run_files import DEPLOYED_NAME, HEAD_NAME, RESULT_NAME, SOURCE_NAME
+from pipeline.training.run_files import DEPLOYED_NAME, HEAD_NAME, RESULT_NAME, SOURCE_NAME, check_schema
 
 WEIGHTS_NAME = "head.safetensors"
 DESCRIPTION_NAME = "head.json"
@@ -87,6 +88,7 @@ def write_deployed(
     """
     description = {
         "version": DESCRIPTION_VERSION,
+        "fantrans": package_version(),
         **built_from,
         "aus": list(aus),
         "threshold": THRESHOLD,
@@ -94,15 +96,16 @@ def write_deployed(
         "averages_flip": averages_flip,
         **{name: images[name] for name in IMAGE_KEYS if images is not None and name in images},
     }
-    write_safetensors(folder / WEIGHTS_NAME, head.state_dict())
+    metadata = {FILE_METADATA_KEY: file_metadata(DESCRIPTION_VERSION)}
+    write_safetensors(folder / WEIGHTS_NAME, head.state_dict(), metadata=metadata)
     write_json(folder / DESCRIPTION_NAME, description | {"sha256": file_sha256(folder / WEIGHTS_NAME)})
 
 
 def load_deployed(folder: Path | str) -> DeployedModel:
     """Read what `write_deployed` wrote, of this or an older version.
 
-    Raises `DataNotFoundError` if it does not exist, `DataError` if a file is damaged or the source of a head of one's
-    own has changed since.
+    Raises `DataNotFoundError` if it does not exist, `DataError` if a file is damaged or of a later version, or if the
+    source of a head of one's own has changed since.
     """
     folder = Path(folder)
     tensors = read_tensors(folder / WEIGHTS_NAME)
@@ -159,6 +162,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise _damaged(path, str(error)) from None
     if not isinstance(description, dict) or "aus" not in description or not description.keys() & {"shape", "class"}:
         raise _damaged(path, "it does not describe a head")
+    check_schema(path, description.get("version", 1), DESCRIPTION_VERSION, description)
     return description
 
 
@@ -188,6 +192,16 @@ def export_deployed(source: Path, out: Path) -> float:
     return write_onnx(out)
 
 
+def add_onnx_metadata(path: Path, **metadata: Any) -> None:
+    """Add metadata as JSON texts to an ONNX file, and the versions under `FILE_METADATA_KEY`."""
+    onnx = import_module("onnx")
+    file = onnx.load(str(path))
+    for name, value in metadata.items():
+        file.metadata_props.add(key=name, value=json.dumps(value))
+    file.metadata_props.add(key=FILE_METADATA_KEY, value=file_metadata(DESCRIPTION_VERSION))
+    onnx.save(file, str(path))
+
+
 class _ByPosition(nn.Module):
     """A head that takes its maps as positional arguments, as torch's ONNX exporter needs them."""
 
@@ -204,7 +218,8 @@ def write_onnx(folder: Path) -> float:
     """Write the head of `folder` as ONNX, compare onnxruntime with torch and return the greatest difference of logits.
 
     Differences are relative where a logit exceeds 1. Inputs are the maps of `DeployedModel.map_names`, fp32
-    (B, C, H, W) and hm (B, 1, H, W), for any B; the output is `logits` (B, A). Raises `ConfigError` if a package is
+    (B, C, H, W) and hm (B, 1, H, W), for any B; the output is `logits` (B, A). The file's metadata have the action
+    units, the threshold and the versions. Raises `ConfigError` if a package is
     missing, or if the difference exceeds `ONNX_TOLERANCE`; then nothing is written.
     """
     with optional_packages("onnx", for_what="ONNX export"):
@@ -235,6 +250,7 @@ def write_onnx(folder: Path) -> float:
                 external_data=False,
                 verbose=False,
             )
+        add_onnx_metadata(path, aus=list(model.aus), threshold=model.description["threshold"])
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for num in (1, 3):
             here = {name: values[:num] for name, values in maps.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from pipeline.runtime.machine import describe_machine, describe_threads
 from pipeline.runtime.progress import ProgressCallback
 from pipeline.runtime.random_numbers import OwnRandomNumbers
 from pipeline.runtime.schedules import schedule, step_decay, warm_up_cosine
+from pipeline.runtime.version import FILE_METADATA_KEY, file_metadata, written_by
 from pipeline.tables import write_table
 from pipeline.training.export import read_tensors, write_deployed
 from pipeline.training.fold_weights import fold_weights, large_weight
@@ -46,6 +48,7 @@ from pipeline.training.run_files import (
     HISTORY_NAME,
     PREDICTIONS_NAME,
     RESULT_NAME,
+    SCHEMA,
     fold_folder,
     read_run,
 )
@@ -83,7 +86,11 @@ class HeadTraining:
     weights_A: Tensor
     optimiser: torch.optim.Optimizer
     history: list[dict[str, float]] = field(default_factory=list)
-    """One entry per finished epoch: epoch, loss, loss_cls, loss_kd, lr of the last step, seconds."""
+    """One entry per finished epoch: epoch, loss, loss_cls, loss_kd, lr of the last step, seconds, f1_train_percent.
+
+    The last one is the F1 of the deployed branch on the batches as they are trained on, averaged over action units; an
+    epoch without any, or of an earlier version, lacks it.
+    """
     fault: str | None = None
     """Why the training stopped, as a sentence; None while all is well."""
     on_epoch: Callable[[], None] | None = None
@@ -94,6 +101,8 @@ class HeadTraining:
     """Where it trains, see `describe_machine`; of a resumed training, where it ends."""
     _epoch: list[Tensor] = field(default_factory=list)
     """Losses (3,) of the epoch's steps so far, on the device: reading them would make the CPU wait for it."""
+    _counts: list[Tensor] = field(default_factory=list)
+    """Counts (3, A) of the same steps, see `_confusion`."""
     _seconds: float = 0.0
     _lr: float = 0.0
 
@@ -176,6 +185,11 @@ class HeadTraining:
         """Number of frames per epoch that are trained on."""
         return self.batches.num_batches * self.settings.batch_size
 
+    @property
+    def num_trained_frames(self) -> int:
+        """Number of frames of all epochs that it has been trained on so far."""
+        return self.num_epochs_done * self.num_epoch_frames + len(self._epoch) * self.settings.batch_size
+
     def train_on_page(self, page: Page, *, on_progress: ProgressCallback) -> None:
         """Train on a page of the next epoch, and ignore pages of other epochs.
 
@@ -187,7 +201,7 @@ class HeadTraining:
         started = time.monotonic()
         self.head.train()
         if page.number == 0:
-            self._epoch, self._seconds = [], 0.0
+            self._epoch, self._counts, self._seconds = [], [], 0.0
         for batch in self.batches.from_page(page):
             self._epoch.append(self._learn(batch))
             on_progress(len(batch.labels_BA))
@@ -216,6 +230,7 @@ class HeadTraining:
         self.optimiser.step()
         self._lr = float(self._schedule.get_last_lr()[0])
         self._schedule.step()
+        self._counts.append(_confusion(output.deployed.detach(), batch.labels_BA))
         return torch.stack(terms).detach()
 
     def _end_epoch(self) -> None:
@@ -225,7 +240,12 @@ class HeadTraining:
             self.fault = f"the loss of epoch {epoch} is {means[0]}; lower `train.lr`, or train in fp32"
             return
         named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
-        self.history.append({"epoch": self.num_epochs_done, **named, "lr": self._lr, "seconds": self._seconds})
+        percents = f1_percent(*torch.stack(self._counts).sum(0).cpu().numpy())
+        f1 = float(mean_of_defined(percents, axis=0))
+        scored = {"f1_train_percent": f1} if math.isfinite(f1) else {}
+        entry = {"epoch": self.num_epochs_done, **named, "lr": self._lr, "seconds": self._seconds, **scored}
+        self._epoch, self._counts = [], []
+        self.history.append(entry)
         self._checkpoint.save(self.num_epochs_done * self.batches.num_batches)
         self._write_history()
         if self.on_epoch is not None:
@@ -244,7 +264,8 @@ class HeadTraining:
         """Write the fold's files, `result.json` last since it marks the fold as finished, and remove the checkpoint."""
         run, folder = self.run, self.run.fold_folder(self.test_part)
         deployed = deployed_head(self.head)
-        write_safetensors(folder / HEAD_NAME, self.head.state_dict())
+        metadata = {FILE_METADATA_KEY: file_metadata(SCHEMA)}
+        write_safetensors(folder / HEAD_NAME, self.head.state_dict(), metadata=metadata)
         write_deployed(
             folder / DEPLOYED_NAME,
             deployed,
@@ -263,9 +284,9 @@ class HeadTraining:
             device=self.device,
             averages_flip=self.settings.averages_flip,
         )
-        write_table(folder / PREDICTIONS_NAME, predictions)
+        write_table(folder / PREDICTIONS_NAME, predictions, schema=SCHEMA)
         counts = count(predictions, aus=run.rules.aus, test_part=self.test_part)
-        write_table(folder / COUNTS_NAME, counts)
+        write_table(folder / COUNTS_NAME, counts, schema=SCHEMA)
         if self.tracking is not None:
             self.tracking.log_history(self.history)  # all of them if an interrupted training ended in this method
             self.tracking.finish(self.num_epochs_done, _scores(counts))
@@ -279,6 +300,7 @@ class HeadTraining:
             "class_weights": self.weights_A.tolist(),
             "history": self.history,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **written_by(SCHEMA, python=platform.python_version(), torch=torch.__version__),
         }
         write_json(folder / RESULT_NAME, result)
         self._checkpoint.remove()
@@ -291,6 +313,13 @@ class HeadTraining:
             self.history[-1]["loss"],
             len(predictions),
         )
+
+
+def _confusion(logits_BA: Tensor, labels_BA: Tensor) -> Tensor:
+    """Return the true positives, false positives and false negatives (3, A) of a batch; unknown labels do not count."""
+    is_present_BA, is_positive_BA = logits_BA >= 0, labels_BA == 1
+    false_BA = is_present_BA & (labels_BA == 0)
+    return torch.stack([is_present_BA & is_positive_BA, false_BA, ~is_present_BA & is_positive_BA]).sum(1)
 
 
 def _scores(counts: pd.DataFrame) -> dict[str, float]:

@@ -8,9 +8,12 @@ prefetch pages from the shards. Labels come from the frame index, so that relabe
 # B frames of a batch, N frames in total, A action units, C channels, H W rows and columns of a map
 from __future__ import annotations
 
+import os
+import weakref
 from collections import deque
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from torch import Tensor
 from pipeline.cache.reader import Features
 from pipeline.errors import DataError, StoreError
 from pipeline.faces.views import CLEAN_VIEW, FIRST_AUGMENTED_VIEW, FLIPPED_VIEW
+from pipeline.store.shards import ArraySpec
 from pipeline.tables import au_column
 
 MAX_PAGE_ROWS = 512
@@ -31,7 +35,7 @@ MAX_PAGE_BYTES = 2**30
 NEIGHBOUR_ROWS = 32
 """Number of neighbouring rows that are read into the same page."""
 
-_NUM_THREADS = 2
+_NUM_THREADS = min(8, os.cpu_count() or 1)  # more than 8 wait for each other: checksums are computed under the GIL
 _ROWS_AHEAD = 256
 
 
@@ -107,8 +111,9 @@ def evaluation_batches(
         )
     starts = range(0, len(frames.rows), batch_size)
     places = [np.arange(start, min(start + batch_size, len(frames.rows))) for start in starts]
-    for at, stored in zip(places, _read_ahead(cache, [(frames.rows[at], view) for at in places]), strict=True):
-        features = cache.codec.decode(_on_device(stored, torch.device(device)))
+    wanted = [(frames.rows[at], view) for at in places]
+    for at, stored in zip(places, _read_ahead(cache, wanted, device=torch.device(device)), strict=True):
+        features = cache.codec.decode(stored)
         labels_BA = torch.from_numpy(frames.labels_NA[at]).to(device)
         yield Batch(features, labels_BA, [frames.frame_ids[i] for i in at])
 
@@ -156,8 +161,9 @@ class TrainingPages:
         """Yield the pages of epochs `first` to `end` - 1."""
         plan = [(epoch, *page) for epoch in range(first, end) for page in self._pages(epoch)]
         wanted = [(rows, self.view_in(epoch)) for epoch, _, _, rows in plan]
-        for (epoch, number, is_last, rows), stored in zip(plan, _read_ahead(self._cache, wanted), strict=True):
-            yield Page(epoch, number, is_last, rows, _on_device(stored, self._device))
+        pages = _read_ahead(self._cache, wanted, device=self._device)
+        for (epoch, number, is_last, rows), stored in zip(plan, pages, strict=True):
+            yield Page(epoch, number, is_last, rows, stored)
 
     def _pages(self, epoch: int) -> list[tuple[int, bool, np.ndarray]]:
         """Number of each page, whether it is the last, and its rows in ascending order."""
@@ -232,36 +238,61 @@ def _index(places: np.ndarray, tensor: Tensor) -> Tensor:
     return torch.from_numpy(places).to(tensor.device, non_blocking=True)
 
 
-def _read_ahead(cache: Features, wanted: list[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
+class _Buffers:
+    """Tensors to read into: of memory that is used again as soon as its tensor is dropped, or pinned for a GPU.
+
+    On a CPU, fresh memory costs as much time as what is read into it.
+    """
+
+    def __init__(self, specs: Collection[ArraySpec], *, max_rows: int, device: torch.device) -> None:
+        self._specs, self._max_rows, self._device = specs, max_rows, device
+        self._free: dict[str, list[np.ndarray]] = {spec.name: [] for spec in specs}
+
+    def take(self, num_rows: int) -> dict[str, Tensor]:
+        """Return a tensor (num_rows, *row_shape) of each array, with any values."""
+        return {spec.name: self._tensor(spec, num_rows) for spec in self._specs}
+
+    def _tensor(self, spec: ArraySpec, num_rows: int) -> Tensor:
+        if self._device.type == "cuda":  # torch keeps pinned memory, and waits for copies before it uses it again
+            dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
+            return torch.empty((num_rows, *spec.row_shape), dtype=dtype, pin_memory=True)
+        free = self._free[spec.name]
+        memory = free.pop() if free else np.empty((self._max_rows, *spec.row_shape), spec.dtype)
+        values = memory[:num_rows]
+        weakref.finalize(values, free.append, memory)  # the tensor and all that shares its memory hold `values`
+        return torch.from_numpy(values)
+
+
+def _read_ahead(
+    cache: Features, wanted: list[tuple[np.ndarray, int]], *, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
     """Yield the codec's arrays for each (rows, view), while threads read the next one, or several small ones."""
     todo = deque(wanted)
-    coming: deque[tuple[list[Future[None]], dict[str, np.ndarray]]] = deque()
+    coming: deque[tuple[list[Future[None]], dict[str, Tensor]]] = deque()
+    buffers = _Buffers(
+        cache.codec.input_specs, max_rows=max((len(rows) for rows, _ in wanted), default=0), device=device
+    )
     num_coming = 0
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         try:
             for rows_here, _ in wanted:
                 while todo and (not coming or num_coming < len(rows_here) + _ROWS_AHEAD):
                     rows, view = todo.popleft()
-                    out = {s.name: np.empty((len(rows), *s.row_shape), s.dtype) for s in cache.codec.input_specs}
+                    out = buffers.take(len(rows))
                     runs = [slice(start, start + NEIGHBOUR_ROWS) for start in range(0, len(rows), NEIGHBOUR_ROWS)]
-                    coming.append(([pool.submit(_fill, cache, rows, view, out, run) for run in runs], out))
+                    coming.append(
+                        ([pool.submit(copy_context().run, _fill, cache, rows, view, out, run) for run in runs], out)
+                    )
                     num_coming += len(rows)
                 futures, out = coming.popleft()
                 num_coming -= len(rows_here)
                 for future in futures:
                     future.result()
-                yield out
+                yield {name: values.to(device, non_blocking=True) for name, values in out.items()}
         finally:
             for future in (future for futures, _ in coming for future in futures):
                 future.cancel()
 
 
-def _fill(cache: Features, rows: np.ndarray, view: int, out: dict[str, np.ndarray], here: slice) -> None:
-    cache.read(rows[here], view=view, out={name: values[here] for name, values in out.items()})
-
-
-def _on_device(stored: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    tensors = {name: torch.from_numpy(values) for name, values in stored.items()}
-    if device.type == "cpu":
-        return tensors
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+def _fill(cache: Features, rows: np.ndarray, view: int, out: dict[str, Tensor], here: slice) -> None:
+    cache.read(rows[here], view=view, out={name: values[here].numpy() for name, values in out.items()})

@@ -4,7 +4,8 @@ runs/{dataset}-{head}-seed{N}-{run fingerprint}/   the folder of a run
     run.json                 resolved settings, seeds, versions, cache fingerprint and revision
     .lock                    held by every training of the run, see pipeline/training/run_lock.py
     source/                  source files of a head of one's own
-    fold-P1/history.csv      losses, learning rate and seconds of the finished epochs, written after each
+    live.html                page of the run's training, rewritten while it lasts, see pipeline/training/live_page.py
+    fold-P1/history.csv      losses, learning rate, seconds and training F1 of the finished epochs, written after each
     fold-P1/checkpoint.pt    state after the last finished epoch, and beside it that of the one before (`.before`);
                              removed when the fold is finished
     fold-P1/head.safetensors         the head as trained, with all branches
@@ -32,7 +33,11 @@ from pipeline.training.metrics import COUNT_COLUMNS
 RECORD_NAME, SOURCE_NAME = RUN_RECORD_NAME, "source"
 CHECKPOINT_NAME, HEAD_NAME, DEPLOYED_NAME = "checkpoint.pt", "head.safetensors", "deployed"
 RESULT_NAME, PREDICTIONS_NAME, COUNTS_NAME = "result.json", "predictions.parquet", "counts.parquet"
-HISTORY_NAME, HISTORY_COLUMNS = "history.csv", ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds"]
+SCHEMA = 1
+"""Of a run's folder: increased when an earlier version could not read its files; those from before have none."""
+HISTORY_NAME = "history.csv"
+HISTORY_COLUMNS = ["epoch", "loss", "loss_cls", "loss_kd", "lr", "seconds", "f1_train_percent"]
+LIVE_NAME, REPORT_PAGE_NAME = "live.html", "report.html"
 
 _FOLD_PREFIX = "fold-"
 _MADE_BY = "fantrans train"
@@ -77,10 +82,25 @@ def find_run(catalog: Catalog, run: str) -> Path:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Read `run.json`; `DataNotFoundError` if the folder is not a run, `DataError` if the file is damaged."""
+    """Read `run.json`; `DataNotFoundError` if the folder is not a run.
+
+    Raises `DataError` if the file is damaged or of a later schema.
+    """
     if not (folder / RECORD_NAME).is_file():
         raise DataNotFoundError(f"{folder} is not a run (no {RECORD_NAME}); pass a folder printed by `fantrans train`")
-    return read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
+    record = read_record(folder / RECORD_NAME, keys=("experiment", "dataset", "cache", "head", "aus"), made_by=_MADE_BY)
+    check_schema(folder, record.get("schema", SCHEMA), SCHEMA, record.get("versions", {}))
+    return record
+
+
+def check_schema(path: Path, found: int, known: int, versions: Mapping[str, str]) -> None:
+    """Raise `DataError` for a file or folder of a later schema; versions: of what wrote it, if it is known."""
+    if isinstance(found, int) and found > known:
+        writer = f"the version {versions['fantrans']}" if "fantrans" in versions else "the version"
+        raise DataError(
+            f"{path} is written in schema {found}, this version reads schema {known}; use {writer} that wrote it, or a "
+            "later one"
+        )
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,10 +25,19 @@ from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import Protocol, check_subject_exclusive
 from pipeline.runtime.atomic import file_sha256, write_bytes_atomically, write_json
 from pipeline.runtime.text import unknown_name
+from pipeline.runtime.version import written_by
 from pipeline.store.hashing import hash_document
 from pipeline.training.heads import check_maps
 from pipeline.training.loader import page_sizes
-from pipeline.training.run_files import RECORD_NAME, SOURCE_NAME, check_parts, fold_folder, is_fold_finished, run_folder
+from pipeline.training.run_files import (
+    RECORD_NAME,
+    SCHEMA,
+    SOURCE_NAME,
+    check_parts,
+    fold_folder,
+    is_fold_finished,
+    run_folder,
+)
 
 RUN_VERSION = 1
 """Increased when the same settings on the same cache train another head."""
@@ -232,6 +241,6 @@ def write_record(run: TrainingRun) -> None:
         "parts": list(run.experiment.parts),
         **run.record,
         "gaps": run.gaps,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **written_by(SCHEMA, python=platform.python_version(), torch=torch.__version__),
     }
     write_json(path, record)

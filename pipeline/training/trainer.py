@@ -25,6 +25,7 @@ from pipeline.runtime.text import join_first
 from pipeline.training.epoch_log import EpochLog
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.heads import build_head
+from pipeline.training.live_page import LivePages
 from pipeline.training.loader import TrainingPages
 from pipeline.training.run_lock import training_locks
 from pipeline.training.runs import FeatureOpener, TrainingRun, fold_parts, resolve_runs
@@ -143,16 +144,21 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
         head.on_epoch = partial(epochs.on_epoch, _name_among(head, heads))
     num_before = sum(head.num_epochs_done * head.num_epoch_frames for head in heads)
     total = sum(head.settings.num_epochs * head.num_epoch_frames for head in heads)
-    with (
-        exact_convolutions(),
-        track(f"train {names}", total=total, unit="frames", num_before=num_before, below=epochs.lines) as on_progress,
-        closing(pages.epochs(first, end)) as coming,
-    ):
-        share = broadcast(
-            coming, [partial(head.train_on_page, on_progress=on_progress) for head in heads], num_threads=num_threads
-        )
-    trained_before = [head for head in heads if head.fault is None and not head.run.is_fold_finished(head.test_part)]
-    broadcast([None], [partial(_finish, head) for head in trained_before], num_threads=num_threads)
+    with LivePages(heads):
+        with (
+            exact_convolutions(),
+            track(
+                f"train {names}", total=total, unit="frames", num_before=num_before, below=epochs.lines
+            ) as on_progress,
+            closing(pages.epochs(first, end)) as coming,
+        ):
+            share = broadcast(
+                coming,
+                [partial(head.train_on_page, on_progress=on_progress) for head in heads],
+                num_threads=num_threads,
+            )
+        before = [head for head in heads if head.fault is None and not head.run.is_fold_finished(head.test_part)]
+        broadcast([None], [partial(_finish, head) for head in before], num_threads=num_threads)
     logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
     return share
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -212,8 +213,16 @@ def undisturbed(trial, refreshed):
 
 
 @pytest.fixture(scope="package")
-def trial(tmp_path_factory, posted):
-    trial = Trial(tmp_path_factory.mktemp("ops"), posted[1])
+def disk():
+    """A folder on a disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="package")
+def trial(disk, posted):
+    (disk / "ops").mkdir()
+    trial = Trial(disk / "ops", posted[1])
     yield trial
     assert trial.stop() == 0
     with pytest.raises(httpx.ConnectError):

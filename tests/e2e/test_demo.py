@@ -19,8 +19,9 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
+def environment(disk):
+    folder = disk / "demo"
+    folder.mkdir()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FANTRANS_", "PREFECT_"))}
     return folder, inherited | {"FANTRANS_CATALOG": str(write_small_demo(folder))}
 

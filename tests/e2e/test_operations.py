@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -24,7 +26,7 @@ def zombie(trial, refreshed):
 def test_a_refresh_reports_in_its_log_and_in_an_artifact(trial, refreshed):
     artifact = trial.artifacts("refresh-bp4d-synthetic")[0]
     assert f"| extract | 0 | {NUM_FRAMES} | 0 |" in artifact["data"]
-    assert (trial.folder / "work/bp4d-synthetic/refresh.html").as_uri() in artifact["data"]
+    assert "file://" not in artifact["data"]
     lines = trial.log_lines(artifact["flow_run_id"])
     assert any(line.startswith("extract features: block 2; 192 of 192 views, ") for line in lines)
     assert f"extract: {NUM_FRAMES} new, 0 kept" in lines
@@ -33,26 +35,81 @@ def test_a_refresh_reports_in_its_log_and_in_an_artifact(trial, refreshed):
     assert {each["description"]: each["data"] for each in progress}["extract features"] == 100
 
 
+@pytest.mark.usefixtures("refreshed")
+def test_a_command_that_the_server_records_sends_its_lines_there(trial):
+    done = trial.command(BIN / "fantrans", "refresh", "bp4d-synthetic", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    (run,) = trial.query("flow_runs/filter", sort="START_TIME_DESC", limit=1)
+    assert run["name"].startswith("refresh bp4d-synthetic")
+    line = f"extract: nothing to do, {NUM_FRAMES} kept"
+    assert line in trial.log_lines(run["id"])
+    assert done.stderr.count(line) == 1
+
+
 @pytest.mark.usefixtures("zombie")
 def test_train_and_report_run_from_their_deployments_with_a_history_of_f1(trial):
     for deployment in ("train-folds", "report"):
         done = trial.run(f"{deployment}/bp4d-synthetic", experiment=trial.small)
         assert done.returncode == 0, done.stdout + done.stderr
     assert trial.wait_for_end(trial.begin("report/bp4d-synthetic", experiment=trial.small))[0] == "Completed"
+    named = {"name": {"any_": ["train bp4d-synthetic small, 2 folds"]}}
+    (training,) = trial.query("flow_runs/filter", flow_runs=named)
+    lines = trial.log_lines(training["id"])
+    assert {"fold P1, epoch 1 of 1", "fold P2, epoch 1 of 1"} <= {line.split(":")[0] for line in lines}
     (path,) = trial.folder.glob("runs/*/report.json")
+    assert 'href="report.html"' in path.with_name("live.html").read_text()
     newer, older = trial.artifacts("f1-bp4d-synthetic-small")
     assert newer["data"] == older["data"]
     mean = json.loads(newer["data"])[-1]
-    assert (mean["au"], mean["f1_percent"]) == ("mean", pytest.approx(json.loads(path.read_text())["mean_f1_percent"]))
-    assert path.with_suffix(".html").as_uri() in newer["description"]
+    expected = json.loads(path.read_text())
+    assert (mean["au"], mean["f1_percent"]) == ("mean", pytest.approx(expected["mean_f1_percent"], abs=0.01))
+    assert [mean["low_percent"], mean["high_percent"]] == pytest.approx(expected["interval_95_percent"], abs=0.01)
+    assert f"the file `{path.with_suffix('.html')}` on " in newer["description"]
+    assert "The run had all subjects, tasks and coded frames of the data set." in newer["description"]
+    assert "file://" not in newer["description"]
 
 
-def test_bad_input_fails_the_run_with_its_sentence_and_posts_it_to_the_webhook(trial, posted):
+@pytest.fixture(scope="module")
+def failed(trial):
+    """A training that has failed, by its id."""
     run = trial.begin("train-folds/bp4d-synthetic", experiment="nothing")
-    state, message = trial.wait_for_end(run)
-    assert state == "Failed"
-    assert "experiment 'nothing' does not exist" in message
-    trial.until(lambda: any(run in line and "experiment 'nothing' does not exist" in line for line in posted[0]))
+    assert trial.wait_for_end(run)[0] == "Failed"
+    return run
+
+
+def test_bad_input_fails_the_run_with_its_sentence_and_posts_it_to_the_webhook(trial, posted, failed):
+    assert "experiment 'nothing' does not exist" in trial.state(failed)[1]
+    trial.until(lambda: any(failed in line and "experiment 'nothing' does not exist" in line for line in posted[0]))
+
+
+def test_status_says_why_a_run_is_late_or_has_failed_and_which_command_helps(trial, failed):
+    start = (datetime.now(UTC) - timedelta(minutes=12)).isoformat()
+    scheduled = {"type": "SCHEDULED", "state_details": {"scheduled_time": start}}
+    trial.request("PATCH", "work_pools/gpu/queues/train", json={"is_paused": True})
+    late = [
+        trial.query(f"deployments/{trial.deployment(name)['id']}/create_flow_run", state=scheduled)["id"]
+        for name in ("refresh-cache/bp4d", "train-folds/bp4d")
+    ]
+    try:
+        found = json.loads(trial.command(BIN / "fantrans", "ops", "status", "--json").stdout)
+    finally:
+        for run in late:
+            trial.request("DELETE", f"flow_runs/{run}")
+        trial.request("PATCH", "work_pools/gpu/queues/train", json={"is_paused": False})
+    by_deployment = {sentence.split(" ")[0]: sentence for sentence in found["problems"]}
+    assert re.search(
+        r"late for 1\d min: pool gpu has no worker online; start one with `prefect worker start .* gpu --limit 1`$",
+        by_deployment["refresh-cache/bp4d"],
+    )
+    assert by_deployment["train-folds/bp4d"].endswith("resume it with `prefect work-queue resume train --pool gpu`")
+    sentence = by_deployment["train-folds/bp4d-synthetic"]
+    assert "experiment 'nothing' does not exist" in sentence
+    command = sentence.rpartition("; its log: ")[2].strip("`").split()
+    assert command == ["prefect", "flow-run", "logs", failed]
+    assert "does not exist" in " ".join(trial.command(BIN / command[0], *command[1:]).stdout.split())
+    assert any(
+        re.search("the schedules of .* are off; `prefect deployment schedule ls", hint) for hint in found["hints"]
+    )
 
 
 def test_a_wrong_parameter_is_refused_before_a_run_is_created(trial):

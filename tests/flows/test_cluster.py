@@ -6,7 +6,8 @@ import pytest
 from distributed import Client, LocalCluster, SpecCluster, get_worker
 from pydantic import ValidationError
 
-from flows.cluster import GPU, Cluster, ClusterWorkers
+from flows.cluster import GPU, Cluster
+from flows.cluster_workers import ClusterWorkers
 from pipeline.errors import ConfigError
 from pipeline.runtime import executors
 

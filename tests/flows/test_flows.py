@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
 
 from pipeline.catalog import load_catalog
 from pipeline.datasets.index import read_index
@@ -50,6 +51,22 @@ def test_main_job_runs_from_raw_frames_to_a_report_and_a_second_run_computes_not
     assert len(frames) == NUM_FRAMES
     for name in ("report.json", "report.csv", "report.md"):
         assert (report.folder / name).is_file()
+
+    runs = load_catalog().roots.runs
+    assert f'href="{report.folder.name}/report.html"' in (runs / "index.html").read_text()
+    assert len(list((runs / "caches").glob("small-*.html"))) == 1
+    with get_client(sync_client=True) as client:
+        artifacts = {artifact.key: artifact for artifact in client.read_latest_artifacts()}
+    f1, refresh = artifacts["f1-small-small"], artifacts["refresh-small"]
+    rows = {row["au"]: row for row in json.loads(f1.data)}
+    expected = report.table().set_index("au")
+    for au in expected.index:
+        for name in ("f1_percent", "low_percent", "high_percent"):
+            assert rows[au][name] == pytest.approx(expected.loc[au, name], abs=1e-3)
+    assert "95 %: bootstrap over subjects" in f1.description
+    assert "The run had all subjects, tasks and coded frames of the data set." in f1.description
+    assert f"| extract | 0 | {NUM_FRAMES} | 0 |" in refresh.data
+    assert "file://" not in f1.description + refresh.data
 
     first = {path: path.stat().st_mtime_ns for path in report.folder.rglob("*") if path.suffix == ".safetensors"}
     assert len(first) == 4

@@ -70,14 +70,14 @@ def posted_lines(monkeypatch):
 
 
 def test_a_failed_run_posts_one_line_to_the_webhook(posted_lines):
-    @fantrans_flow(name="failing")
+    @fantrans_flow("failing", verb="fail")
     def failing():
         raise DataError("the index\nis gone")
 
     with pytest.raises(DataError):
         failing()
     (line,) = posted_lines
-    assert line.startswith("failing ")
+    assert line.startswith("failing fail all data sets (")
     assert line.endswith(": Failed. Flow run encountered an exception: DataError: the index is gone")
     assert "\n" not in line
 

@@ -36,9 +36,9 @@ from tests.unit.small_cache import BLOCK_ROWS, FORMAT, SHAPES, VIEWS, cache_buil
 
 
 @pytest.fixture(scope="module")
-def world(in_memory):
+def world(tmp_path_factory):
     """Frames, crops, and a cache of them of an undisturbed refresh."""
-    folder = in_memory / "build"
+    folder = tmp_path_factory.mktemp("build")
     frames, boxes = small_cache.make_world(folder)
     crops = small_cache.make_crops(folder, frames, boxes)
     return frames, crops, make_cache(folder, frames, crops)
@@ -273,17 +273,16 @@ def refresh_and_die(folder, crops, kill_before):
 
 
 @pytest.fixture(scope="module")
-def steps(world, in_memory):
+def steps(world, tmp_path_factory):
     """The changes of names of an undisturbed refresh, in their order."""
     _, crops, undisturbed = world
-    trace = in_memory / "trace"
-    process = make_process(
-        target=small_cache.refresh_watched, args=(in_memory / "traced", crops.folder), kwargs={"trace": trace}
-    )
+    place = tmp_path_factory.mktemp("traced")
+    trace = place / "trace"
+    process = make_process(target=small_cache.refresh_watched, args=(place, crops.folder), kwargs={"trace": trace})
     process.start()
     process.join()
     assert process.exitcode == 0
-    folder = in_memory / "traced" / "cache" / undisturbed.folder.name
+    folder = place / "cache" / undisturbed.folder.name
     assert stored_bytes(folder) == stored_bytes(undisturbed.folder)
     steps = trace.read_text().splitlines()
     names = [kind_of_step(step) for step in steps]

@@ -39,7 +39,6 @@ from tests.unit.small_cache import AUS, CROP, CROPS_FORMAT, FORMAT, make_cache, 
 
 NUM_STEPS = int(os.environ.get("FANTRANS_MODEL_STEPS", "250"))
 BOX = np.array([18.0, 12.0, 44.0, 40.0], np.float32)
-PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class CacheLife(RuleBasedStateMachine):
@@ -49,7 +48,7 @@ class CacheLife(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(dir=PLACE))
+        self.folder = Path(tempfile.mkdtemp(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
         self.wanted, self.gone, self.published = {}, {}, {}
         self.num_views, self.num_made = 2, 0
         self.pinned = None

@@ -147,7 +147,8 @@ def test_rm_asks_and_refuses_without_a_terminal(runs):
     assert (runs / HALF).exists()
     assert (runs / WHOLE).exists()
     assert fantrans("rm", HALF, "bp4d-damaged", "--yes").exit_code == 0
-    assert sorted(path.name for path in runs.iterdir()) == ["bp4d-started", WHOLE]
+    assert sorted(path.name for path in runs.iterdir()) == ["bp4d-started", WHOLE, "index.html"]
+    assert HALF not in (runs / "index.html").read_text()
 
 
 @pytest.mark.parametrize(("answer", "status", "is_kept"), [(b"n\n", 1, True), (b"y\n", 0, False)])

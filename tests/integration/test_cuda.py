@@ -11,7 +11,8 @@ import yaml
 from distributed import Client, LocalCluster
 from skimage.data import astronaut
 
-from flows.cluster import GPU, Cluster, ClusterWorkers
+from flows.cluster import GPU, Cluster
+from flows.cluster_workers import ClusterWorkers
 from pipeline.cache.reader import open_cache
 from pipeline.catalog import load_catalog
 from pipeline.faces.features import extract_features, load_fan

@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from flows.cli import app
-from flows.ops import Deployment, Status, Worker
+from flows.status import Deployment, Status, Worker
 from pipeline.catalog import CATALOG_FILE, load_catalog
 from pipeline.refresh.caches import list_caches
 from pipeline.store.lock import writer_lock
@@ -202,17 +202,19 @@ def test_a_server_is_described(world, monkeypatch):
         caches,
         ["x: is damaged"],
         ["report/bp4d failed: because"],
+        ["the schedules of 1 deployments are off"],
     )
-    monkeypatch.setattr("flows.ops.read_status", lambda: status)
+    monkeypatch.setattr("flows.status.read_status", lambda: status)
     assert document("ops", "status", "--json")["deployments"][0]["last_run_at"] is None
     shown = fantrans("ops", "status").out
     assert "not scheduled" in shown
     assert "never" in shown
     assert "0 7 * * 1 UTC, off" in shown
     assert "late: 2026-01-05" in shown
-    assert "\nreport/bp4d failed: because\n" in shown
+    assert "\nreport/bp4d failed: because\nthe schedules of 1 deployments are off\n" in shown
     assert f"caches are those of this shell, below {load_catalog().roots.cache}\n" in shown
     assert document("ops", "status", "--json")["problems"] == ["report/bp4d failed: because"]
+    assert document("ops", "status", "--json")["hints"] == ["the schedules of 1 deployments are off"]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr("flows.connection.wait_for_server", lambda address, seconds: None)
     monkeypatch.setattr("flows.bootstrap.bootstrap", lambda **limits: [("pool gpu", "unchanged")])

@@ -7,9 +7,7 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 
@@ -21,11 +19,8 @@ NUM_KILLS = int(os.environ.get("FANTRANS_KILLS", "6"))
 
 
 @pytest.fixture(scope="module")
-def place():
-    """A folder, in memory if possible: a killed process does not lose what it handed to the kernel."""
-    at = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=at) as folder:
-        yield Path(folder)
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("kills")
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,9 @@ from tests.unit.small_cache import AUS, BLOCK_ROWS, FORMAT, make_cache, make_cro
 
 
 @pytest.fixture(scope="module")
-def world(in_memory):
+def world(tmp_path_factory):
     """Frames, crops, and a cache of them that no test changes."""
-    folder = in_memory / "maintenance"
+    folder = tmp_path_factory.mktemp("maintenance")
     frames, boxes = small_cache.make_world(folder)
     crops = make_crops(folder, frames, boxes)
     return frames, crops, make_cache(folder, frames, crops)

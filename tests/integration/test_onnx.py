@@ -4,6 +4,7 @@ import json
 import os
 import stat
 
+import onnxruntime
 import pytest
 
 from pipeline.errors import DataError
@@ -38,6 +39,11 @@ def test_onnx_agrees_with_torch(tmp_path, settings):
     assert {path.name for path in out.iterdir()} == {"head.safetensors", "head.json", "head.onnx"}
     ours, theirs = (json.loads((folder / "head.json").read_bytes()) for folder in (out, fold))
     assert ours == theirs
+    session = onnxruntime.InferenceSession(str(out / "head.onnx"), providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    versions = json.loads(metadata.pop("fantrans"))
+    assert versions == {"version": ours["fantrans"], "schema": ours["version"]}
+    assert {name: json.loads(value) for name, value in metadata.items()} == {"aus": [1, 2, 4], "threshold": 0.5}
 
 
 def test_a_file_that_differs_is_refused(tmp_path, monkeypatch):

@@ -3,19 +3,15 @@
 Needs the Chromium of the system (`apt-get install chromium`), which no Python package brings.
 """
 
-import shutil
-
 import pytest
 
 from pipeline.report.run import read_report, write_files
 from pipeline.training.trainer import train_heads
+from tests.integration.pages import CHROMIUM, check_layout, chromium, opener
 from tests.unit import small_runs
 from tests.unit.small_runs import make_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-
-SEVERE = ("serious", "critical")
 
 
 @pytest.fixture(scope="module")
@@ -34,35 +30,14 @@ def page_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
 def open_page(browser, page_file):
-    """Opens the page in a window of its own; afterwards no error was logged and no address but the file's asked for."""
-    contexts, faults, asked = [], [], []
-
-    def opened(**settings):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_file.as_uri())
-        page.wait_for_selector("#chart-scores .main-svg")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not faults
-    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {page_file.as_uri()}
+    with opener(browser) as open_file:
+        yield lambda **settings: open_file(page_file, wait_for="#chart-scores .main-svg", **settings)
 
 
 def trace(page, chart, name):
@@ -200,12 +175,7 @@ def test_a_chart_is_saved(open_page):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_page_is_accessible_and_no_wider_than_its_window(open_page, width, theme):
-    from axe_playwright_python.sync_playwright import Axe
-
-    page = open_page(viewport={"width": width, "height": 844}, color_scheme=theme)
-    found = [fault for fault in Axe().run(page).response["violations"] if fault["impact"] in SEVERE]
-    assert not found, [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in found]
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    check_layout(open_page(viewport={"width": width, "height": 844}, color_scheme=theme), width)
 
 
 def test_a_page_is_printed_light_without_controls_and_as_it_was_afterwards(open_page):

@@ -20,7 +20,7 @@ from tests.processes import make_process
 from tests.unit import small_runs
 from tests.unit.small_runs import make_run
 
-LOSSES = ("loss", "loss_cls", "loss_kd", "lr", "seconds")
+LOSSES = ("loss", "loss_cls", "loss_kd", "lr", "seconds", "f1_train_percent")
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 
 

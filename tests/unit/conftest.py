@@ -1,14 +1,8 @@
-"""What keeps unit tests quick: folders in memory, and one thread for networks of a few channels."""
+"""What keeps unit tests quick: one thread for networks of a few channels."""
 
 import pytest
 
 ON_ONE_THREAD = ("models", "pretraining")
-
-
-@pytest.fixture
-def tmp_path(memory_path):
-    """A folder of a test's own, which goes with it."""
-    return memory_path
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,14 @@ def test_tables_round_trip_and_a_foreign_one_is_refused(tmp_path):
         read_table(path, columns=("a", "b", "c"), made_by="make it")
 
 
+def test_a_table_without_a_schema_has_the_bytes_of_every_version(tmp_path):
+    """The hash of the frame index is part of a run's name, so no version may stand in it."""
+    table = pd.DataFrame({"a": [1], "b": ["x"]})
+    write_table(tmp_path / "ours.parquet", table)
+    table.to_parquet(tmp_path / "pandas.parquet", index=False)
+    assert (tmp_path / "ours.parquet").read_bytes() == (tmp_path / "pandas.parquet").read_bytes()
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and not a table PAR1"])
 def test_a_damaged_table_is_refused_or_rebuilt(tmp_path, caplog, content):
     path = tmp_path / "t.parquet"

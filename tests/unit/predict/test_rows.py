@@ -1,12 +1,23 @@
 import io
+import json
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import TrackConfig
 from pipeline.faces.tracks import Tracker
-from pipeline.predict.rows import FACE_COLUMNS, formatter, replay_tracks, to_rows, write_csv, write_output
+from pipeline.predict.rows import (
+    FACE_COLUMNS,
+    ROWS_VERSION,
+    formatter,
+    replay_tracks,
+    to_rows,
+    write_csv,
+    write_output,
+)
 from pipeline.predict.stream import FrameFaces
 from pipeline.tables import Status
 
@@ -97,6 +108,8 @@ def test_csv_and_parquet_hold_the_same_rows_of_all_chunks(tmp_path, name):
     assert len(csv) == len(parquet) == 2
     assert list(csv) == list(parquet) == list(convert(chunks[0]))
     assert parquet.to_csv(index=False, float_format="%.7g") == (tmp_path / "out.csv").read_text()
+    versions = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"fantrans"])
+    assert versions == {"version": version("fantrans"), "schema": ROWS_VERSION}
     file = io.StringIO()
     write_csv(map(convert, chunks), file)
     assert file.getvalue() == (tmp_path / "out.csv").read_text()

@@ -53,6 +53,18 @@ def test_a_row_per_run_with_its_state_and_the_f1_of_its_report(root):
     assert table["size_bytes"].iloc[0] == sum(sizes)
 
 
+def test_a_quick_list_has_the_f1_of_reports_only(root):
+    whole, quick = (list_runs(root, is_quick=is_quick).set_index("run") for is_quick in (False, True))
+    name, other = whole.index[:2]
+    assert quick.loc[name, "f1_percent"] == pytest.approx(whole.loc[name, "f1_percent"], nan_ok=True)
+    assert pd.notna(whole.loc[other, "f1_percent"])
+    assert pd.isna(quick.loc[other, "f1_percent"])
+    pd.testing.assert_frame_equal(*(each.drop(columns=["f1_percent", "age_s"]) for each in (whole, quick)))
+    (root / name / "fold-P1/counts.parquet").write_bytes(b"damaged")
+    states = [list_runs(root, is_quick=is_quick)["state"].iloc[0] for is_quick in (False, True)]
+    assert states == ["damaged", "finished"]
+
+
 def test_the_interval_of_a_report_with_other_folds_is_not_shown(root):
     name = "small-x-seed0-aaaa1111"
     (root / name / "fold-P3/result.json").unlink()

@@ -16,8 +16,9 @@ from pipeline.faces.views import ViewParams, render_view
 from pipeline.report import page as pages
 from pipeline.report.faces import thumbnails
 from pipeline.report.page import Page, num_curve_points, published_scores, render
-from pipeline.report.page_content import LEGENDS, as_json, member_table, paired_differences, score_table
+from pipeline.report.page_content import LEGENDS, member_table, paired_differences, score_table
 from pipeline.report.provenance import describe_gaps, describe_run, repeat_commands
+from pipeline.report.rendering import as_json
 from pipeline.report.rows import difference, read_row
 from pipeline.report.run import read_report, write_files, write_report
 from pipeline.report.scored import AP, CALIBRATED, F1, read_scored, worst_frames

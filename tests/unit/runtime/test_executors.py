@@ -2,15 +2,28 @@
 
 import errno
 import gc
+import logging
+import pickle
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 
 import pytest
 
 from pipeline.errors import DataError, StoreError, WriteError
 from pipeline.runtime import executors as workers
-from pipeline.runtime.executors import LocalWorkers, Result, apply_step, attempt, raise_failures
+from pipeline.runtime.executors import (
+    LocalWorkers,
+    Result,
+    _call,
+    apply_step,
+    attempt,
+    drop_state,
+    keep_state,
+    raise_failures,
+)
+from pipeline.runtime.prefetch import prefetch_map
 from tests.unit.small_cache import ThreadWorkers
 
 
@@ -128,6 +141,48 @@ def test_what_waits_in_a_pool_is_cancelled_when_its_results_are_closed():
         results.close()
         release.set()
     assert len(started) <= 2
+
+
+def speak(state, number):
+    logger = logging.getLogger("fantrans")
+    logger.info("%s starts %d", state, number)
+    for _, future in prefetch_map(lambda each: logger.warning("from a thread: %d", each), [number], num_threads=1):
+        future.result()
+    if number == 2:
+        raise DataError("two is even")
+    if number == 3:
+        raise KeyError("a defect")
+    return number
+
+
+def test_what_tasks_and_their_threads_log_is_logged_where_they_came_from(caplog):
+    caplog.set_level(logging.INFO, logger="fantrans")
+    context = ContextVar("context", default="of a worker")
+    context.set("of the caller")
+    seen = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append((record.getMessage(), context.get()))
+    logging.getLogger("fantrans").addHandler(handler)
+    try:
+        with ThreadPoolExecutor(1) as threads, ThreadWorkers(threads).open("a task", num_tasks=3) as pool:
+            results = list(pool.run(speak, [1, 2]))
+    finally:
+        logging.getLogger("fantrans").removeHandler(handler)
+    assert [str(result.error) for result in results if result.error] == ["two is even"]
+    lines = ["a task starts 1", "from a thread: 1", "a task starts 2", "from a thread: 2"]
+    assert sorted(seen) == sorted((line, "of the caller") for line in lines), "each once"
+
+
+def test_what_a_task_logs_can_be_sent_and_a_defect_names_its_place_in_the_worker(caplog):
+    keep_state("a pool", "a task")
+    try:
+        answer = pickle.loads(pickle.dumps(_call("a pool", speak, 3, logging.WARNING)))
+        assert [record.getMessage() for record in answer.records] == ["from a thread: 3"], "no line below the level"
+        assert 'raise KeyError("a defect")' in answer.error.__notes__[0]
+    finally:
+        drop_state("a pool")
+        logging.getLogger("fantrans").setLevel(logging.NOTSET)
+    assert not caplog.records
 
 
 def test_a_single_worker_is_this_process():

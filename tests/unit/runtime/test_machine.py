@@ -3,7 +3,7 @@ import json
 import torch
 
 from pipeline.runtime import machine
-from pipeline.runtime.machine import describe_machine, describe_threads
+from pipeline.runtime.machine import describe_machine, describe_threads, machine_name
 
 
 def test_the_machine_has_processor_threads_and_kernels():
@@ -14,6 +14,7 @@ def test_the_machine_has_processor_threads_and_kernels():
     assert any(line.startswith("at::get_num_threads()") for line in found["parallel"])
     assert found["gpu"] is None
     assert json.loads(json.dumps(found)) == found
+    assert machine_name() == f"{found['cpu']}, {found['num_cores']} cores"
 
 
 def test_a_machine_is_the_same_whatever_threads_a_process_uses():

@@ -14,9 +14,9 @@ from tests.unit.small_cache import AUS, SHAPES, make_cache
 
 
 @pytest.fixture(scope="module")
-def world(in_memory):
+def world(tmp_path_factory):
     """Frames of which one has no face, and a cache of four views."""
-    folder = in_memory / "loader"
+    folder = tmp_path_factory.mktemp("loader")
     frames, boxes = small_cache.make_world(folder, num_frames=7)
     boxes.loc[5, "status"] = "no_face"
     crops = small_cache.make_crops(folder, frames, boxes)
@@ -165,6 +165,20 @@ def test_the_epoch_decides_the_order_of_the_pages():
     first, again, other = (np.concatenate(page_order(3000, epoch=epoch, page_rows=512)) for epoch in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.5
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_memory_of_a_page_is_used_again_only_after_it_is_dropped(world):
+    frames, _, cache = world
+    pages = TrainingPages(cache, frames, parts=("P1", "P2", "P3"))
+    name = cache.codec.inputs[0]
+    held = list(pages.epochs(0, 2))
+    assert len({page.stored[name].data_ptr() for page in held}) == len(held) > 4
+    for page in held:
+        stored = cache.read(page.rows, view=pages.view_in(page.epoch))
+        assert all(torch.equal(page.stored[each], torch.from_numpy(stored[each])) for each in cache.codec.inputs)
+    places = [page.stored[name].data_ptr() for page in pages.epochs(0, 20)]
+    assert len(set(places)) < len(places) / 2
 
 
 def test_evaluation_reads_every_frame_of_the_view_in_a_fixed_order(world):

@@ -18,9 +18,9 @@ from tests.unit.small_cache import make_cache, make_crops, stored_bytes
 
 
 @pytest.fixture(scope="module")
-def cache(in_memory):
+def cache(tmp_path_factory):
     """A cache of three parts that no test changes."""
-    folder = in_memory / "hdf5"
+    folder = tmp_path_factory.mktemp("hdf5")
     frames, boxes = small_cache.make_world(folder)
     return make_cache(folder, frames, make_crops(folder, frames, boxes), provenance={"dataset": "small"})
 
