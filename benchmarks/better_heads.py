@@ -1,7 +1,7 @@
 """Fill in docs/better_heads.md: scores of the set `heads` from the JSON of its reports, beside what the heads cost.
 
-    fantrans train bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set 'parts=[P1]'
-    fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set 'parts=[P1]'
+    fantrans train bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set parts=[P1]
+    fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set parts=[P1]
     fantrans train bp4d-synthetic-fresh --experiment heads --set train.lr=3e-3
     fantrans report bp4d-synthetic-fresh --experiment heads --set train.lr=3e-3    # the same on bp4d-synthetic-41
     python benchmarks/better_heads.py transfer --out var/better_heads/transfer.json
