@@ -31,7 +31,6 @@ import fantrans
 from models.head import HeadInputs, deployed_head
 from models.registry import HEADS
 from pipeline.catalog import load_catalog
-from pipeline.config import HeadConfig
 from pipeline.experiments import load_set, resolve
 from pipeline.report.agreement import ECE, ROC_AUC, agreement
 from pipeline.report.rows import Row, corrected, difference, row_from_counts, with_values
@@ -94,7 +93,7 @@ def measure_cost(num_passes: int) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def of_width(width: int, shapes: Mapping[str, HeadConfig], num_passes: int) -> dict[str, Any]:
+def of_width(width: int, shapes: Mapping[str, Any], num_passes: int) -> dict[str, Any]:
     """Return the cost of each head on maps of `width` channels."""
     torch.set_num_threads(1)
     inputs = HeadInputs(width, 64, NUM_AUS)
@@ -102,26 +101,24 @@ def of_width(width: int, shapes: Mapping[str, HeadConfig], num_passes: int) -> d
         name: deployed_head(HEADS[shape.variant](inputs, **shape.model_dump(exclude={"variant"})))
         for name, shape in shapes.items()
     }
-    batches = {num: inputs.random_maps(num) for num in (1, 16)}
+    maps = inputs.random_maps(1)
+    seconds: dict[str, list[float]] = {name: [] for name in heads}
+    for _ in range(num_passes):
+        for name, head in heads.items():
+            started = time.perf_counter()
+            head(maps)
+            seconds[name].append(time.perf_counter() - started)
     found: dict[str, Any] = {}
     for name, head in heads.items():
         with FlopCounterMode(display=False) as counter:
-            head(batches[1])
+            head(maps)
         sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in head.named_children()}
         found[name] = {
             "parameters": sum(sizes.values()),
             "parameters_after_conv": sum(sizes.values()) - sizes["conv"],
             "mmac": counter.get_total_flops() / 2e6,
+            "ms_per_frame": 1000 * min(seconds[name]),
         }
-    for num, maps in batches.items():
-        seconds: dict[str, list[float]] = {name: [] for name in heads}
-        for _ in range(num_passes):
-            for name, head in heads.items():
-                started = time.perf_counter()
-                head(maps)
-                seconds[name].append(time.perf_counter() - started)
-        for name, took in seconds.items():
-            found[name][f"ms_per_frame_batch_{num}"] = 1000 * min(took) / num
     return found
 
 
@@ -290,11 +287,16 @@ def cost_tables(cost: Mapping[str, Any]) -> str:
     lines = [f"{machine['cpu']}, one thread, fp32; the fastest of {cost['passes']} passes."]
     for name, heads in cost["widths"].items():
         rows = [
-            [member, f"{found['parameters']:,}", f"{found['parameters_after_conv']:,}", f"{found['mmac']:.1f}"]
-            + [f"{found[f'ms_per_frame_batch_{num}']:.2f}" for num in (1, 16)]
+            [
+                member,
+                f"{found['parameters']:,}",
+                f"{found['parameters_after_conv']:,}",
+                f"{found['mmac']:.1f}",
+                f"{found['ms_per_frame']:.1f}",
+            ]
             for member, found in heads.items()
         ]
-        columns = ["member", "parameters", "after the conv module", "million MACs", "ms, alone", "ms, in a batch of 16"]
+        columns = ["member", "parameters", "after the conv module", "million MACs", "ms per frame"]
         lines += ["", f"On maps of {name}:", "", *markdown_table(columns, rows)]
     return "\n".join(lines)
 
