@@ -150,6 +150,8 @@ VARIABLES = {
     "BP4D_ROOT": "The unpacked BP4D.",
     "DISFA_ROOT": "The unpacked DISFA.",
     "BP4D_SYNTHETIC_ROOT": "Rendered faces in BP4D's layout, for the demo.",
+    "BP4D_SYNTHETIC_41_ROOT": "As many rendered subjects as BP4D has, for claims.",
+    "BP4D_SYNTHETIC_FRESH_ROOT": "Other rendered subjects than the demo's, for claims.",
     "DISFA_SYNTHETIC_ROOT": "Rendered faces in DISFA's layout.",
     "FANTRANS_DEMO_QUICK": "Rendered faces of the quick demo.",
     "FANTRANS_TIMEZONE": "Time zone of the schedules, read by `fantrans ops deploy`; default: UTC.",

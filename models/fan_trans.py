@@ -5,106 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import TransBlock, num_heads
+from models.attention import TransBlock
 from models.fan import ConvBlock
 from models.head import HeadInputs, HeadOutput, Maps, concatenate_maps
-from models.variants import ATTENTION_DROPS, INPUT_MAPS, VARIANTS, Branch
-
-NUM_POOLINGS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadShape:
-    """Everything that decides the sizes and names of the head's tensors; `resolved` fills in the paper's D and k.
-
-    fan_width: channels C of each of lf, h1 and h2. num_aus: A. map_size: rows and columns of a map, a multiple of 16.
-    variant: a key of `VARIANTS`. attention_drop: one of `ATTENTION_DROPS`. input_features: a key of `INPUT_MAPS`.
-    dim: D, a positive multiple of 4 and of the number of attention heads. num_blocks: transblocks per trunk. top_k: k,
-    the number of contributions that C_o2m adds up, 1 to A (Eq. 6). mask_start: initial logit of a learned drop; 0 or
-    more keeps all connections. Raises `ValueError` for a shape that cannot be built.
-    """
-
-    fan_width: int
-    num_aus: int
-    map_size: int = 64
-    variant: str = "t1_o2o_t2_o2m"
-    attention_drop: str = "learned"
-    input_features: str = "bl"
-    dim: int
-    num_blocks: int = 5
-    top_k: int
-    mask_start: float = 0.0
-
-    def __post_init__(self) -> None:
-        choices = {"variant": VARIANTS, "attention_drop": ATTENTION_DROPS, "input_features": INPUT_MAPS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}")
-        if self.map_size % 2**NUM_POOLINGS:
-            raise ValueError(f"map_size must be a multiple of {2**NUM_POOLINGS}, found {self.map_size}")
-        if self.dim < 1 or self.dim % 4 or self.dim % num_heads(self.dim):
-            raise ValueError(
-                f"dim must be a positive multiple of 4 and of its {num_heads(self.dim)} attention heads, "
-                f"found {self.dim}"
-            )
-        if not 1 <= self.top_k <= self.num_aus:
-            raise ValueError(f"top_k must be 1 to {self.num_aus} (the number of action units), found {self.top_k}")
-
-    @classmethod
-    def resolved(
-        cls, *, fan_width: int, num_aus: int, dim: int | None = None, top_k: int | None = None, **others: Any
-    ) -> HeadShape:
-        """Return a shape with the paper's sizes where they are None: D is 3 C / 4, k is half the action units (4.1).
-
-        D is the same whichever maps are read. `others` are the remaining fields. Raises `ValueError` as the class does.
-        """
-        return cls(
-            fan_width=fan_width,
-            num_aus=num_aus,
-            dim=3 * fan_width // 4 if dim is None else dim,
-            top_k=max(1, num_aus // 2) if top_k is None else top_k,
-            **others,
-        )
-
-    @classmethod
-    def from_inputs(cls, inputs: HeadInputs, **settings: Any) -> HeadShape:
-        """Return the shape for a cache and a protocol, see `resolved`."""
-        return cls.resolved(fan_width=inputs.num_channels, map_size=inputs.map_size, num_aus=inputs.num_aus, **settings)
-
-    @property
-    def inputs(self) -> HeadInputs:
-        """Sizes of the maps and the number of action units."""
-        names = tuple(name for name in ("lf", "h1", "h2") if name in self.feature_names)
-        return HeadInputs(self.fan_width, self.map_size, self.num_aus, names)
-
-    @property
-    def input_channels(self) -> int:
-        """Channels of F_a, the concatenated input maps."""
-        return self.fan_width * sum(len(maps) for maps in INPUT_MAPS[self.input_features])
-
-    @property
-    def num_cells(self) -> int:
-        """N, the cells of F_c."""
-        side: int = self.map_size // 2**NUM_POOLINGS
-        return side**2
-
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """Branches of the variant; the last one is deployed."""
-        return VARIANTS[self.variant]
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Maps that the head reads, among lf, h1, h2 and hm."""
-        plain, gated = INPUT_MAPS[self.input_features]
-        return (*plain, *gated, *(("hm",) if gated else ()))
+from models.head_shape import NUM_POOLINGS, HeadShape
+from models.variants import INPUT_MAPS
 
 
 class ConvModule(nn.Module):
@@ -155,17 +66,39 @@ class ConvModule(nn.Module):
 
 
 class AuEmbedding(nn.Module):
-    """F_c -> F_au: the token of each action unit is a learned weighted sum of cells with position embedding (Eq. 1)."""
+    """F_c -> F_au: the token of each action unit is a learned weighted sum of cells with position embedding (Eq. 1).
+
+    In the paper all channels of an action unit share their weights over the cells: a weight over channels and cells of
+    rank 1. A token of rank r adds r - 1 such sums, each with weights of its own over the channels.
+    """
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape.dim, shape.num_cells), std=0.02))
         self.from_cells = nn.Linear(shape.num_cells, shape.num_aus, bias=False)
+        self.further = FurtherTerms(shape) if shape.token_rank > 1 else None
 
     def forward(self, f_c_BDHW: Tensor) -> Tensor:
         """(B, D, H, W) -> tokens (B, A, D)."""
-        tokens_BAD: Tensor = self.from_cells(f_c_BDHW.flatten(2) + self.position).transpose(1, 2)
-        return tokens_BAD
+        cells_BDN = f_c_BDHW.flatten(2) + self.position
+        tokens_BAD: Tensor = self.from_cells(cells_BDN).transpose(1, 2)
+        return tokens_BAD if self.further is None else tokens_BAD + self.further(cells_BDN)
+
+
+class FurtherTerms(nn.Module):
+    """Terms 2 to r of a token of rank r: a weighted sum of the cells, times a weight per channel."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.size = (shape.num_aus, shape.token_rank - 1)
+        bound = shape.num_cells**-0.5  # as of the first term
+        self.of_cells = nn.Parameter(torch.empty(*self.size, shape.num_cells).uniform_(-bound, bound))
+        self.of_channels = nn.Parameter(torch.randn(*self.size, shape.dim))
+
+    def forward(self, cells_BDN: Tensor) -> Tensor:
+        """(B, D, N) -> what the terms add to the tokens (B, A, D)."""
+        sums_BDAK = F.linear(cells_BDN, self.of_cells.flatten(0, 1)).unflatten(2, self.size)
+        return torch.einsum("bdak,akd->bad", sums_BDAK, self.of_channels)
 
 
 class OneToOne(nn.Module):
@@ -208,7 +141,20 @@ class Pooled(nn.Module):
         return logits_BA
 
 
-CLASSIFIERS: dict[str, type[nn.Module]] = {"o2o": OneToOne, "o2m": OneToMany, "pooled": Pooled}
+class Flat(nn.Module):
+    """A linear layer over all cells of F_c: an action unit has a weight per channel and cell (docs/better_heads.md)."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape.dim * shape.num_cells, shape.num_aus)
+
+    def forward(self, f_c_BDHW: Tensor) -> Tensor:
+        """(B, D, H, W) -> logits (B, A)."""
+        logits_BA: Tensor = self.linear(f_c_BDHW.flatten(1))
+        return logits_BA
+
+
+CLASSIFIERS: dict[str, type[nn.Module]] = {"o2o": OneToOne, "o2m": OneToMany, "pooled": Pooled, "flat": Flat}
 
 
 class Gate(nn.Module):
@@ -235,11 +181,11 @@ class Gate(nn.Module):
 
 
 def _embedding(shape: HeadShape) -> nn.Module:
-    return nn.Identity() if shape.variant == "baseline" else AuEmbedding(shape)
+    return AuEmbedding(shape) if shape.reads_tokens else nn.Identity()
 
 
 def _trunk(shape: HeadShape) -> nn.Sequential:
-    num_blocks = 0 if shape.variant == "baseline" else shape.num_blocks
+    num_blocks = shape.num_blocks if shape.reads_tokens else 0
     return nn.Sequential(
         *(
             TransBlock(shape.dim, shape.num_aus, shape.attention_drop, mask_start=shape.mask_start)
@@ -266,7 +212,7 @@ class DeployedHead(nn.Module):
         return logits_BA
 
     def tokens(self, features: Maps) -> Tensor:
-        """Return the input of the classifier: tokens (B, A, D), or F_c (B, D, H/16, W/16) for the baseline."""
+        """Return the input of the classifier: tokens (B, A, D), or F_c (B, D, H/16, W/16) if it reads no tokens."""
         tokens: Tensor = self.trunk(self.embedding(self.conv(features)))
         return tokens
 
@@ -328,7 +274,7 @@ class FanTransHead(nn.Module):
     def branch_names(self) -> tuple[str, ...]:
         """Names of the branches by trunk and classifier, such as "T1 o2o"."""
         return tuple(
-            branch.classifier if branch.classifier == "pooled" else f"T{branch.trunk + 1} {branch.classifier}"
+            f"T{branch.trunk + 1} {branch.classifier}" if self.shape.reads_tokens else branch.classifier
             for branch in self.shape.branches
         )
 
@@ -354,8 +300,8 @@ def carry_over(
     """Initialise `head` (of `aus`) from the state dict of a head of the same shape for `source_aus` (paper 4.1).
 
     Tensors without an action-unit axis are copied completely. Of the others (W_au, W_m, mask logits, gate, the
-    baseline's linear layer) the rows of shared action units are copied; the other rows keep their initialisation.
-    Raises `ValueError` if a tensor is missing in the source or has another size there.
+    linear layer of a head without tokens) the rows of shared action units are copied; the other rows keep their
+    initialisation. Raises `ValueError` if a tensor is missing in the source or has another size there.
     """
     shared = [(aus.index(au), source_aus.index(au)) for au in aus if au in source_aus]
     to_rows, from_rows = (list(rows) for rows in zip(*shared, strict=True)) if shared else ([], [])
@@ -379,4 +325,6 @@ def _has_au_rows(name: str, shape: HeadShape) -> bool:
     """Whether the first axis of this tensor of a `FanTransHead` runs over action units."""
     if name.startswith("classifiers."):
         return shape.branches[int(name.split(".")[1])].classifier != "o2o"
-    return name.startswith("gate.linear.") or name.endswith(("from_cells.weight", "attn.drop.logit"))
+    return name.startswith(("gate.linear.", "embedding.further.")) or name.endswith(
+        ("from_cells.weight", "attn.drop.logit")
+    )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Branch(NamedTuple):
-    """One classifier of a head ("o2o", "o2m" or "pooled") and the number of the trunk whose output it reads."""
+    """One classifier of a head ("o2o", "o2m", "pooled" or "flat") and the number of the trunk whose output it reads."""
 
     trunk: int
     classifier: str
@@ -24,8 +24,10 @@ VARIANTS = {
     "t1_o2m_t2_o2m": (Branch(0, "o2m"), Branch(1, "o2m")),
     "t1_o2o_t2_o2m": (Branch(0, "o2o"), Branch(1, "o2m")),
     "t1_o2o_t2_o2m_t3_o2m": (Branch(0, "o2o"), Branch(1, "o2m"), Branch(2, "o2m")),
+    "flat": (Branch(0, "flat"),),
 }
-"""Branches of each row of Table 1, and of the head with three branches that the paper mentions.
+"""Branches of each row of Table 1, of the head with three branches that the paper mentions, and of "flat", which is not
+in the paper: all cells of F_c and a linear layer (docs/better_heads.md).
 
 The last branch is deployed.
 """

@@ -186,6 +186,8 @@ class HeadConfig(Settings):
     """Evidence summed by C_o2m; None is half the action units."""
     mask_start: Annotated[float, Field(ge=0)] = 0.0
     """Where the logits of a learned drop start: 0 or more keeps, less drops. Far above 0, training drops none."""
+    token_rank: PositiveInt = 1
+    """Rank of each action unit's weight over channels and cells, from which its token comes; 1 is the paper's."""
 
     @property
     def title(self) -> str:
@@ -198,8 +200,8 @@ class HeadConfig(Settings):
         return INPUT_MAPS[self.input_features]
 
     def document(self) -> dict[str, Any]:
-        """Return everything that decides the head, given its inputs."""
-        return self.model_dump()
+        """Return everything that decides the head, given its inputs; without a rank of 1, so that older runs count."""
+        return self.model_dump(exclude={"token_rank"} if self.token_rank == 1 else None)
 
 
 class OwnHeadConfig(Settings):

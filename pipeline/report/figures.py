@@ -137,15 +137,11 @@ def probe_run(name: str, folder: Path, record: Mapping[str, Any], cache: CacheRe
                     f_c_BDHW = head.forward_features(batch.features)
                     if head.gate is not None:
                         gates.append(head.gate(f_c_BDHW).mean(0).numpy())
-                    if head.shape.variant != "baseline":
+                    if head.shape.reads_tokens:
                         trunk = head.trunks[head.shape.branches[-1].trunk]
                         similarities.append(_pair_cosines(trunk(head.embedding(f_c_BDHW))))
                 on_progress(len(batch.frame_ids))
-        if (
-            isinstance(head, FanTransHead)
-            and head.shape.attention_drop == "learned"
-            and head.shape.variant != "baseline"
-        ):
+        if isinstance(head, FanTransHead) and head.shape.attention_drop == "learned" and head.shape.reads_tokens:
             trunk = head.trunks[head.shape.branches[-1].trunk]
             drops = [module for module in trunk.modules() if isinstance(module, AttentionDrop)]
             masks.append(np.stack([drop.mask.numpy() for drop in drops]))

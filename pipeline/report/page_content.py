@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.report.provenance import describe_gaps, describe_run, read_histories, repeat_commands
 from pipeline.report.relations import co_occurrences, correlation_distance, correlations
 from pipeline.report.rendering import Cell, number_cell
-from pipeline.report.rows import difference
+from pipeline.report.rows import corrected, difference
 from pipeline.report.scored import AP, CALIBRATED, F1, GRID, Measure, Scored
 from pipeline.report.settings import run_settings
 from pipeline.report.thresholds import arrays
@@ -146,8 +146,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return {"facts": describe_run(folder), "settings": settings, "commands": repeat_commands(record, folder)}
 
 
-def measures_json(scored: Scored) -> list[dict[str, Any]]:
-    """Return all measures as docs/cli.md describes them; undefined numbers are None."""
+def measures_json(scored: Scored, gaps: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return all measures as docs/cli.md describes them; undefined numbers are None.
+
+    gaps: of the set that the member belongs to, see `over_first_json`.
+    """
     found = []
     for name, measure in scored.measures.items():
         assert measure.row.values is not None
@@ -156,8 +159,42 @@ def measures_json(scored: Scored) -> list[dict[str, Any]]:
         keys = ("percent", "low_percent", "high_percent", "floor_percent")
         *by_au, mean = (dict(zip(keys, map(_or_none, map(float, each)), strict=True)) for each in numbers)
         units = [{"au": int(au)} | each for au, each in zip(scored.aus, by_au, strict=True)]
-        found.append({"measure": name, "mean": mean, "action_units": units})
+        record = {"measure": name, "mean": mean, "action_units": units}
+        found.append(record if gaps is None else record | {"over_first": gaps.get(scored.name, {}).get(name)})
     return found
+
+
+def over_first_json(every: Sequence[Scored]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return each measure's paired difference of the mean to the first member, by member and measure.
+
+    p values are corrected for the number of members. A measure that a member lacks is left out.
+    """
+    found: dict[str, dict[str, dict[str, float | None]]] = {scored.name: {} for scored in every}
+    for name in every[0].measures if every else ():
+        rows = [scored.measures[name].row for scored in every if name in scored.measures]
+        for gap in corrected([difference(row, rows[0], beside=rows) for row in rows[1:]]):
+            found[gap.ours][name] = {
+                "points": _or_none(float(gap.points[-1])),
+                "low_points": _or_none(float(gap.low[-1])),
+                "high_points": _or_none(float(gap.high[-1])),
+                "p_value": _or_none(float(gap.p_values[-1])),
+            }
+    return found
+
+
+def metrics_json(scored: Scored) -> dict[str, Any]:
+    """Return AP and the measures of `agreement` as docs/cli.md describes them; {} without predictions."""
+    if not scored.agreement:
+        return {}
+    values = scored.measures[AP].row.values
+    assert values is not None
+    columns = {"ap_percent": values[0, :-1], **scored.agreement}
+    mean = {name: _or_none(_with_mean(column)[-1]) for name, column in columns.items()}
+    units = [
+        {"au": int(au)} | {name: _or_none(float(column[i])) for name, column in columns.items()}
+        for i, au in enumerate(scored.aus)
+    ]
+    return {"mean": mean, "action_units": units}
 
 
 def gaps(scored: Scored) -> list[str]:

@@ -18,7 +18,7 @@ from rich.table import Table
 from pipeline.catalog import load_catalog
 from pipeline.errors import DataNotFoundError, WriteError
 from pipeline.report.page import Page, describe_data, published_scores, write_page
-from pipeline.report.page_content import measures_json
+from pipeline.report.page_content import measures_json, metrics_json
 from pipeline.report.rows import read_row
 from pipeline.report.scored import Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
@@ -93,7 +93,7 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """Return `as_json` with all measures, which are read from the predictions."""
-        return self.as_json() | {"measures": measures_json(self.scored)}
+        return self.as_json() | {"measures": measures_json(self.scored), "metrics": metrics_json(self.scored)}
 
     def legend(self) -> str:
         """Return sentences on what the numbers are, without those of the columns that the terminal lacks."""

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import DataError
+from pipeline.report.agreement import agreement
 from pipeline.report.rows import Row, row_from_counts, with_values
 from pipeline.report.thresholds import (
     arrays,
@@ -57,7 +58,8 @@ class Measure:
 class Scored:
     """A run, or a member of a set with its finished runs, and its scores.
 
-    measures: by name; without predictions that can be read, F1 alone. published: F1 in percent by "AU1"... and "AVG".
+    measures: by name; without predictions that can be read, F1 alone. agreement: (A,) by name, see
+    `agreement`, averaged over runs; empty without predictions. published: F1 in percent by "AU1"... and "AVG".
     labels: one row per part and action unit, with the number of positive, negative and unknown labels. predictions,
     curves, thresholds: of the first run, by tested part; curves hold recall and precision per action unit. grid: F1,
     precision and recall (A, G) in percent at the thresholds `GRID`, averaged over folds and runs.
@@ -74,6 +76,7 @@ class Scored:
     curves: Mapping[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     thresholds: Mapping[str, np.ndarray] = field(default_factory=dict)
     grid: Mapping[str, np.ndarray] = field(default_factory=dict)
+    agreement: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class _FromPredictions:
     counts: pd.DataFrame | None
     grid: Mapping[str, np.ndarray]
     curves: Mapping[str, list[tuple[np.ndarray, np.ndarray]]]
+    agreement: Mapping[str, np.ndarray]
 
 
 def read_scored(row: Row, *, published: Mapping[str, float], beside: Collection[Row] | None = None) -> Scored:
@@ -134,8 +138,13 @@ def read_scored(row: Row, *, published: Mapping[str, float], beside: Collection[
         predictions=first.predictions,
         curves=first.curves,
         thresholds=first.thresholds,
-        grid={kind: mean_of_defined(np.stack([run.grid[kind] for run in runs]), axis=0) for kind in first.grid},
+        grid=_averaged([run.grid for run in runs]),
+        agreement=_averaged([run.agreement for run in runs]),
     )
+
+
+def _averaged(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: mean_of_defined(np.stack([run[name] for run in runs]), axis=0) for name in runs[0]}
 
 
 def _from_counts(row: Row, tables: Sequence[pd.DataFrame], ends: tuple[np.ndarray, np.ndarray]) -> Measure:
@@ -182,6 +191,7 @@ def _from_predictions(folds: Mapping[str, Path], aus: tuple[int, ...]) -> _FromP
         calibrated_counts(predictions, thresholds, aus) if thresholds else None,
         {kind: mean_of_defined(np.stack(each), axis=0) for kind, each in at_grid.items()},
         curves,
+        agreement(predictions, aus),
     )
 
 

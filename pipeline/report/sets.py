@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import shlex
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from pipeline.errors import DataError
 from pipeline.experiments import resolve
 from pipeline.report.compare import read_member
 from pipeline.report.page import Page, describe_data, write_page
-from pipeline.report.page_content import measures_json
+from pipeline.report.page_content import measures_json, metrics_json, over_first_json
 from pipeline.report.published import read_published
 from pipeline.report.rows import Difference, Row, corrected, difference
 from pipeline.report.run import SCHEMA, markdown_table
@@ -114,7 +114,15 @@ class SetTable:
 
     def measures_json(self, row: Row) -> list[dict[str, Any]]:
         """Return all measures of a row as docs/cli.md describes them; empty without runs."""
-        return measures_json(self.scored[row.name]) if row.name in self.scored else []
+        return measures_json(self.scored[row.name], self._gaps) if row.name in self.scored else []
+
+    @cached_property
+    def _gaps(self) -> Mapping[str, Mapping[str, Mapping[str, float | None]]]:
+        return over_first_json(list(self.scored.values())) if self.rows[0].name in self.scored else {}
+
+    def metrics_json(self, row: Row) -> dict[str, Any]:
+        """Return `page_content.metrics_json` of a row; {} for a row without runs."""
+        return metrics_json(self.scored[row.name]) if row.name in self.scored else {}
 
     def published_scores(self, row: Row) -> dict[str, float]:
         """Return the published F1 of a row in percent by "AU1"... and "AVG"; empty if there is none."""
@@ -143,6 +151,7 @@ class SetTable:
                         for au in row.aus
                     ],
                     "measures": self.measures_json(row),
+                    "metrics": self.metrics_json(row),
                     "runs": [folder.name for folder in row.folders],
                 }
             )
@@ -361,6 +370,7 @@ def write_set_files(table: SetTable, *, shows_images: bool | None = None) -> Pat
     for record, row in zip(records, table.rows, strict=True):
         record["runs"] = [folder.name for folder in row.folders]
         record["measures"] = table.measures_json(row)
+        record["metrics"] = table.metrics_json(row)
     what = {**written_by(SCHEMA), "set": table.name, "dataset": table.dataset, "measured_on": table.what_data}
     write_json(as_json, {**what, "rows": records, "orderings": table.orderings()._asdict()})
     write_atomically(csv, lambda temp: table.table().to_csv(temp, index=False))

@@ -59,6 +59,18 @@ class Curve:
             return float("nan")
         return float(np.sum(np.diff(self.recall, prepend=0) * self.precision))
 
+    @property
+    def roc_auc(self) -> float:
+        """Share 0..1 of pairs of a positive and a negative frame where the positive one has the higher probability.
+
+        Equal ones count half; NaN without a frame of either label. It is the area under the ROC curve.
+        """
+        num_negative = self.num_known - self.num_positive
+        if self.num_positive == 0 or num_negative == 0:
+            return float("nan")
+        area = np.trapezoid(np.append(0, self.tp_T), np.append(0, self.fp_T))
+        return float(area / (self.num_positive * num_negative))
+
     def counts_at(self, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return tp, fp and fn at thresholds of any order and shape."""
         num_passed = np.searchsorted(-self.thresholds_T, -np.asarray(thresholds, np.float64), side="right")

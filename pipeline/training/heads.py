@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
-from models.fan_trans import FanTransHead, HeadShape
+from models.fan_trans import FanTransHead
 from models.head import HeadInputs, check_contract, deployed_head, maps_read
+from models.head_shape import HeadShape
 from models.registry import HEADS
 from pipeline.cache.reader import Features
 from pipeline.config import HeadConfig, OwnHeadConfig

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.cache.reader import Features
 from pipeline.faces.views import CLEAN_VIEW, FLIPPED_VIEW
-from pipeline.tables import au_column, probability_column
+from pipeline.tables import au_column, intensity_column, probability_column
 from pipeline.training.loader import Batch, CachedFrames, evaluation_batches
 from pipeline.training.metrics import confusion_counts
 
@@ -29,7 +29,8 @@ def predict(
     device: str,
     averages_flip: bool = False,
 ) -> pd.DataFrame:
-    """Return one row per frame of `test_part` in the cache: frame_id, subject, part, `p_01`..., labels `au_01`...
+    """Return one row per frame of `test_part` in the cache: frame_id, subject, part, `p_01`..., labels `au_01`...,
+    and, where the index has them, intensities `int_01`...
 
     Probabilities (0..1) are of the clean view; with `averages_flip`, logits are averaged with those of the flipped view
     before the sigmoid. frames: the index with labels of `aus`. Raises `StoreError` if the cache has none of the frames.
@@ -42,7 +43,8 @@ def predict(
     ]
     probabilities_NA = torch.stack(logits).mean(0).sigmoid().numpy()
     table = pd.DataFrame({"frame_id": found.frame_ids})
-    table = table.merge(frames[["frame_id", "subject", "part"]], on="frame_id", validate="1:1")
+    coded = [name for name in map(intensity_column, aus) if name in frames]
+    table = table.merge(frames[["frame_id", "subject", "part", *coded]], on="frame_id", validate="1:1")
     table[[probability_column(au) for au in aus]] = probabilities_NA
     table[[au_column(au) for au in aus]] = found.labels_NA
     return table

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from models.fan_trans import FanTransHead, HeadShape
+from models.fan_trans import FanTransHead
+from models.head_shape import HeadShape
 from pipeline.errors import ConfigError
 from pipeline.runtime.extras import optional_packages, requirements
 from pipeline.training.export import write_deployed

@@ -15,11 +15,18 @@ from tests.unit.training.test_export import trained_head
 
 
 @pytest.mark.parametrize(
-    ("variant", "drop"),
-    [("t1_o2o_t2_o2m", "learned"), ("t1_o2o_t2_o2m", "row"), ("c_t_o2o", "full"), ("baseline", "full")],
+    "settings",
+    [
+        {"attention_drop": "learned"},
+        {"attention_drop": "row"},
+        {"variant": "c_t_o2o", "attention_drop": "full"},
+        {"variant": "baseline"},
+        {"variant": "flat", "map_size": 32},
+        {"token_rank": 3, "map_size": 32},
+    ],
 )
-def test_onnx_agrees_with_torch(tmp_path, variant, drop):
-    head = trained_head(variant=variant, attention_drop=drop)
+def test_onnx_agrees_with_torch(tmp_path, settings):
+    head = trained_head(**settings)
     fold, out = tmp_path / "fold", tmp_path / "out"
     built_from = describe_shape(head.shape)
     write_deployed(fold, head.deployed(), built_from, aus=(1, 2, 4), features={"profile": "exact"}, averages_flip=False)

@@ -367,7 +367,8 @@ def test_a_face_has_the_same_bytes_in_any_company(world):
 
 def test_landmarks_are_those_of_the_face_in_px_of_the_image(world, tmp_path):
     """With the shipped FAN, since the tiny one has learned nothing; its head has not either."""
-    from models.fan_trans import FanTransHead, HeadShape
+    from models.fan_trans import FanTransHead
+    from models.head_shape import HeadShape
     from pipeline.training.export import write_deployed
     from pipeline.training.heads import describe_shape
 

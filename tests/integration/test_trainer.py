@@ -134,7 +134,7 @@ def get_weights(folds):
 @pytest.mark.parametrize("device", DEVICES)
 def test_heads_that_read_together_learn_what_each_learns_alone(folder, device):
     settings = [TRAIN, TrainConfig(num_epochs=2, batch_size=3, lr=1e-2, seed=5), TRAIN]
-    heads = [HEAD, HEAD, HeadConfig(dim=8, num_blocks=1, variant="baseline")]
+    heads = [HEAD, HEAD, HeadConfig(dim=8, num_blocks=1, variant="flat")]
     alone = [make_run(folder, name=f"alone-{i}", train=settings[i], head=heads[i]) for i in range(3)]
     for run in alone:
         for part in ("P1", "P2", "P3"):

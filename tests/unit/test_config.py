@@ -54,3 +54,8 @@ def test_settings_and_layouts_load_no_large_library(module, absent):
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.split() == []
+
+
+def test_a_rank_of_1_keeps_the_names_of_runs_from_before_there_was_one():
+    assert "token_rank" not in HeadConfig().document()
+    assert HeadConfig(token_rank=4).document() == HeadConfig().document() | {"token_rank": 4}

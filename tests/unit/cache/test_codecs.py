@@ -3,7 +3,8 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from models.fan_trans import FanTransHead, HeadShape
+from models.fan_trans import FanTransHead
+from models.head_shape import HeadShape
 from models.variants import INPUT_MAPS
 from pipeline.cache.codecs import COMPACT_MAPS, encode_rows, make_codec
 from pipeline.errors import ConfigError, StoreError

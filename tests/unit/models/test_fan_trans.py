@@ -12,13 +12,14 @@ from models.fan_trans import (
     AuEmbedding,
     ConvModule,
     FanTransHead,
+    Flat,
     Gate,
-    HeadShape,
     OneToMany,
     OneToOne,
     Pooled,
     carry_over,
 )
+from models.head_shape import HeadShape
 from models.variants import ATTENTION_DROPS, VARIANTS
 
 
@@ -157,25 +158,77 @@ def test_baseline_averages_the_cells():
     assert pooled(torch.arange(16.0).view(1, 4, 2, 2)).tolist() == [[1.5 + 0.5, 2 * 13.5]]
 
 
+def test_flat_weighs_each_channel_and_cell():
+    flat = Flat(small_shape(dim=4, num_aus=2))
+    with torch.no_grad():
+        flat.linear.weight.copy_(torch.zeros(2, 16))
+        flat.linear.weight[0, 5], flat.linear.weight[1, 2] = 3, -1  # channel 1 at cell 1; channel 0 at cell 2
+        flat.linear.bias.copy_(torch.tensor([0.5, 0.0]))
+    f_c = torch.zeros(1, 4, 2, 2)
+    f_c[0, 1, 0, 1], f_c[0, 0, 1, 0] = 2, 7
+    assert flat(f_c).tolist() == [[6.5, -7]]
+
+
+def test_a_token_of_rank_2_by_hand():
+    """Two channels, four cells: cell 0 of both channels (Eq. 1), then cell 3 of channel 1, with a weight of 10."""
+    shape = HeadShape.resolved(fan_width=4, dim=4, num_aus=1, map_size=32, token_rank=2)
+    embedding = AuEmbedding(shape)
+    with torch.no_grad():
+        embedding.position.zero_()
+        embedding.from_cells.weight.copy_(torch.tensor([[1.0, 0, 0, 0]]))
+        embedding.further.of_cells.copy_(torch.tensor([[[0.0, 0, 0, 1]]]))
+        embedding.further.of_channels.copy_(torch.tensor([[[0.0, 10, 0, 0]]]))
+        assert embedding(torch.arange(16.0).view(1, 4, 2, 2)).tolist() == [[[0, 4 + 70, 8, 12]]]
+
+
+def test_a_token_of_full_rank_can_be_any_sum_over_channels_and_cells():
+    """With as many terms as cells, C_o2o on tokens without transblocks is the linear layer over F_c of "flat"."""
+    torch.manual_seed(0)
+    shape = small_shape(dim=4, token_rank=4)
+    embedding, flat = AuEmbedding(shape), Flat(shape)
+    f_c = torch.randn(3, 4, 2, 2)
+    with torch.no_grad():
+        embedding.position.zero_()
+        embedding.from_cells.weight.copy_(torch.tensor([1.0, 0, 0, 0]).expand(4, 4))
+        embedding.further.of_cells.copy_(torch.eye(4)[1:].expand(4, 3, 4))
+        weights_ADN = flat.linear.weight.view(4, 4, 4)
+        embedding.further.of_channels.copy_(weights_ADN[..., 1:].transpose(1, 2))
+        first_cell = (f_c.flatten(2)[..., 0][:, None] * (weights_ADN[..., 0] - 1)).sum(2)  # its channels weigh 1
+        torch.testing.assert_close(embedding(f_c).sum(2) + first_cell + flat.linear.bias, flat(f_c))
+
+
+def test_a_token_of_rank_1_is_the_papers():
+    torch.manual_seed(0)
+    of_rank_1 = FanTransHead(small_shape(token_rank=1)).state_dict()
+    torch.manual_seed(0)
+    of_rank_3 = FanTransHead(small_shape(token_rank=3)).state_dict()
+    assert set(of_rank_3) - set(of_rank_1) == {"embedding.further.of_cells", "embedding.further.of_channels"}
+    assert all(torch.equal(of_rank_1[name], of_rank_3[name]) for name in of_rank_1 if name.startswith("embedding"))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_have_the_branches_of_their_names(variant):
     head = FanTransHead(small_shape(variant=variant))
     kinds = [type(classifier).__name__ for classifier in head.classifiers]
-    named = {"o2o": "OneToOne", "o2m": "OneToMany"}
-    expected = [named[word] for word in variant.split("_") if word in named] or ["Pooled"]
+    named = {"o2o": "OneToOne", "o2m": "OneToMany", "baseline": "Pooled", "flat": "Flat"}
+    expected = [named[word] for word in variant.split("_") if word in named]
     assert kinds == expected
     assert len(head.trunks) == max(1, len({word for word in variant.split("_") if word in ("t1", "t2", "t3")}))
     assert (head.gate is not None) == (len(expected) > 1)
-    assert sum(len(trunk) for trunk in head.trunks) == (0 if variant == "baseline" else 2 * len(head.trunks))
+    assert sum(len(trunk) for trunk in head.trunks) == (0 if variant in ("baseline", "flat") else 2 * len(head.trunks))
 
 
 @pytest.mark.parametrize(
-    ("variant", "drop"),
-    [*((variant, "learned") for variant in VARIANTS), *(("t1_o2o_t2_o2m", drop) for drop in ATTENTION_DROPS)],
+    ("variant", "drop", "rank"),
+    [
+        *((variant, "learned", 1) for variant in VARIANTS),
+        *(("t1_o2o_t2_o2m", drop, 1) for drop in ATTENTION_DROPS),
+        ("t1_o2o_t2_o2m", "learned", 3),
+    ],
 )
-def test_gradient_reaches_every_parameter_and_export_is_equal(variant, drop):
+def test_gradient_reaches_every_parameter_and_export_is_equal(variant, drop, rank):
     # A start above 0, since a block that has come to drop every token gives no gradient to its values.
-    shape = small_shape(variant=variant, attention_drop=drop, mask_start=0.1)
+    shape = small_shape(variant=variant, attention_drop=drop, mask_start=0.1, token_rank=rank)
     head = trained_a_little(shape)
     features = random_features(shape, num_frames=5, seed=9)
     head.train()
@@ -227,6 +280,8 @@ def test_eval_output_of_a_frame_does_not_depend_on_its_batch():
         ({"dim": 200}, "its 3 attention heads, found 200"),
         ({"top_k": 0}, r"top_k must be 1 to 4"),
         ({"top_k": 5}, r"top_k must be 1 to 4"),
+        ({"token_rank": 0}, r"token_rank must be 1 to 4 \(the number of cells of F_c\), found 0"),
+        ({"token_rank": 5}, r"token_rank must be 1 to 4"),
     ],
 )
 def test_shapes_that_cannot_be_built_are_refused(changes, message):
@@ -236,14 +291,16 @@ def test_shapes_that_cannot_be_built_are_refused(changes, message):
 
 def test_carry_over_copies_shared_action_units_and_leaves_the_rest_fresh():
     bp4d, disfa = (1, 2, 4, 6, 7, 12), (1, 6, 9, 12)
-    source = trained_a_little(small_shape(num_aus=6))
+    source = trained_a_little(small_shape(num_aus=6, token_rank=3))
     torch.manual_seed(5)
-    target = FanTransHead(small_shape(num_aus=4))
+    target = FanTransHead(small_shape(num_aus=4, token_rank=3))
     fresh = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     carry_over(target, source.state_dict(), source_aus=bp4d, aus=disfa)
     theirs, ours = source.state_dict(), target.state_dict()
     rows = {
         "embedding.from_cells.weight": (theirs["embedding.from_cells.weight"], 0),
+        "embedding.further.of_cells": (theirs["embedding.further.of_cells"], 0),
+        "embedding.further.of_channels": (theirs["embedding.further.of_channels"], 0),
         "classifiers.1.linear.weight": (theirs["classifiers.1.linear.weight"], 0),
         "trunks.1.0.attn.drop.logit": (theirs["trunks.1.0.attn.drop.logit"], 0),
         "gate.linear.bias": (theirs["gate.linear.bias"], 0),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.fan_trans import FanTransHead, HeadShape
+from models.fan_trans import FanTransHead
 from models.head import HeadOutput
+from models.head_shape import HeadShape
 from models.losses import bernoulli_kl, class_weights, softmax_kl, total_loss, weighted_bce
 from tests.label_counts import POSITIVES
 

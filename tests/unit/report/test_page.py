@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.catalog import load_catalog
 from pipeline.faces.views import ViewParams, render_view
@@ -337,3 +337,10 @@ def test_report_json_has_all_measures(run):
     tables = [read_predictions(run / f"fold-{part}").query("au_01 >= 0") for part in PARTS]
     expected = [average_precision_score(table["au_01"], table["p_01"]) for table in tables]
     assert found[AP]["action_units"][0]["percent"] == pytest.approx(100 * np.mean(expected))
+    metrics = document["metrics"]
+    assert metrics["action_units"][0]["ap_percent"] == pytest.approx(100 * np.mean(expected))
+    expected = [roc_auc_score(table["au_01"], table["p_01"]) for table in tables]
+    assert metrics["action_units"][0]["roc_auc_percent"] == pytest.approx(100 * np.mean(expected))
+    assert metrics["action_units"][0]["icc"] is None  # without intensities
+    every = [each["ece_percent"] for each in metrics["action_units"]]
+    assert metrics["mean"]["ece_percent"] == pytest.approx(np.mean(every))

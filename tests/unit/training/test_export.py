@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.fan_trans import FanTransHead, HeadShape
+from models.fan_trans import FanTransHead
+from models.head_shape import HeadShape
 from models.variants import VARIANTS
 from pipeline.errors import DataError
 from pipeline.runtime.atomic import write_safetensors

@@ -55,3 +55,12 @@ def test_counts_are_those_of_the_threshold_one_half(world):
     counts = count(table, aus=RULES.aus, test_part="P2").set_index("au")
     assert counts.loc[1, ["fn", "tn"]].to_numpy().sum() == 0
     assert counts.loc[2, ["tp", "fp"]].to_numpy().sum() == 0
+
+
+def test_intensities_of_the_index_are_beside_the_predictions(world):
+    frames, cache = world
+    coded = frames.assign(int_02=np.arange(len(frames)) % 7 - 1)
+    table = predicted((coded, cache))
+    expected = coded.set_index("frame_id").loc[table["frame_id"], "int_02"]
+    assert table["int_02"].tolist() == expected.tolist()
+    assert "int_01" not in table

@@ -1,0 +1,303 @@
+"""Fill in docs/better_heads.md: scores of the set `heads` from the JSON of its reports, beside what the heads cost.
+
+    fantrans train bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set parts=[P1]
+    fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set parts=[P1]
+    fantrans train bp4d-synthetic-fresh --experiment heads --set train.lr=3e-3
+    fantrans report bp4d-synthetic-fresh --experiment heads --set train.lr=3e-3    # the same on bp4d-synthetic-41
+    python benchmarks/better_heads.py transfer --out var/better_heads/transfer.json
+    python benchmarks/better_heads.py cost --out var/better_heads/cost.json
+    python benchmarks/better_heads.py page --tables var/runs/tables --results var/better_heads
+
+`page` replaces what stands between the page's comments `<!-- scores -->` and `<!-- /scores -->`, and so on.
+`transfer` predicts all fresh subjects with the heads of the first command, which were trained on other ones.
+`cost` counts parameters and multiply-accumulates of the deployed heads, and times them on one thread in fp32. The heads
+take turns, and the fastest of many passes counts: whatever else runs on the machine only adds to the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import fantrans
+from models.head import HeadInputs, deployed_head
+from models.registry import HEADS
+from pipeline.catalog import load_catalog
+from pipeline.config import HeadConfig
+from pipeline.experiments import load_set, resolve
+from pipeline.report.agreement import ECE, ROC_AUC, agreement
+from pipeline.report.rows import Row, corrected, difference, row_from_counts, with_values
+from pipeline.report.run import markdown_table
+from pipeline.report.scored import AP, CALIBRATED, F1
+from pipeline.report.thresholds import calibrated_counts, chosen_thresholds, resampled_ap_percent
+from pipeline.runtime.machine import describe_machine
+from pipeline.training.predict import count, predict
+from pipeline.training.run_files import DEPLOYED_NAME, read_predictions
+from pipeline.training.runs import Runs
+
+PAGE = Path(__file__).parent.parent / "docs/better_heads.md"
+NUM_AUS = 12
+WIDTHS = {"FAN-64, as measured here": 64, "a published FAN of 256 channels": 256}
+"""Channels C of a map; D is 3 C / 4."""
+
+FRESH, FRESH_PART = "bp4d-synthetic-fresh", "all"
+CLAIMS = {FRESH: "100 fresh subjects", "bp4d-synthetic-41": "41 fresh subjects"}
+SETTINGS = "bp4d-synthetic"
+TRIED = ("train.lr=1e-3,3e-3", "train.seed=0", "parts=[P1]")
+TESTED = "P1"
+CHOSEN = "train.lr=3e-3"
+"""What was chosen on the data set `SETTINGS`."""
+
+SIGNIFICANT = 0.05
+NOT_MEASURED = f"""No run is finished yet. To train them, and to fill in this page:
+
+    fantrans train {FRESH} --experiment heads --set {CHOSEN}
+    fantrans report {FRESH} --experiment heads --set {CHOSEN}
+    python benchmarks/better_heads.py page"""
+
+
+def main() -> None:
+    """Parse the command line; measure, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    cost = commands.add_parser("cost")
+    cost.add_argument("--out", type=Path, default=Path("var/better_heads/cost.json"))
+    cost.add_argument("--passes", type=int, default=40)
+    transfer = commands.add_parser("transfer")
+    transfer.add_argument("--out", type=Path, default=Path("var/better_heads/transfer.json"))
+    page = commands.add_parser("page")
+    page.add_argument("--tables", type=Path, default=Path("var/runs/tables"))
+    page.add_argument("--results", type=Path, default=Path("var/better_heads"))
+    arguments = parser.parse_args()
+    if arguments.command == "page":
+        PAGE.write_text(filled_in(PAGE.read_text(), arguments.tables, arguments.results))
+        return
+    found = measure_cost(arguments.passes) if arguments.command == "cost" else measure_transfer(FRESH)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(found, indent=1))
+
+
+def measure_cost(num_passes: int) -> dict[str, Any]:
+    """Return parameters, multiply-accumulates per frame and milliseconds per frame, by width and member of the set."""
+    members = load_set("heads", base="demo", overrides=["train.seed=0"]).members
+    shapes = {member.name: member.experiments[0].head for member in members}
+    widths = {name: of_width(width, shapes, num_passes) for name, width in WIDTHS.items()}
+    return {"machine": describe_machine("cpu"), "passes": num_passes, "widths": widths}
+
+
+@torch.inference_mode()
+def of_width(width: int, shapes: Mapping[str, HeadConfig], num_passes: int) -> dict[str, Any]:
+    """Return the cost of each head on maps of `width` channels."""
+    torch.set_num_threads(1)
+    inputs = HeadInputs(width, 64, NUM_AUS)
+    heads = {
+        name: deployed_head(HEADS[shape.variant](inputs, **shape.model_dump(exclude={"variant"})))
+        for name, shape in shapes.items()
+    }
+    batches = {num: inputs.random_maps(num) for num in (1, 16)}
+    found: dict[str, Any] = {}
+    for name, head in heads.items():
+        with FlopCounterMode(display=False) as counter:
+            head(batches[1])
+        sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in head.named_children()}
+        found[name] = {
+            "parameters": sum(sizes.values()),
+            "parameters_after_conv": sum(sizes.values()) - sizes["conv"],
+            "mmac": counter.get_total_flops() / 2e6,
+        }
+    for num, maps in batches.items():
+        seconds: dict[str, list[float]] = {name: [] for name in heads}
+        for _ in range(num_passes):
+            for name, head in heads.items():
+                started = time.perf_counter()
+                head(maps)
+                seconds[name].append(time.perf_counter() - started)
+        for name, took in seconds.items():
+            found[name][f"ms_per_frame_batch_{num}"] = 1000 * min(took) / num
+    return found
+
+
+def measure_transfer(dataset: str) -> dict[str, Any]:
+    """Return the scores of the heads among which the learning rate was chosen, on all subjects of a fresh data set.
+
+    Each head was trained on two parts of `SETTINGS`, and the thresholds of calibrated F1 are chosen on its third part.
+    """
+    cache = fantrans.open_cache(dataset)
+    frames = cache.frames.assign(part=FRESH_PART)
+    catalog = load_catalog()
+    members, runs = resolve(catalog, SETTINGS, "heads", overrides=TRIED).members, Runs(catalog, SETTINGS)
+    kept: dict[str, dict[str, Row]] = {}
+    metrics = {}
+    for member in sorted(members, key=lambda member: not member.name.endswith(CHOSEN)):  # the first is the reference
+        run = runs.resolve(member.experiments[0])
+        if not run.is_finished:
+            continue
+        fold = run.fold_folder(TESTED)
+        head = fantrans.load_head(fold / DEPLOYED_NAME).head
+        predicted = predict(head, cache.reader, frames, aus=cache.aus, test_part=FRESH_PART, device="cpu")
+        own = chosen_thresholds({FRESH_PART: predicted, TESTED: read_predictions(fold)}, cache.aus)
+        calibrated = calibrated_counts({FRESH_PART: predicted}, own, cache.aus)
+        counts = count(predicted, aus=cache.aus, test_part=FRESH_PART)
+        of_f1 = row_from_counts(member.name, [counts], folders=(run.folder,))
+        ap_RV = resampled_ap_percent({FRESH_PART: predicted}, cache.aus)
+        kept[member.name] = {
+            F1: of_f1,
+            CALIBRATED: row_from_counts(member.name, [calibrated], folders=(run.folder,)),
+            AP: with_values(of_f1, ap_RV[None]),
+        }
+        further = agreement({FRESH_PART: predicted}, cache.aus)
+        metrics[member.name] = {name: float(np.mean(further[name])) for name in (ROC_AUC, ECE)}
+    return {"dataset": dataset, "trained_on": SETTINGS, "rows": _as_rows(kept, metrics)}
+
+
+def _as_rows(kept: Mapping[str, Mapping[str, Row]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return rows as the JSON of a set has them; the first row is the one that the others are compared with."""
+    first = next(iter(kept.values()))
+    gaps = {
+        name: {gap.ours: gap for gap in corrected([difference(each[name], first[name]) for each in kept.values()][1:])}
+        for name in first
+    }
+    rows = []
+    for member, of_member in kept.items():
+        found = []
+        for name, row in of_member.items():
+            assert row.values is not None
+            low, high = row.interval()
+            gap = gaps[name].get(member)
+            over_first = gap and {
+                "points": float(gap.points[-1]),
+                "low_points": float(gap.low[-1]),
+                "high_points": float(gap.high[-1]),
+                "p_value": float(gap.p_values[-1]),
+            }
+            mean = {"percent": float(row.values[0, -1]), "low_percent": low, "high_percent": high}
+            found.append({"measure": name, "mean": mean, "over_first": over_first})
+        rows.append({"member": member, "seeds": 1, "measures": found, "metrics": {"mean": metrics[member]}})
+    return rows
+
+
+def filled_in(page: str, tables: Path, results: Path) -> str:
+    """Return the page with the tables and conclusions between its comments."""
+    settings = [json.loads(path.read_bytes()) for path in sorted(tables.glob(f"heads_*,*-{SETTINGS}.json"))]
+    claims = {
+        what: json.loads(path.read_bytes())
+        for name, what in CLAIMS.items()
+        if (path := tables / f"heads_{CHOSEN}-{name}.json").is_file()
+    }
+    transfer = json.loads((results / "transfer.json").read_bytes())
+    parts = {
+        "scores": "\n".join(section(what, found) for what, found in claims.items()) or NOT_MEASURED,
+        "transfer": scores_and_differences(transfer["rows"]),
+        "settings": "\n".join(settings_table(found) for found in settings),
+        "cost": cost_tables(json.loads((results / "cost.json").read_bytes())),
+    }
+    for name, part in parts.items():
+        before, _, rest = page.partition(f"<!-- {name} -->")
+        _, _, after = rest.partition(f"<!-- /{name} -->")
+        page = f"{before}<!-- {name} -->\n\n{part.strip()}\n\n<!-- /{name} -->{after}"
+    return page
+
+
+def section(what: str, found: Mapping[str, Any]) -> str:
+    """Return the section on one data set."""
+    lines = [
+        f"### {what[0].upper()}{what[1:]}",
+        "",
+        f"`fantrans report {found['dataset']} --experiment heads --set {CHOSEN}`: {found['measured_on']}.",
+        "",
+        scores_and_differences([row for row in found["rows"] if measures(row)]),
+    ]
+    return "\n".join(lines)
+
+
+def scores_and_differences(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the scores of rows, their differences to the first one, and what these say."""
+    first, *others = rows
+    scores = [
+        [row["member"], str(row["seeds"]), *(interval(measures(row)[name]["mean"]) for name in (F1, CALIBRATED, AP))]
+        + [f"{row['metrics']['mean'][name]:.1f}" for name in (ROC_AUC, ECE)]
+        for row in rows
+    ]
+    gaps = [
+        [row["member"], *(gap_cell(measures(row)[name]["over_first"]) for name in (F1, CALIBRATED, AP))]
+        for row in others
+    ]
+    lines = [
+        *markdown_table(["member", "seeds", "F1 at 0.5", "calibrated F1", "AP", "AUC", "ECE"], scores),
+        "",
+        f"Minus `{first['member']}`, points:",
+        "",
+        *markdown_table(["member", "F1 at 0.5", "calibrated F1", "AP"], gaps),
+        "",
+    ]
+    return "\n".join([*lines, *(f"- {conclusion(row, first['member'])}" for row in others), ""])
+
+
+def measures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measures of a row by name."""
+    return {each["measure"]: each for each in row["measures"]}
+
+
+def interval(mean: Mapping[str, float]) -> str:
+    """Return a score with its interval."""
+    return f"{mean['percent']:.1f} ({mean['low_percent']:.1f} to {mean['high_percent']:.1f})"
+
+
+def gap_cell(gap: Mapping[str, float]) -> str:
+    """Return a difference with its interval, and a star if it is distinguishable from zero."""
+    star = "*" if gap["p_value"] <= SIGNIFICANT else ""
+    return f"{gap['points']:+.1f}{star} ({gap['low_points']:+.1f} to {gap['high_points']:+.1f})"
+
+
+def conclusion(row: Mapping[str, Any], first: str) -> str:
+    """Return what the corrected differences of a row to the first say, as one sentence."""
+    found: dict[str, list[str]] = {"scored higher than": [], "scored lower than": [], "is not distinguishable from": []}
+    higher, lower, unclear = found.values()
+    for name, measure in measures(row).items():
+        gap = measure["over_first"]
+        kind = unclear if gap["p_value"] > SIGNIFICANT else higher if gap["points"] > 0 else lower
+        kind.append(name)
+    said = [f"{how} `{first}` in {_listed(names)}" for how, names in found.items() if names]
+    seeds = "1 seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
+    return f"`{row['member']}` ({seeds}) {', and '.join(said)}, at 95 %."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def settings_table(found: Mapping[str, Any]) -> str:
+    """Return the table by which learning rates were chosen."""
+    rows = [
+        [row["member"], str(row["seeds"]), *(interval(measures(row)[name]["mean"]) for name in (F1, AP))]
+        for row in found["rows"]
+        if measures(row)
+    ]
+    return "\n".join([*markdown_table(["member", "seeds", "F1 at 0.5", "AP"], rows), ""])
+
+
+def cost_tables(cost: Mapping[str, Any]) -> str:
+    """Return the tables of what the deployed heads cost."""
+    machine = cost["machine"]
+    lines = [f"{machine['cpu']}, one thread, fp32; the fastest of {cost['passes']} passes."]
+    for name, heads in cost["widths"].items():
+        rows = [
+            [member, f"{found['parameters']:,}", f"{found['parameters_after_conv']:,}", f"{found['mmac']:.1f}"]
+            + [f"{found[f'ms_per_frame_batch_{num}']:.2f}" for num in (1, 16)]
+            for member, found in heads.items()
+        ]
+        columns = ["member", "parameters", "after the conv module", "million MACs", "ms, alone", "ms, in a batch of 16"]
+        lines += ["", f"On maps of {name}:", "", *markdown_table(columns, rows)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
