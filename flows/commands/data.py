@@ -35,9 +35,9 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.refresh.doctor import Examination
     from pipeline.refresh.job import RefreshJob
+    from pipeline.refresh.plan import StagePlan
 
 logger = logging.getLogger("fantrans")
-    from pipeline.refresh.plan import StagePlan
 
 catalog_app = typer.Typer(cls=Group, help="Show and check what the catalog names.")
 
