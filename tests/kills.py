@@ -28,7 +28,7 @@ datasets:
 weights:
 {weights}
 """
-UNCOMPARED = ("rates.json", "refresh.html", ".lock")  # times, paths, lock holders
+UNCOMPARED = ("rates.json", "refresh.html", "index.html", ".lock")  # times, paths, lock holders
 
 
 class World:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from pipeline.refresh.doctor import Examination
     from pipeline.refresh.job import RefreshJob
     from pipeline.refresh.plan import StagePlan
+
+logger = logging.getLogger("fantrans")
 
 catalog_app = typer.Typer(cls=Group, help="Show and check what the catalog names.")
 
@@ -288,11 +291,11 @@ def refresh(
         return
     refuse_ignored(context, ["as_json"], when="without --dry-run")
     _find_refresh()(dataset, **chosen, device=choose_device(device), num_workers=workers)
-    _print_page(dataset, chosen)
+    _log_page(dataset, chosen)
 
 
-def _print_page(dataset: str, chosen: Mapping[str, Any]) -> None:
-    """Print the path of the cache's page, if the refresh wrote one."""
+def _log_page(dataset: str, chosen: Mapping[str, Any]) -> None:
+    """Log the path of the cache's page, if the refresh wrote one."""
     from pipeline.fingerprint import cache_fingerprint
     from pipeline.refresh.job import prepare_refresh
     from pipeline.report.page_files import cache_page_path
@@ -300,7 +303,7 @@ def _print_page(dataset: str, chosen: Mapping[str, Any]) -> None:
     job = prepare_refresh(dataset, **chosen, checks_weights=False)
     path = cache_page_path(job.catalog, dataset, cache_fingerprint(job.config, job.catalog))
     if job.until == "extract" and path.is_file():
-        print_line(f"report: {path.absolute()}")
+        logger.info("report: %s", path.absolute())
 
 
 def _find_refresh() -> Callable[..., Any]:

@@ -130,16 +130,15 @@ class Trial:
         found = self.query("artifacts/filter", artifacts={"key": {"any_": [key]}})
         return sorted(found, key=lambda artifact: artifact["created"], reverse=True)
 
+    def logged(self, run, *, by=None):
+        """Log lines of a run that have arrived; by: only those of this logger."""
+        found = self.query("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
+        return [each["message"] for each in found if by in (None, each["name"])]
+
     def log_lines(self, run):
-        """Log lines of a run; they arrive a little after the run has ended."""
-
-        def complete_lines():
-            found = self.query("logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
-            lines = [each["message"] for each in found]
-            of_flow = [each["message"] for each in found if each["name"] == "prefect.flow_runs"]
-            return any("Finished in state" in line for line in of_flow) and lines
-
-        return self.until(complete_lines)
+        """Log lines of a deployment's run; they arrive a little after the run has ended."""
+        self.until(lambda: any("Finished in state" in line for line in self.logged(run, by="prefect.flow_runs")))
+        return self.logged(run)
 
     def shards(self):
         """Shards of the data set's caches, with the time of each file's last change."""

@@ -42,7 +42,7 @@ def test_a_command_that_the_server_records_sends_its_lines_there(trial):
     (run,) = trial.query("flow_runs/filter", sort="START_TIME_DESC", limit=1)
     assert run["name"].startswith("refresh bp4d-synthetic")
     line = f"extract: nothing to do, {NUM_FRAMES} kept"
-    assert line in trial.log_lines(run["id"])
+    trial.until(lambda: line in trial.logged(run["id"]))
     assert done.stderr.count(line) == 1
 
 

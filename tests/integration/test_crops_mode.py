@@ -37,12 +37,12 @@ def test_it_gives_the_run_of_the_cache(experiment, tmp_path):
     assert ended.status == 0, ended.err
     assert not caches.exists()
     assert "faces has no cache with the settings of short" in fantrans("train", *words).err
-    (from_crops,) = runs.iterdir()
+    (from_crops,) = (path.parent for path in runs.glob("*/run.json"))
     aside = from_crops.rename(tmp_path / from_crops.name)
 
     assert fantrans("refresh", *words).status == 0
     assert fantrans("train", *words).status == 0
-    assert [run.name for run in runs.iterdir()] == [aside.name]
+    assert [path.parent.name for path in runs.glob("*/run.json")] == [aside.name]
     ours, theirs = (folder / "fold-P1" for folder in (aside, runs / aside.name))
     for file in ("head.safetensors", "predictions.parquet"):
         assert (ours / file).read_bytes() == (theirs / file).read_bytes()
