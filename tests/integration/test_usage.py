@@ -235,7 +235,7 @@ def test_version_has_the_commit_of_a_checkout_and_works_without_git(monkeypatch)
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("refresh bp4", ["bp4d", "bp4d-synthetic"]),
+        ("refresh bp4d-synthetic-", ["bp4d-synthetic-fresh", "bp4d-synthetic-41"]),
         ("cache ls dis", ["disfa", "disfa-synthetic"]),
         ("train bp4d -e fan", ["fan_trans"]),
         ("train bp4d -e table1:base", ["table1:baseline"]),

@@ -107,7 +107,7 @@ def test_experiments_of_the_project_come_before_the_shipped_ones(tmp_path, monke
     with pytest.raises(ConfigError) as caught:
         find_experiment("dmo")
     where = f"{folder / 'configs'} or {shipped_file('configs')}"
-    expected = f"'dmo' does not exist in {where}; did you mean 'demo'? known ones: demo,"
+    expected = f"'dmo' does not exist in {where}; did you mean 'demo'? known ones: best, demo,"
     assert expected in str(caught.value)
     assert "settings, short, smoke" in str(caught.value)
 
