@@ -9,7 +9,6 @@ prefetch pages from the shards. Labels come from the frame index, so that relabe
 from __future__ import annotations
 
 import os
-import weakref
 from collections import deque
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -238,29 +237,12 @@ def _index(places: np.ndarray, tensor: Tensor) -> Tensor:
     return torch.from_numpy(places).to(tensor.device, non_blocking=True)
 
 
-class _Buffers:
-    """Tensors to read into: of memory that is used again as soon as its tensor is dropped, or pinned for a GPU.
-
-    On a CPU, fresh memory costs as much time as what is read into it.
-    """
-
-    def __init__(self, specs: Collection[ArraySpec], *, max_rows: int, device: torch.device) -> None:
-        self._specs, self._max_rows, self._device = specs, max_rows, device
-        self._free: dict[str, list[np.ndarray]] = {spec.name: [] for spec in specs}
-
-    def take(self, num_rows: int) -> dict[str, Tensor]:
-        """Return a tensor (num_rows, *row_shape) of each array, with any values."""
-        return {spec.name: self._tensor(spec, num_rows) for spec in self._specs}
-
-    def _tensor(self, spec: ArraySpec, num_rows: int) -> Tensor:
-        if self._device.type == "cuda":  # torch keeps pinned memory, and waits for copies before it uses it again
-            dtype = torch.from_numpy(np.empty(0, spec.dtype)).dtype
-            return torch.empty((num_rows, *spec.row_shape), dtype=dtype, pin_memory=True)
-        free = self._free[spec.name]
-        memory = free.pop() if free else np.empty((self._max_rows, *spec.row_shape), spec.dtype)
-        values = memory[:num_rows]
-        weakref.finalize(values, free.append, memory)  # the tensor and all that shares its memory hold `values`
-        return torch.from_numpy(values)
+def _buffer(spec: ArraySpec, num_rows: int, device: torch.device) -> Tensor:
+    """Return a tensor (num_rows, *row_shape) to read into; pinned for a GPU, which copies from it without waiting."""
+    shape = (num_rows, *spec.row_shape)
+    if device.type == "cuda":
+        return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, spec.dtype)).dtype, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, spec.dtype))
 
 
 def _read_ahead(
@@ -269,16 +251,13 @@ def _read_ahead(
     """Yield the codec's arrays for each (rows, view), while threads read the next one, or several small ones."""
     todo = deque(wanted)
     coming: deque[tuple[list[Future[None]], dict[str, Tensor]]] = deque()
-    buffers = _Buffers(
-        cache.codec.input_specs, max_rows=max((len(rows) for rows, _ in wanted), default=0), device=device
-    )
     num_coming = 0
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         try:
             for rows_here, _ in wanted:
                 while todo and (not coming or num_coming < len(rows_here) + _ROWS_AHEAD):
                     rows, view = todo.popleft()
-                    out = buffers.take(len(rows))
+                    out = {spec.name: _buffer(spec, len(rows), device) for spec in cache.codec.input_specs}
                     runs = [slice(start, start + NEIGHBOUR_ROWS) for start in range(0, len(rows), NEIGHBOUR_ROWS)]
                     coming.append(
                         ([pool.submit(copy_context().run, _fill, cache, rows, view, out, run) for run in runs], out)

@@ -167,20 +167,6 @@ def test_the_epoch_decides_the_order_of_the_pages():
     assert (first != other).mean() > 0.5
 
 
-@pytest.mark.usefixtures("small_pages")
-def test_memory_of_a_page_is_used_again_only_after_it_is_dropped(world):
-    frames, _, cache = world
-    pages = TrainingPages(cache, frames, parts=("P1", "P2", "P3"))
-    name = cache.codec.inputs[0]
-    held = list(pages.epochs(0, 2))
-    assert len({page.stored[name].data_ptr() for page in held}) == len(held) > 4
-    for page in held:
-        stored = cache.read(page.rows, view=pages.view_in(page.epoch))
-        assert all(torch.equal(page.stored[each], torch.from_numpy(stored[each])) for each in cache.codec.inputs)
-    places = [page.stored[name].data_ptr() for page in pages.epochs(0, 20)]
-    assert len(set(places)) < len(places) / 2
-
-
 def test_evaluation_reads_every_frame_of_the_view_in_a_fixed_order(world):
     frames, _, _ = world
     found, epoch = evaluation(world, view=1)
