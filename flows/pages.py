@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.catalog import load_catalog
@@ -42,16 +41,16 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def write_refreshed_page(job: RefreshJob) -> Path | None:
-    """Write the page of the cache that a job has refreshed; None if it has none or could not be written."""
+def write_refreshed_page(job: RefreshJob) -> None:
+    """Write the page of the cache that a job has refreshed, if it has one, and log its path."""
     if job.until != "extract":
-        return None
+        return
     from pipeline.fingerprint import cache_fingerprint  # noqa: PLC0415 - as above
     from pipeline.report.cache_page import write_cache_page  # noqa: PLC0415
 
     try:
         folder = job.catalog.caches_folder(job.dataset) / cache_fingerprint(job.config, job.catalog)
-        return write_cache_page(job.catalog, job.dataset, folder, is_quick=True)
+        path = write_cache_page(job.catalog, job.dataset, folder, is_quick=True)
+        logger.info("report: %s", path.absolute())
     except Exception as error:
         logger.warning("the page of the cache was not written: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return None

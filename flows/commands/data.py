@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from pipeline.refresh.doctor import Examination
     from pipeline.refresh.job import RefreshJob
     from pipeline.refresh.plan import StagePlan
-
-logger = logging.getLogger("fantrans")
 
 catalog_app = typer.Typer(cls=Group, help="Show and check what the catalog names.")
 
@@ -268,7 +265,7 @@ def refresh(
     """Bring a data set's index, boxes, crops and feature cache up to date.
 
     Computes only what is missing. Logs one line per stage: how many frames are new, kept and dropped. Writes the page
-    of the cache and prints its path.
+    of the cache and logs its path.
     """
     resolve_experiment(dataset, experiment, base, overrides or ())
     chosen: dict[str, Any] = {
@@ -291,19 +288,6 @@ def refresh(
         return
     refuse_ignored(context, ["as_json"], when="without --dry-run")
     _find_refresh()(dataset, **chosen, device=choose_device(device), num_workers=workers)
-    _log_page(dataset, chosen)
-
-
-def _log_page(dataset: str, chosen: Mapping[str, Any]) -> None:
-    """Log the path of the cache's page, if the refresh wrote one."""
-    from pipeline.fingerprint import cache_fingerprint
-    from pipeline.refresh.job import prepare_refresh
-    from pipeline.report.page_files import cache_page_path
-
-    job = prepare_refresh(dataset, **chosen, checks_weights=False)
-    path = cache_page_path(job.catalog, dataset, cache_fingerprint(job.config, job.catalog))
-    if job.until == "extract" and path.is_file():
-        logger.info("report: %s", path.absolute())
 
 
 def _find_refresh() -> Callable[..., Any]:

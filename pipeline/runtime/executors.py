@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import active_children, get_context
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 
@@ -226,7 +226,7 @@ def _value(future: Future[_Answer[_Out]]) -> _Out:
     log_records(answer.records)
     if answer.error is not None:
         raise answer.error
-    return answer.value  # type: ignore[return-value]  # a step that returns None has the type None
+    return cast(_Out, answer.value)  # a step that returns None has the type None
 
 
 def raise_failures(failed: Mapping[str, Exception], *, num_all: int, what: str) -> None:
