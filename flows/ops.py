@@ -13,12 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import psutil
+
 from flows.bootstrap import bootstrap
 from flows.connection import wait_for_server
 from pipeline.errors import ServerError
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
+_IDLE_STOP_TIMEOUT_S = 4.0
+"""For a process without children: a worker whose server was away may hang when it is to end, with nothing to lose."""
+
 _EARLY_END_S = 10.0
 _MAX_EARLY_ENDS = 5
 _SHARED_VARIABLES = ("FANTRANS_CATALOG", "FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS")
@@ -120,10 +125,11 @@ class _Supervisor:
             signal.signal(number, signal.SIG_IGN)
         for process, _started in self._running.values():
             process.terminate()
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        for process, _started in self._running.values():
-            try:
-                process.wait(max(0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        stopped = time.monotonic()
+        while running := [process for process, _started in self._running.values() if process.poll() is None]:
+            waited_s = time.monotonic() - stopped
+            for process in running:
+                is_idle = not psutil.Process(process.pid).children()
+                if waited_s > (_IDLE_STOP_TIMEOUT_S if is_idle else _STOP_TIMEOUT_S):
+                    os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.1)
