@@ -285,20 +285,27 @@ def export(
     whole: Annotated[
         bool, typer.Option("--whole", help="Also write model.onnx, from a face's crop to probabilities.")
     ] = False,
+    calibrated: Annotated[
+        bool,
+        typer.Option("--calibrated", help="Store the threshold of each action unit that is best on the other folds."),
+    ] = False,
 ) -> None:
     """Export the deployed head of a fold as safetensors and ONNX.
 
     Writes both and a description, checks the ONNX file with onnxruntime, and prints the files and how far it differs.
     """
     from pipeline.catalog import load_catalog
+    from pipeline.report.thresholds import thresholds_of_fold
     from pipeline.training.export import export_deployed
+    from pipeline.training.metrics import THRESHOLD
     from pipeline.training.run_files import DEPLOYED_NAME, find_run, finished_folds, fold_folder
 
     if out.is_file():
         raise ConfigError(f"{out} is a file; name a folder with --out")
     folder = find_run(load_catalog(), run)
     tested = part or next(iter(finished_folds(folder)), "P1")
-    gap = export_deployed(fold_folder(folder, tested) / DEPLOYED_NAME, out)
+    threshold = thresholds_of_fold(folder, tested) if calibrated else THRESHOLD
+    gap = export_deployed(fold_folder(folder, tested) / DEPLOYED_NAME, out, threshold=threshold)
     if whole:
         from pipeline.predict.whole import export_whole
 

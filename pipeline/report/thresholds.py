@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from pipeline.errors import DataError
+from pipeline.runtime.text import join_first
 from pipeline.tables import au_column, probability_column
 from pipeline.training.metrics import (
     NUM_RESAMPLES,
@@ -21,6 +24,7 @@ from pipeline.training.metrics import (
     mean_of_defined,
     subject_draws,
 )
+from pipeline.training.run_files import finished_folds, read_predictions, read_run
 
 NUM_BINS = 100
 """Steps in which resamples compare probabilities: on 16,000 frames a resample is within 0.3 points of its exact AP."""
@@ -127,6 +131,23 @@ def chosen_thresholds(predictions: Mapping[str, pd.DataFrame], aus: Sequence[int
             [make_curve(labels_NA[:, i], probabilities_NA[:, i]).best_threshold() for i in range(len(aus))]
         )
     return chosen
+
+
+def thresholds_of_fold(folder: Path, test_part: str) -> list[float]:
+    """Return the calibrated threshold of each action unit for the head of one fold of a run, see `chosen_thresholds`.
+
+    Raises `DataError` if no other fold is finished, or if predictions are damaged.
+    """
+    folds = finished_folds(folder)
+    if test_part not in folds or len(folds) < 2:
+        raise DataError(
+            f"thresholds for the head that tests {test_part} are chosen on the other folds of {folder}, and it has "
+            f"{join_first(folds, 3) or 'no fold'}; finish them with `fantrans train`, or use the threshold {THRESHOLD}"
+        )
+    aus = tuple(read_run(folder)["aus"])
+    predictions = {part: read_predictions(fold) for part, fold in folds.items()}
+    thresholds: list[float] = chosen_thresholds(predictions, aus)[test_part].tolist()
+    return thresholds
 
 
 def calibrated_counts(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +64,7 @@ class DeployedModel:
 
     @torch.inference_mode()
     def probabilities(self, features: Mapping[str, Tensor]) -> np.ndarray:
-        """Maps as `Codec.decode` returns them -> fp32 (B, A) in 0..1; at least the `threshold` means present."""
+        """Maps as `Codec.decode` returns them -> fp32 (B, A) in 0..1; `description` has the threshold."""
         probabilities_BA: np.ndarray = self.head(features).sigmoid().numpy()
         return probabilities_BA
 
@@ -78,6 +78,7 @@ def write_deployed(
     features: Mapping[str, Any],
     averages_flip: bool,
     images: Mapping[str, Any] | None = None,
+    threshold: float | Sequence[float] = THRESHOLD,
 ) -> None:
     """Write weights and description into `folder`; raises `WriteError` if that fails.
 
@@ -85,13 +86,14 @@ def write_deployed(
     features: the part of the cache's fingerprint that describes the maps. averages_flip: whether the head was scored on
     logits averaged with those of the flipped view. images: a mapping with the settings of detector and crops
     (`IMAGE_KEYS`; others are left out), such as the cache's document; without it, prediction uses the defaults.
+    threshold: the probability from which an action unit is present, one for all or one per action unit.
     """
     description = {
         "version": DESCRIPTION_VERSION,
         "fantrans": package_version(),
         **built_from,
         "aus": list(aus),
-        "threshold": THRESHOLD,
+        "threshold": threshold if isinstance(threshold, float) else list(threshold),
         "features": dict(features),
         "averages_flip": averages_flip,
         **{name: images[name] for name in IMAGE_KEYS if images is not None and name in images},
@@ -177,8 +179,11 @@ def _damaged(path: Path, reason: str, otherwise: str = "pass another folder") ->
     return DataError(f"{path} is damaged ({' '.join(reason.split())[:160]}); {again}, or {otherwise}")
 
 
-def export_deployed(source: Path, out: Path) -> float:
-    """Copy a fold's deployed head to the folder `out` and add ONNX; return the greatest difference (`write_onnx`)."""
+def export_deployed(source: Path, out: Path, *, threshold: float | Sequence[float] = THRESHOLD) -> float:
+    """Copy a fold's deployed head to the folder `out` and add ONNX; return the greatest difference (`write_onnx`).
+
+    threshold: the probability from which an action unit is present, one for all or one per action unit.
+    """
     model = load_deployed(source)
     write_deployed(
         out,
@@ -188,6 +193,7 @@ def export_deployed(source: Path, out: Path) -> float:
         features=model.description["features"],
         averages_flip=model.description["averages_flip"],
         images=model.description,
+        threshold=threshold,
     )
     return write_onnx(out)
 

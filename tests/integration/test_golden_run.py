@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 
 from tests.command_line import fantrans
 from tests.small_catalog import write_small_catalog
@@ -80,6 +81,34 @@ def test_the_head_of_a_run_of_version_1_is_exported(golden, tmp_path):
     )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_calibrated_thresholds_are_the_best_ones_of_the_other_fold_and_are_used(golden, tmp_path):
+    out = tmp_path / "exported"
+    ended = fantrans("export", golden.name, "--part", "P1", "--calibrated", "--out", out)
+    assert ended.status == 0, ended.err
+    description = json.loads((out / "head.json").read_bytes())
+    others = pd.read_parquet(golden / "fold-P2/predictions.parquet")
+    for au, threshold in zip(description["aus"], description["threshold"], strict=True):
+        known = others[others[f"au_{au:02d}"] >= 0]
+        labels, given = known[f"au_{au:02d}"], known[f"p_{au:02d}"]
+        best = max(f1_score(labels, given >= value, zero_division=0) for value in given)
+        assert f1_score(labels, given >= threshold, zero_division=0) == pytest.approx(best)
+    assert len(set(description["threshold"])) > 1
+
+    ended = fantrans("predict", VERSION_1 / "face.jpg", "--model", out, "--out", tmp_path / "au.csv")
+    assert ended.status == 0, ended.err
+    (row,) = pd.read_csv(tmp_path / "au.csv").to_dict("records")
+    for au, threshold in zip(description["aus"], description["threshold"], strict=True):
+        assert row[f"au_{au:02d}"] == (row[f"p_{au:02d}"] >= threshold)
+
+
+def test_thresholds_need_another_finished_fold(golden, tmp_path):
+    shutil.rmtree(golden / "fold-P2")
+    ended = fantrans("export", golden.name, "--calibrated", "--out", tmp_path / "exported")
+    assert ended.status == 1
+    assert f"chosen on the other folds of {golden}, and it has P1; finish them with `fantrans train`" in ended.err
+    assert not (tmp_path / "exported").exists()
 
 
 def test_a_run_of_version_1_predicts_the_same(golden, expected, tmp_path):
