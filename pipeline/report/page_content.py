@@ -25,6 +25,7 @@ from pipeline.report.thresholds import arrays
 from pipeline.training.metrics import THRESHOLD
 from pipeline.training.run_files import read_run
 
+AP_PERCENT = "ap_percent"
 _MAX_EPOCHS = 200
 """Greatest number of points per training curve."""
 
@@ -188,7 +189,7 @@ def metrics_json(scored: Scored) -> dict[str, Any]:
         return {}
     values = scored.measures[AP].row.values
     assert values is not None
-    columns = {"ap_percent": values[0, :-1], **scored.agreement}
+    columns = {AP_PERCENT: values[0, :-1], **scored.agreement}
     mean = {name: _or_none(_with_mean(column)[-1]) for name, column in columns.items()}
     units = [
         {"au": int(au)} | {name: _or_none(float(column[i])) for name, column in columns.items()}
@@ -260,7 +261,7 @@ def _loss_data(folder: Path) -> dict[str, Any]:
     found = {}
     for part, history in read_histories(folder).items():
         kept = history.iloc[_thinned(np.arange(len(history)), _MAX_EPOCHS)]
-        columns = [name for name in ("loss", "loss_cls", "loss_kd", "lr") if name in kept.columns]
+        columns = [name for name in ("loss", "loss_cls", "loss_kd", "lr", "f1_train_percent") if name in kept.columns]
         found[part] = {"epoch": [int(epoch) + 1 for epoch in kept["epoch"]]} | {
             name: [_or_none(float(f"{value:.4g}")) for value in kept[name].astype(float)] for name in columns
         }

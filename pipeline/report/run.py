@@ -17,10 +17,11 @@ from rich.table import Table
 
 from pipeline.catalog import load_catalog
 from pipeline.errors import DataNotFoundError, WriteError
+from pipeline.report.agreement import ECE, ROC_AUC
 from pipeline.report.page import Page, describe_data, published_scores, write_page
-from pipeline.report.page_content import measures_json, metrics_json
+from pipeline.report.page_content import AP_PERCENT, measures_json, metrics_json
 from pipeline.report.rows import read_row
-from pipeline.report.scored import Scored, read_scored
+from pipeline.report.scored import CALIBRATED, Scored, read_scored
 from pipeline.runtime.atomic import write_atomically, write_bytes_atomically, write_json
 from pipeline.runtime.version import written_by
 from pipeline.training.metrics import THRESHOLD, Scores, compute_scores
@@ -68,6 +69,18 @@ class Report:
         }
         return rows.astype({"num_positive": int, "num_known": int, "num_undefined": int}).reset_index()
 
+    def wide_table(self) -> pd.DataFrame:
+        """Return `table` with AP, calibrated F1, AUC and ECE in percent, as far as predictions can be read."""
+        table = self.table()
+        metrics = metrics_json(self.scored)
+        rows = [*metrics.get("action_units", []), metrics.get("mean")]
+        if CALIBRATED in self.scored.measures:
+            values = self.scored.measures[CALIBRATED].row.values
+            assert values is not None
+            table["calibrated_f1_percent"] = values[0]
+        names = [name for name in (AP_PERCENT, ROC_AUC, ECE) if metrics]
+        return table.assign(**{name: [row[name] for row in rows] for name in names})
+
     def as_json(self) -> dict[str, Any]:
         """Return all scores and settings, with undefined scores as None."""
         return {
@@ -102,7 +115,11 @@ class Report:
     def markdown(self) -> str:
         """Return the table with its legend."""
         lines = [f"# F1 of {self.folder.name}", "", _legend(self), ""]
-        lines += markdown_table(_display_columns(self.parts), _display_rows(self))
+        wide = self.wide_table()
+        further = {name: shown for name, shown in _FURTHER.items() if name in wide}
+        cells = [map(_percent, wide[name].astype(float)) for name in further]
+        rows = [[*row, *more] for row, *more in zip(_display_rows(self), *cells, strict=True)]
+        lines += markdown_table([*_display_columns(self.parts), *further.values()], rows)
         return "\n".join(lines) + "\n"
 
     def rich_table(self) -> Table:
@@ -157,7 +174,7 @@ def write_files(report: Report, *, others: Sequence[Report] = (), shows_images: 
     """
     folder = report.folder
     write_json(folder / "report.json", {**written_by(SCHEMA), **report.document()})
-    write_atomically(folder / "report.csv", lambda temp: report.table().to_csv(temp, index=False))
+    write_atomically(folder / "report.csv", lambda temp: report.wide_table().to_csv(temp, index=False))
     write_bytes_atomically(folder / "report.md", report.markdown().encode())
     catalog = load_catalog()
     page = Page(
@@ -195,6 +212,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 _NOT_ON_TERMINAL = ("pooled", "of")
 """Columns that do not fit 80 characters."""
+_FURTHER = {AP_PERCENT: "AP", "calibrated_f1_percent": "calibrated F1", ROC_AUC: "AUC", ECE: "ECE"}
+"""Columns of `Report.wide_table` that report.md shows, with their titles."""
 
 
 def _legend(report: Report, *, is_on_terminal: bool = False) -> str:
@@ -202,12 +221,18 @@ def _legend(report: Report, *, is_on_terminal: bool = False) -> str:
     note = f" {undefined} pairs of fold and AU are undefined (0/0) and left out." if undefined else ""
     note += f" Data: {report.gaps}." if report.gaps else ""
     pooled = "" if is_on_terminal else " Pooled: F1 of summed counts."
-    known = "" if is_on_terminal else " Of: known labels."
+    known = "" if is_on_terminal else f" Of: known labels. {_FURTHER_LEGEND}"
     return (
         f"{', '.join(report.parts)}: F1 on that part, trained on the others. F1: averaged over folds. 95 %: bootstrap "
         f"over subjects; seed-to-seed variation is not included.{pooled} Always: F1 of always predicting "
         f'"present". Positive: labels "present".{known} Threshold {THRESHOLD}, last epoch.{note}'
     )
+
+
+_FURTHER_LEGEND = (
+    "AP: average precision. Calibrated F1: at a threshold per action unit, chosen on the other folds. AUC: area under "
+    "the ROC curve. ECE: expected calibration error."
+)
 
 
 def _display_columns(parts: tuple[str, ...]) -> list[str]:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
 from pipeline.config import HeadConfig, TrainConfig
 from pipeline.errors import ConfigError, DataError, TrainingError
@@ -286,7 +287,17 @@ def test_report_aggregates_the_finished_folds(folder):
     table = pd.read_csv(run.folder / "report.csv")
     assert table["au"].tolist() == ["AU1", "AU2", "mean"]
     assert table.loc[2, "f1_percent"] == pytest.approx(report.scores.f1_percent)
-    assert "| AU1 |" in (run.folder / "report.md").read_text()
+    predictions = [pd.read_parquet(run.fold_folder(part) / "predictions.parquet") for part in ("P1", "P3")]
+    known = [each[each["au_01"] >= 0] for each in predictions]
+    by_hand = [100 * average_precision_score(each["au_01"], each["p_01"]) for each in known]
+    assert table.loc[0, "ap_percent"] == pytest.approx(np.mean(by_hand))
+    (calibrated,) = (each["mean"] for each in content["measures"] if each["measure"] == "calibrated F1")
+    assert table.loc[2, "calibrated_f1_percent"] == pytest.approx(calibrated["percent"])
+    for name in ("roc_auc_percent", "ece_percent"):
+        assert table.loc[2, name] == pytest.approx(table.loc[:1, name].mean())
+    lines = (run.folder / "report.md").read_text().splitlines()
+    assert any(line.startswith("| AU1 |") for line in lines)
+    assert any(line.endswith("| of | AP | calibrated F1 | AUC | ECE |") for line in lines)
     with pytest.raises(DataError, match="is not a run"):
         read_report(folder)
 
