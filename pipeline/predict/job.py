@@ -37,7 +37,7 @@ from pipeline.predict.stream import (
     read_chunks,
     video_frames,
 )
-from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.allocator import return_freed_memory, tune_allocator
 from pipeline.runtime.atomic import put_in_place, stage_file
 from pipeline.runtime.executors import LocalWorkers, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
@@ -170,7 +170,9 @@ class JobWorker:
     def _rows(self, frames: Iterable[Frame], **more: Any) -> Iterator[pd.DataFrame]:
         model = self.model
         read: Iterator[list[FrameFaces]] = read_chunks(frames, self._reader, self.options, **more)
-        return (to_rows(chunk, model.aus, model.threshold_A) for chunk in read)
+        for chunk in read:
+            yield to_rows(chunk, model.aus, model.threshold_A)
+            return_freed_memory()
 
 
 def predict_table(
