@@ -14,18 +14,22 @@ from torch import Tensor, nn
 from models.attention import TransBlock
 from models.fan import ConvBlock
 from models.head import HeadInputs, HeadOutput, Maps, concatenate_maps
-from models.head_shape import NUM_POOLINGS, HeadShape
+from models.head_shape import HeadShape
 from models.variants import INPUT_MAPS
 
 
 class ConvModule(nn.Module):
-    """F_a -> F_c: a 1x1 convolution to D channels, then four ConvBlocks, each with 2x2 max pooling (paper 3.2)."""
+    """F_a -> F_c: a 1x1 convolution to D channels, then four ConvBlocks, each with 2x2 max pooling (paper 3.2).
+
+    With `pools_early` a 2x2 max pooling alone is in the place of the first block, the most expensive one.
+    """
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         self.plain, self.gated = INPUT_MAPS[shape.input_features]
         self.reduce = nn.Conv2d(shape.input_channels, shape.dim, 1)
-        self.blocks = nn.ModuleList(ConvBlock(shape.dim, shape.dim) for _ in range(NUM_POOLINGS))
+        self.blocks = nn.ModuleList(ConvBlock(shape.dim, shape.dim) for _ in range(shape.num_conv_blocks))
+        self.pools_early = shape.pools_early
 
     def forward(self, features: Maps) -> Tensor:
         """Maps lf, h1, h2 (B, C, H, W) and hm (B, 1, H, W) of any float type -> F_c (B, D, H/16, W/16).
@@ -35,6 +39,8 @@ class ConvModule(nn.Module):
         into the 1x1 convolution, which then reads K channels.
         """
         x_BDHW = self.reduced(features)
+        if self.pools_early:
+            x_BDHW = F.max_pool2d(x_BDHW, 2)
         for block in self.blocks:
             x_BDHW = F.max_pool2d(block(x_BDHW), 2)
         return x_BDHW

@@ -22,7 +22,8 @@ class HeadShape:
     dim: D, a positive multiple of 4 and of the number of attention heads. num_blocks: transblocks per trunk. top_k: k,
     the number of contributions that C_o2m adds up, 1 to A (Eq. 6). mask_start: initial logit of a learned drop; 0 or
     more keeps all connections. token_rank: r, the terms of an action unit's weight over channels and cells, 1 to N;
-    1 is the paper's W_au (Eq. 1). Raises `ValueError` for a shape that cannot be built.
+    1 is the paper's W_au (Eq. 1). pools_early: whether the conv module has a 2x2 max pooling in the place of its first
+    block. Raises `ValueError` for a shape that cannot be built.
     """
 
     fan_width: int
@@ -36,6 +37,8 @@ class HeadShape:
     top_k: int
     mask_start: float = 0.0
     token_rank: int = 1
+
+    pools_early: bool = False
 
     def __post_init__(self) -> None:
         choices = {"variant": VARIANTS, "attention_drop": ATTENTION_DROPS, "input_features": INPUT_MAPS}
@@ -87,6 +90,11 @@ class HeadShape:
     def input_channels(self) -> int:
         """Channels of F_a, the concatenated input maps."""
         return self.fan_width * sum(len(maps) for maps in INPUT_MAPS[self.input_features])
+
+    @property
+    def num_conv_blocks(self) -> int:
+        """Blocks of the conv module, each with a 2x2 pooling behind it."""
+        return NUM_POOLINGS - self.pools_early
 
     @property
     def num_cells(self) -> int:

@@ -188,6 +188,8 @@ class HeadConfig(Settings):
     """Where the logits of a learned drop start: 0 or more keeps, less drops. Far above 0, training drops none."""
     token_rank: PositiveInt = 1
     """Rank of each action unit's weight over channels and cells, from which its token comes; 1 is the paper's."""
+    pools_early: bool = False
+    """Max-pool 2 x 2 cells in the place of the conv module's first block, its most expensive one."""
 
     @property
     def title(self) -> str:
@@ -200,8 +202,9 @@ class HeadConfig(Settings):
         return INPUT_MAPS[self.input_features]
 
     def document(self) -> dict[str, Any]:
-        """Return everything that decides the head, given its inputs; without a rank of 1, so that older runs count."""
-        return self.model_dump(exclude={"token_rank"} if self.token_rank == 1 else None)
+        """Return everything that decides the head, given its inputs; newer fields at their defaults are left out."""
+        newer = {"token_rank": 1, "pools_early": False}
+        return self.model_dump(exclude={name for name, default in newer.items() if getattr(self, name) == default})
 
 
 class OwnHeadConfig(Settings):

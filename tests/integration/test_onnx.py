@@ -21,7 +21,7 @@ from tests.unit.training.test_export import trained_head
         {"attention_drop": "row"},
         {"variant": "c_t_o2o", "attention_drop": "full"},
         {"variant": "baseline"},
-        {"variant": "flat", "map_size": 32},
+        {"variant": "flat", "pools_early": True, "map_size": 32},
         {"token_rank": 3, "map_size": 32},
     ],
 )

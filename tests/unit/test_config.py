@@ -58,4 +58,6 @@ def test_settings_and_layouts_load_no_large_library(module, absent):
 
 def test_a_rank_of_1_keeps_the_names_of_runs_from_before_there_was_one():
     assert "token_rank" not in HeadConfig().document()
+    assert "pools_early" not in HeadConfig().document()
+    assert HeadConfig(pools_early=True).document() == HeadConfig().document() | {"pools_early": True}
     assert HeadConfig(token_rank=4).document() == HeadConfig().document() | {"token_rank": 4}

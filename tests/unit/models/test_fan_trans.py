@@ -81,6 +81,18 @@ def test_reduction_is_the_convolution_of_the_papers_f_a(name, dtype):
     assert all(torch.equal(features[key], before[key]) for key in features)
 
 
+def test_early_pooling_takes_the_place_of_the_first_block():
+    shape = small_shape(pools_early=True)
+    features = random_features(shape)
+    conv = ConvModule(shape).eval()
+    expected = nn.functional.max_pool2d(conv.reduced(features), 2)
+    assert len(conv.blocks) == 3
+    for block in conv.blocks:
+        expected = nn.functional.max_pool2d(block(expected), 2)
+    assert torch.equal(conv(features), expected)
+    assert expected.shape == (3, 12, 2, 2)
+
+
 def test_conv_module_halves_four_times():
     for map_size, side in ((64, 4), (32, 2), (16, 1)):
         shape = small_shape(map_size=map_size)
