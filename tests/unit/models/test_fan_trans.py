@@ -90,7 +90,8 @@ def test_early_pooling_takes_the_place_of_the_first_block():
     for block in conv.blocks:
         expected = nn.functional.max_pool2d(block(expected), 2)
     assert torch.equal(conv(features), expected)
-    assert expected.shape == (3, 12, 2, 2)
+    assert expected.shape == (3, 16, 2, 2)
+    assert small_shape(pools_early=True, dim=12).dim == 12
 
 
 def test_conv_module_halves_four_times():
