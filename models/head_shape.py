@@ -65,7 +65,8 @@ class HeadShape:
     ) -> HeadShape:
         """Return a shape with the paper's sizes where they are None: D is 3 C / 4, k is half the action units (4.1).
 
-        D is the same whichever maps are read. With `pools_early` it is C, which still costs less. `others` are the remaining fields. Raises `ValueError` as the class does.
+        D is the same whichever maps are read. With `pools_early` it is C, which still costs less.
+        `others` are the remaining fields. Raises `ValueError` as the class does.
         """
         usual = fan_width if others.get("pools_early") else 3 * fan_width // 4
         return cls(
