@@ -73,20 +73,14 @@ def test_a_run_of_version_1_is_compared_with_another_one(golden):
     assert {each["points"] for each in json.loads(ended.out)["action_units"]} == {0}
 
 
-def test_the_head_of_a_run_of_version_1_is_exported(golden, tmp_path):
-    ended = fantrans("export", golden.name, "--out", tmp_path / "exported")
-    assert ended.status == 0, ended.err
-    before, after = (
-        load_file(folder / "head.safetensors") for folder in (golden / "fold-P1/deployed", tmp_path / "exported")
-    )
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_calibrated_thresholds_are_the_best_ones_of_the_other_fold_and_are_used(golden, tmp_path):
+def test_the_head_of_a_run_of_version_1_is_exported_with_the_best_thresholds_of_the_other_fold(golden, tmp_path):
     out = tmp_path / "exported"
     ended = fantrans("export", golden.name, "--part", "P1", "--calibrated", "--out", out)
     assert ended.status == 0, ended.err
+    before, after = (load_file(folder / "head.safetensors") for folder in (golden / "fold-P1/deployed", out))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
     description = json.loads((out / "head.json").read_bytes())
     others = pd.read_parquet(golden / "fold-P2/predictions.parquet")
     for au, threshold in zip(description["aus"], description["threshold"], strict=True):
