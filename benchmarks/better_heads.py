@@ -1,15 +1,13 @@
-"""Fill in docs/better_heads.md: scores of the set `heads` from the JSON of its reports, beside what the heads cost.
+"""Fill in docs/better_heads.md: scores of heads from the JSON of their reports, beside what the heads cost.
 
-    fantrans train bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set parts=[P1]
-    fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3 --set train.seed=0 --set parts=[P1]
-    fantrans train bp4d-synthetic-fresh --experiment heads --set train.lr=3e-3
-    fantrans report bp4d-synthetic-fresh --experiment heads --set train.lr=3e-3    # the same on bp4d-synthetic-41
-    python benchmarks/better_heads.py transfer --out var/better_heads/transfer.json
+    fantrans train bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3,6e-3 --set train.seed=0 --set parts=[P1]
+    fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3,6e-3 --set train.seed=0 --set parts=[P1]
+    fantrans train bp4d-synthetic-fresh --experiment benchmarks/claims.yaml
+    fantrans report bp4d-synthetic-fresh --experiment benchmarks/claims.yaml    # the same on bp4d-synthetic-41
     python benchmarks/better_heads.py cost --out var/better_heads/cost.json
     python benchmarks/better_heads.py page --tables var/runs/tables --results var/better_heads
 
 `page` replaces what stands between the page's comments `<!-- scores -->` and `<!-- /scores -->`, and so on.
-`transfer` predicts all fresh subjects with the heads of the first command, which were trained on other ones.
 `cost` counts parameters and multiply-accumulates of the deployed heads, and times them on one thread in fp32. The heads
 take turns, and the fastest of many passes counts: whatever else runs on the machine only adds to the others.
 """
@@ -23,43 +21,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import fantrans
 from models.head import HeadInputs, deployed_head
 from models.registry import HEADS
-from pipeline.catalog import load_catalog
-from pipeline.experiments import load_set, resolve
-from pipeline.report.agreement import ECE, ROC_AUC, agreement
-from pipeline.report.rows import Row, corrected, difference, row_from_counts, with_values
+from pipeline.experiments import load_set
+from pipeline.report.agreement import ECE, ROC_AUC
 from pipeline.report.run import markdown_table
 from pipeline.report.scored import AP, CALIBRATED, F1
-from pipeline.report.thresholds import calibrated_counts, chosen_thresholds, resampled_ap_percent
 from pipeline.runtime.machine import describe_machine
-from pipeline.training.predict import count, predict
-from pipeline.training.run_files import DEPLOYED_NAME, read_predictions
-from pipeline.training.runs import Runs
 
 PAGE = Path(__file__).parent.parent / "docs/better_heads.md"
 NUM_AUS = 12
 WIDTHS = {"FAN-64, as measured here": 64, "a published FAN of 256 channels": 256}
 """Channels C of a map; D is 3 C / 4."""
 
-FRESH, FRESH_PART = "bp4d-synthetic-fresh", "all"
+FRESH = "bp4d-synthetic-fresh"
 CLAIMS = {FRESH: "100 fresh subjects", "bp4d-synthetic-41": "41 fresh subjects"}
 SETTINGS = "bp4d-synthetic"
-TRIED = ("train.lr=1e-3,3e-3", "train.seed=0", "parts=[P1]")
-TESTED = "P1"
-CHOSEN = "train.lr=3e-3"
-"""What was chosen on the data set `SETTINGS`."""
+CLAIMED = Path(__file__).with_name("claims.yaml")
+"""The heads with the learning rates that were chosen on the data set `SETTINGS`."""
 
 SIGNIFICANT = 0.05
 NOT_MEASURED = f"""No run is finished yet. To train them, and to fill in this page:
 
-    fantrans train {FRESH} --experiment heads --set {CHOSEN}
-    fantrans report {FRESH} --experiment heads --set {CHOSEN}
+    fantrans train {FRESH} --experiment benchmarks/{CLAIMED.name}
+    fantrans report {FRESH} --experiment benchmarks/{CLAIMED.name}
     python benchmarks/better_heads.py page"""
 
 
@@ -70,8 +58,6 @@ def main() -> None:
     cost = commands.add_parser("cost")
     cost.add_argument("--out", type=Path, default=Path("var/better_heads/cost.json"))
     cost.add_argument("--passes", type=int, default=40)
-    transfer = commands.add_parser("transfer")
-    transfer.add_argument("--out", type=Path, default=Path("var/better_heads/transfer.json"))
     page = commands.add_parser("page")
     page.add_argument("--tables", type=Path, default=Path("var/runs/tables"))
     page.add_argument("--results", type=Path, default=Path("var/better_heads"))
@@ -79,9 +65,8 @@ def main() -> None:
     if arguments.command == "page":
         PAGE.write_text(filled_in(PAGE.read_text(), arguments.tables, arguments.results))
         return
-    found = measure_cost(arguments.passes) if arguments.command == "cost" else measure_transfer(FRESH)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=1))
+    arguments.out.write_text(json.dumps(measure_cost(arguments.passes), indent=1))
 
 
 def measure_cost(num_passes: int) -> dict[str, Any]:
@@ -122,77 +107,16 @@ def of_width(width: int, shapes: Mapping[str, Any], num_passes: int) -> dict[str
     return found
 
 
-def measure_transfer(dataset: str) -> dict[str, Any]:
-    """Return the scores of the heads among which the learning rate was chosen, on all subjects of a fresh data set.
-
-    Each head was trained on two parts of `SETTINGS`, and the thresholds of calibrated F1 are chosen on its third part.
-    """
-    cache = fantrans.open_cache(dataset)
-    frames = cache.frames.assign(part=FRESH_PART)
-    catalog = load_catalog()
-    members, runs = resolve(catalog, SETTINGS, "heads", overrides=TRIED).members, Runs(catalog, SETTINGS)
-    kept: dict[str, dict[str, Row]] = {}
-    metrics = {}
-    for member in sorted(members, key=lambda member: not member.name.endswith(CHOSEN)):  # the first is the reference
-        run = runs.resolve(member.experiments[0])
-        if not run.is_finished:
-            continue
-        fold = run.fold_folder(TESTED)
-        head = fantrans.load_head(fold / DEPLOYED_NAME).head
-        predicted = predict(head, cache.reader, frames, aus=cache.aus, test_part=FRESH_PART, device="cpu")
-        own = chosen_thresholds({FRESH_PART: predicted, TESTED: read_predictions(fold)}, cache.aus)
-        calibrated = calibrated_counts({FRESH_PART: predicted}, own, cache.aus)
-        counts = count(predicted, aus=cache.aus, test_part=FRESH_PART)
-        of_f1 = row_from_counts(member.name, [counts], folders=(run.folder,))
-        ap_RV = resampled_ap_percent({FRESH_PART: predicted}, cache.aus)
-        kept[member.name] = {
-            F1: of_f1,
-            CALIBRATED: row_from_counts(member.name, [calibrated], folders=(run.folder,)),
-            AP: with_values(of_f1, ap_RV[None]),
-        }
-        further = agreement({FRESH_PART: predicted}, cache.aus)
-        metrics[member.name] = {name: float(np.mean(further[name])) for name in (ROC_AUC, ECE)}
-    return {"dataset": dataset, "trained_on": SETTINGS, "rows": _as_rows(kept, metrics)}
-
-
-def _as_rows(kept: Mapping[str, Mapping[str, Row]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return rows as the JSON of a set has them; the first row is the one that the others are compared with."""
-    first = next(iter(kept.values()))
-    gaps = {
-        name: {gap.ours: gap for gap in corrected([difference(each[name], first[name]) for each in kept.values()][1:])}
-        for name in first
-    }
-    rows = []
-    for member, of_member in kept.items():
-        found = []
-        for name, row in of_member.items():
-            assert row.values is not None
-            low, high = row.interval()
-            gap = gaps[name].get(member)
-            over_first = gap and {
-                "points": float(gap.points[-1]),
-                "low_points": float(gap.low[-1]),
-                "high_points": float(gap.high[-1]),
-                "p_value": float(gap.p_values[-1]),
-            }
-            mean = {"percent": float(row.values[0, -1]), "low_percent": low, "high_percent": high}
-            found.append({"measure": name, "mean": mean, "over_first": over_first})
-        rows.append({"member": member, "seeds": 1, "measures": found, "metrics": {"mean": metrics[member]}})
-    return rows
-
-
 def filled_in(page: str, tables: Path, results: Path) -> str:
     """Return the page with the tables and conclusions between its comments."""
     settings = [json.loads(path.read_bytes()) for path in sorted(tables.glob(f"heads_*,*-{SETTINGS}.json"))]
     claims = {
         what: json.loads(path.read_bytes())
         for name, what in CLAIMS.items()
-        if (path := tables / f"heads_{CHOSEN}-{name}.json").is_file()
+        if (path := tables / f"{CLAIMED.stem}-{name}.json").is_file()
     }
-    transfer = json.loads((results / "transfer.json").read_bytes())
     parts = {
         "scores": "\n".join(section(what, found) for what, found in claims.items()) or NOT_MEASURED,
-        "transfer": scores_and_differences(transfer["rows"]),
         "settings": "\n".join(settings_table(found) for found in settings),
         "cost": cost_tables(json.loads((results / "cost.json").read_bytes())),
     }
@@ -208,7 +132,7 @@ def section(what: str, found: Mapping[str, Any]) -> str:
     lines = [
         f"### {what[0].upper()}{what[1:]}",
         "",
-        f"`fantrans report {found['dataset']} --experiment heads --set {CHOSEN}`: {found['measured_on']}.",
+        f"`fantrans report {found['dataset']} --experiment benchmarks/{CLAIMED.name}`: {found['measured_on']}.",
         "",
         scores_and_differences([row for row in found["rows"] if measures(row)]),
     ]
