@@ -20,7 +20,7 @@ from pipeline.experiments import resolve
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.project import experiment_folders
 from pipeline.runtime.atomic import TEMP_PREFIX, fsync_folder
-from pipeline.runtime.text import join_first, unknown_name
+from pipeline.runtime.text import age_in_words, join_first, unknown_name
 from pipeline.store.hashing import hash_document
 from pipeline.store.lock import is_held, writer_lock
 from pipeline.store.mirror import MIRROR_NAME
@@ -76,8 +76,11 @@ class CacheSummary(NamedTuple):
 
     @property
     def age(self) -> str:
-        """Time since the newest revision was published, in its largest whole unit, such as 3 h."""
-        return "-" if self.age_s is None else _age(self.age_s)
+        """Time since the newest revision was published, such as 30 h."""
+        age_s = self.age_s
+        if age_s is None:
+            return "-"
+        return "in the future" if age_s < 0 else age_in_words(age_s)
 
     @property
     def used_by(self) -> str:
@@ -232,14 +235,6 @@ def remove_cache(catalog: Catalog, dataset: str, folder: Path, *, is_forced: boo
 def free_bytes(folder: Path) -> int:
     """Return the free space of the disk that holds a folder, which need not exist yet."""
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-
-
-def _age(seconds: float) -> str:
-    """Return a duration in its largest whole unit, such as 3 h; a negative one is "in the future"."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return "now" if seconds >= 0 else "in the future"
 
 
 def find_cache(catalog: Catalog, dataset: str, name: str | None) -> Path:
