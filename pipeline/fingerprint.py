@@ -10,8 +10,9 @@ A new field of `CacheConfig` or of a section of it is included without a line he
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -95,6 +96,36 @@ def codec_file(settings: CacheConfig, catalog: Catalog) -> FileEntry:
 def cache_fingerprint(settings: CacheConfig, catalog: Catalog) -> str:
     """Return the fingerprint of the settings' feature cache: the name of its folder."""
     return hash_document(cache_document(settings, catalog))
+
+
+def overrides_for(settings: CacheConfig, document: Mapping[str, Any], catalog: Catalog) -> list[str] | None:
+    """Return the `KEY=VALUE` of `--set` with which settings have the cache of a fingerprint document; None if none do.
+
+    [] if they have it already. The number of views is not in the document.
+    """
+    ours = settings.model_dump(mode="json")
+    theirs: dict[str, Any] = {section: dict(document[section]) for section in ours if section in document}
+    for section in ("detector", "features"):
+        entry = find_weights(theirs[section], catalog)
+        names = [name for name, each in catalog.weights.items() if each is entry]
+        theirs[section] |= {"weights": names[0]} if names else {}
+    changed = dict(_changed(ours, theirs, "cache"))
+    overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
+    try:
+        found = cache_document(CacheConfig.model_validate(ours), catalog)
+    except (ConfigError, ValueError):
+        return None
+    return overrides if hash_document(found) == hash_document(document) else None
+
+
+def _changed(ours: dict[str, Any], theirs: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Give `ours` the values of `theirs` under its own keys; yield each that differed, by dotted key."""
+    for name in sorted(ours.keys() & theirs.keys()):
+        if isinstance(ours[name], dict):
+            yield from _changed(ours[name], theirs[name], f"{prefix}.{name}")
+        elif ours[name] != theirs[name]:
+            ours[name] = theirs[name]
+            yield f"{prefix}.{name}", theirs[name]
 
 
 def versions() -> dict[str, str]:

@@ -82,7 +82,7 @@ def check_origin(
         now = describe_origin(root, layout, settings, protocol=protocol, known=before)
     except DataNotFoundError:
         return
-    remedy = f"run `fantrans refresh {dataset}`, which updates the index"
+    remedy = f"run `fantrans refresh {dataset} --until index`"
     files, known = (
         dict(zip(each["files"]["source_file"], each["files"]["source_sha256"], strict=True)) for each in (now, before)
     )

@@ -17,7 +17,7 @@ from pipeline.catalog import RUN_RECORD_NAME, Catalog
 from pipeline.config import PROFILES
 from pipeline.errors import DataError, FantransError, StoreError, StoreNotFoundError, UsageError
 from pipeline.experiments import resolve
-from pipeline.fingerprint import cache_fingerprint
+from pipeline.fingerprint import cache_fingerprint, overrides_for
 from pipeline.project import experiment_folders
 from pipeline.runtime.atomic import TEMP_PREFIX, fsync_folder
 from pipeline.runtime.text import age_in_words, join_first, unknown_name
@@ -179,7 +179,8 @@ def runs_by_cache(catalog: Catalog, dataset: str) -> dict[str, list[str]]:
 def refresh_command(catalog: Catalog, dataset: str, fingerprint: str) -> str:
     """Return the `fantrans refresh` that writes the cache of this fingerprint.
 
-    Looks among the data set's own experiment and those that are known by name, in every profile.
+    Looks among the data set's own experiment and those that are known by name, in every profile; another one is
+    named by what it changes in the first.
     """
     own = catalog.get_dataset(dataset).experiment
     names = sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
@@ -188,7 +189,12 @@ def refresh_command(catalog: Catalog, dataset: str, fingerprint: str) -> str:
             if found == fingerprint:
                 words = [*(["--experiment", name] if name != own else []), *(["--profile", profile] if profile else [])]
                 return shlex.join(["fantrans", "refresh", dataset, *words])
-    return f"fantrans refresh {shlex.quote(dataset)} --experiment EXPERIMENT"
+    words = ["--experiment", "EXPERIMENT"]
+    with suppress(FantransError, OSError):
+        document = read_fingerprint(catalog.caches_folder(dataset) / fingerprint)
+        overrides = overrides_for(resolve(catalog, dataset).cache, document, catalog)
+        words = words if overrides is None else [word for each in overrides for word in ("--set", each)]
+    return shlex.join(["fantrans", "refresh", dataset, *words])
 
 
 def _fingerprints(catalog: Catalog, dataset: str, experiment: str) -> Iterator[tuple[str | None, str]]:

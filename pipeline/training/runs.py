@@ -6,6 +6,7 @@ pipeline/training/run_files.py lists the folder's files.
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +22,13 @@ from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
 from pipeline.datasets.index import coverage, read_index
 from pipeline.errors import DataError, StoreError, StoreNotFoundError, UsageError
-from pipeline.fingerprint import cache_fingerprint
+from pipeline.fingerprint import cache_fingerprint, overrides_for
 from pipeline.protocols import Protocol, check_subject_exclusive
 from pipeline.runtime.atomic import file_sha256, write_bytes_atomically, write_json
-from pipeline.runtime.text import unknown_name
+from pipeline.runtime.text import join_first, unknown_name
 from pipeline.runtime.version import written_by
 from pipeline.store.hashing import hash_document
+from pipeline.store.revisions import load_revision, read_fingerprint
 from pipeline.training.heads import check_maps
 from pipeline.training.loader import page_sizes
 from pipeline.training.run_files import (
@@ -126,8 +128,8 @@ class Runs:
         if cache.num_views < num_views:
             raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
-                f"refresh {dataset} --experiment {experiment.refresh_args}`, or set `cache: "
-                f"{{views: {{num_views: {cache.num_views}}}}}`"
+                f"refresh {dataset} --experiment {experiment.refresh_args}`, or add `--set "
+                f"cache.views.num_views={cache.num_views}`"
             )
         check_maps(experiment.name, experiment.head, cache)
         document = {
@@ -173,10 +175,29 @@ class Runs:
             if not folder.is_dir():
                 raise StoreNotFoundError(
                     f"{dataset} has no cache with the settings of {experiment.name} ({folder} does not exist); "
+                    f"{_existing(experiment, catalog, dataset)}"
                     f"run `fantrans refresh {dataset} --experiment {experiment.refresh_args}`"
                 )
             self._features[key] = open_cache(folder)
         return self._features[key]
+
+
+def _existing(experiment: ExperimentConfig, catalog: Catalog, dataset: str) -> str:
+    """Return the beginning of a sentence that names the options with which an experiment uses a cache that exists."""
+    found = []
+    for folder in sorted(catalog.caches_folder(dataset).glob("*")):
+        try:
+            revision, document = load_revision(folder), read_fingerprint(folder)
+        except StoreError:  # damaged, or no cache
+            continue
+        overrides = overrides_for(experiment.cache, document, catalog)
+        if revision is None or not overrides:
+            continue
+        num_views = len(revision.groups)
+        overrides += [f"cache.views.num_views={num_views}"] * (num_views < experiment.cache.views.num_views)
+        found.append(f"`{shlex.join(word for override in overrides for word in ('--set', override))}`")
+    which = "the cache that exists" if len(found) == 1 else f"one of the {len(found)} caches that exist"
+    return f"for {which} add {join_first(found, 3, separator=' or ')}; or " if found else ""
 
 
 def prepare_run(experiment: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:

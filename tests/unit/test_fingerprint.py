@@ -3,11 +3,20 @@ from pathlib import Path
 
 import cv2
 import pytest
+import yaml
 
 from pipeline.catalog import Catalog, Roots, WeightsEntry
 from pipeline.config import CacheConfig, TrackConfig
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import boxes_document, cache_fingerprint, crops_document, faces_document, versions
+from pipeline.fingerprint import (
+    boxes_document,
+    cache_document,
+    cache_fingerprint,
+    crops_document,
+    faces_document,
+    overrides_for,
+    versions,
+)
 from pipeline.store.hashing import canonical_json, hash_document
 
 FAN = {"family": "fan", "width": 64, "num_stacks": 2, "pooling": "avg"}
@@ -68,6 +77,24 @@ def test_every_setting_is_either_in_it_or_known_not_to_matter():
 def test_a_setting_that_changes_values_makes_another_cache(where):
     assert OTHER_SETTINGS[where] != getattr(getattr(CacheConfig(), where.split(".")[0]), where.split(".")[1])
     assert cache_fingerprint(changed(CacheConfig(), where, OTHER_SETTINGS[where]), make_catalog()) != BASE
+
+
+@pytest.mark.parametrize("where", OTHER_SETTINGS)
+def test_the_option_that_gives_another_cache_is_found_from_its_document(where):
+    other = changed(CacheConfig(), where, OTHER_SETTINGS[where])
+    (override,) = overrides_for(CacheConfig(), cache_document(other, make_catalog()), make_catalog())
+    key, _, value = override.removeprefix("cache.").partition("=")
+    content = yaml.safe_load(value)
+    for name in reversed(key.split(".")):
+        content = {name: content}
+    assert CacheConfig.model_validate(content) == other
+
+
+def test_no_option_gives_a_cache_of_unknown_weights_or_of_another_version():
+    settings, document = CacheConfig(), cache_document(CacheConfig(), make_catalog())
+    assert overrides_for(settings, document, make_catalog()) == []
+    assert overrides_for(settings, document, make_catalog(fan_sha="c" * 64)) is None
+    assert overrides_for(settings, document | {"version": 2}, make_catalog()) is None
 
 
 @pytest.mark.parametrize(("where", "value"), [*NO_MATTER.items(), *NAMES_OF_WEIGHTS.items()])

@@ -103,7 +103,7 @@ def test_changed_labels_are_noticed_until_the_next_refresh(root):
     job.catalog.check_labels("small"), "the same bytes at another time are the same labels"
     codes.write_text(codes.read_text().replace("1" + ZEROS, "1,1" + ZEROS[2:], 1))
     sentence = (
-        r"F001_T2.csv has changed since the labels of small were indexed; run `fantrans refresh small`, which upd"
+        "F001_T2.csv has changed since the labels of small were indexed; run `fantrans refresh small --until index`"
     )
     with pytest.raises(DataError, match=sentence):
         job.catalog.check_labels("small")

@@ -245,11 +245,15 @@ def test_a_relabelled_data_set_does_not_reuse_the_scores_of_the_old_labels(catal
 def test_what_a_run_needs_and_lacks_is_named(catalog):
     fp16 = changed(EXPERIMENT, cache={"features": {"weights": "tiny", "precision": "fp16"}})
     with pytest.raises(
-        StoreError, match=r"small has no cache with the settings of small .*; run `fantrans refresh small"
+        StoreError,
+        match=r"small has no cache with the settings of small .*; for one of the 2 caches that exist add "
+        r"`--set cache\.features\.precision=fp32` or `--set cache\.features\.precision=bf16`; or run `fantrans refresh",
     ):
         resolve(catalog, fp16)
     many = changed(EXPERIMENT, cache={"views": {"num_views": 5}, "features": {"weights": "tiny"}})
-    with pytest.raises(StoreError, match=r"has 3 views, small trains on 5; run `fantrans refresh small --experiment"):
+    with pytest.raises(
+        StoreError, match=r"has 3 views, small trains on 5; run .*, or add `--set cache.views.num_views=3`"
+    ):
         resolve(catalog, many)
     with pytest.raises(UsageError, match="run or data set 'nowhere' does not exist"):
         resolve(catalog, init_from="nowhere")
