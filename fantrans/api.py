@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from models.head import HeadInputs
+from models.head import HeadInputs, deployed_head
 from models.losses import class_weights
 from models.registry import HEADS
 from pipeline.cache.reader import Features
@@ -146,10 +146,13 @@ def new_head(cache: Cache, variant: str = "t1_o2o_t2_o2m", **settings: Any) -> n
 def score(head: nn.Module, cache: Cache, part: str, *, device: str = "auto") -> pd.DataFrame:
     """Return one row per action unit: F1 in percent on the clean views of a part, and counts of labels.
 
-    head: maps to logits (B, A), such as `load_head(run).head` or a head of one's own with one branch.
+    head: such as `load_head(run).head`, `new_head(cache)` or one of one's own (docs/heads.md); a copy of its deployed
+    branch is scored.
     """
     on = choose_device(device)
-    predictions = predict_part(head.to(on), cache.reader, cache._index, aus=cache.aus, test_part=part, device=on)
+    predictions = predict_part(
+        deployed_head(head).to(on), cache.reader, cache._index, aus=cache.aus, test_part=part, device=on
+    )
     return compute_scores(count(predictions, aus=cache.aus, test_part=part)).aus
 
 

@@ -105,6 +105,8 @@ def overrides_for(settings: CacheConfig, document: Mapping[str, Any], catalog: C
     """
     ours = settings.model_dump(mode="json")
     theirs: dict[str, Any] = {section: dict(document[section]) for section in ours if section in document}
+    if not all("sha256" in theirs.get(section, ()) for section in ("detector", "features")):
+        return None  # of another version
     for section in ("detector", "features"):
         entry = find_weights(theirs[section], catalog)
         names = [name for name, each in catalog.weights.items() if each is entry]

@@ -30,6 +30,7 @@ from flows.commands.options import (
 from flows.commands.output import print_json, print_line, print_table
 from flows.commands.server import is_server_named
 from pipeline.errors import ConfigError
+from pipeline.runtime.text import counted
 
 if TYPE_CHECKING:
     from pipeline.refresh.doctor import Examination
@@ -165,7 +166,7 @@ def _print_tables(found: Examination) -> None:
     if found.is_ready:
         print_line(f"{found.dataset} is ready; run `fantrans refresh {found.dataset} --dry-run`")
     else:
-        print_line(f"{found.dataset} is not ready: {len(found.faults)} fault{'s' * (len(found.faults) > 1)}")
+        print_line(f"{found.dataset} is not ready: {counted(len(found.faults), 'fault')}")
 
 
 _AU_COLUMNS = {"percent": ("{} %", "{:.1f}"), "num_positive": ("{}", "{:,.0f}"), "weight_test": ("w {}", "{:.3f}")}

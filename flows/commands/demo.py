@@ -37,7 +37,8 @@ def demo(
     print_table(result.rich_table())
     if quick:
         print_line(
-            "two epochs on 240 frames learn little: expect F1 below `always`; `fantrans demo` learns, in ten minutes"
+            "two epochs on 240 frames learn little: expect F1 below `always`; `fantrans demo` learns, in less than "
+            "15 minutes"
         )
     print_line("next:")
     for command, effect in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.predict.inputs import Source
     from pipeline.predict.rows import Format
     from pipeline.predict.stream import Faces
+
+logger = logging.getLogger("fantrans")
 
 _STDOUT = "-"
 
@@ -109,6 +112,8 @@ def predict(
     _check_targets(targets, is_replaced=force or path is None or part_folder(path).is_dir())
     catalog = load_catalog()
     opened = open_model(find_model(catalog, model, part=part), catalog)
+    if model is None:
+        logger.info("the shipped model has seen rendered faces only: not for measurements on people")
     chosen = choose_device(device)
     options = with_batch_size(
         Options(faces=cast("Faces", faces), every=every, min_score=min_score),

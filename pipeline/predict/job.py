@@ -41,6 +41,7 @@ from pipeline.runtime.allocator import return_freed_memory, tune_allocator
 from pipeline.runtime.atomic import put_in_place, stage_file
 from pipeline.runtime.executors import LocalWorkers, raise_failures
 from pipeline.runtime.progress import ProgressCallback, no_progress, track
+from pipeline.runtime.text import counted
 from pipeline.tables import Status
 
 logger = logging.getLogger("fantrans")
@@ -92,8 +93,9 @@ class Summary:
     def sentence(self) -> str:
         """Return the counts in one sentence."""
         return (
-            f"{self.num_faces:,} faces in {self.num_frames:,} frames of {self.num_inputs:,} inputs; "
-            f"{self.num_frames_without_face:,} frames without a face, {self.num_frames_unreadable:,} unreadable"
+            f"{counted(self.num_faces, 'face')} in {counted(self.num_frames, 'frame')} of "
+            f"{counted(self.num_inputs, 'input')}; {counted(self.num_frames_without_face, 'frame')} without a face, "
+            f"{self.num_frames_unreadable:,} unreadable"
         )
 
 

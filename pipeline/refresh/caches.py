@@ -20,7 +20,7 @@ from pipeline.experiments import resolve
 from pipeline.fingerprint import cache_fingerprint, overrides_for
 from pipeline.project import experiment_folders
 from pipeline.runtime.atomic import TEMP_PREFIX, fsync_folder
-from pipeline.runtime.text import age_in_words, join_first, unknown_name
+from pipeline.runtime.text import age_in_words, counted, join_first, unknown_name
 from pipeline.store.hashing import hash_document
 from pipeline.store.lock import is_held, writer_lock
 from pipeline.store.mirror import MIRROR_NAME
@@ -85,7 +85,7 @@ class CacheSummary(NamedTuple):
     @property
     def used_by(self) -> str:
         """Runs and readers; "-" if there are none."""
-        users = [f"{self.num_runs} run{'s' * (self.num_runs > 1)}"] * (self.num_runs > 0)
+        users = [counted(self.num_runs, "run")] * (self.num_runs > 0)
         return ", ".join(users + ["a reader"] * self.has_reader) or "-"
 
     @property

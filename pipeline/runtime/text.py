@@ -1,4 +1,4 @@
-"""Long lists and unknown names in one line of a log, an error or a report."""
+"""Long lists, numbers and unknown names in one line of a log, an error or a report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def join_first(items: Iterable[str], limit: int = MAX_LISTED, *, separator: str 
     items = list(items)
     more = [f"and {len(items) - limit:,} more"] if len(items) > limit else []
     return separator.join([*items[:limit], *more])
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `counted(1, "face") == "1 face"`, `counted(2000, "face") == "2,000 faces"`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def unknown_name(kind: str, name: str, known: Collection[str], *, where: str = "") -> str:

@@ -84,8 +84,9 @@ class CachedFrames:
         found = cache.index[["frame_id", "row"]].merge(frames, on="frame_id").sort_values("row")
         if len(found) < at_least:
             raise StoreError(
-                f"{cache.folder} holds {len(found)} of the {len(frames)} frames needed, too few for one batch of "
-                f"{at_least}; "
+                f"{cache.folder} has {len(found)} of {len(frames)} frames"
+                + ("" if parts is None else f" of {', '.join(sorted(parts))}")
+                + f", fewer than a batch of {at_least}; "
                 + ("run `fantrans refresh`, or " if len(found) < len(frames) else "")
                 + "lower `train.batch_size`"
             )

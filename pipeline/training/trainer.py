@@ -80,7 +80,7 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
     for run in {run.folder: run for run, _ in folds}.values():
         build_head(run)  # raises before the first record is written
     readings: dict[tuple[Path, int, int], list[HeadTraining]] = {}
-    faults: list[tuple[str, str]] = []
+    faults: list[tuple[TrainingRun, str, str]] = []
     unfinished = {run.fold_folder(part): (run, part) for run, part in folds if not run.is_fold_finished(part)}
     with training_locks(run.folder for run, _ in unfinished.values()), ExitStack() as open_trackings:
         for fold, (run, part) in unfinished.items():
@@ -88,26 +88,22 @@ def train_heads(folds: Sequence[tuple[TrainingRun, str]], *, device: str = "cpu"
             try:
                 head = HeadTraining.start(run, part, device)
             except (DataError, StoreError, WeightsError) as error:
-                faults.append((_name(run, part), str(error)))
+                faults.append((run, part, str(error)))
                 continue
             readings.setdefault(reading, []).append(head)
             head.tracking = tracked.open(fold, part)
             open_trackings.callback(head.tracking.close)
         started = [head for heads in readings.values() for head in heads]
-        warnings = [(_name(head.run, head.test_part), head.warning) for head in started if head.warning is not None]
+        warnings = [(head.run, head.test_part, head.warning) for head in started if head.warning is not None]
         for line in _by_sentence(warnings):
             logger.warning("%s", line)
         for line in _by_sentence(faults) if started else ():
             logger.warning("not trained: %s", line)
         shares = [_train_together(heads, device) for heads in readings.values()]
-    faults += [(_name(head.run, head.test_part), head.fault) for head in started if head.fault is not None]
+    faults += [(head.run, head.test_part, head.fault) for head in started if head.fault is not None]
     if faults:
         raise TrainingError(f"{'; '.join(_by_sentence(faults))} ({_finished(folds)})")
     return max(shares, default=0.0)
-
-
-def _name(run: TrainingRun, part: str) -> str:
-    return f"{run.experiment.name}, fold {part}"
 
 
 def _finished(folds: Sequence[tuple[TrainingRun, str]]) -> str:
@@ -119,12 +115,19 @@ def _finished(folds: Sequence[tuple[TrainingRun, str]]) -> str:
     return f"{len(names)} of {len(folds)} folds are finished{command}"
 
 
-def _by_sentence(named: Iterable[tuple[str, str]]) -> list[str]:
-    """Return one line per sentence, with the names that it is about: heads of one fold have their data in common."""
-    names: dict[str, dict[str, None]] = {}
-    for name, sentence in named:
-        names.setdefault(sentence, {})[name] = None
-    return [f"{join_first(by_name, 5, separator='; ')}: {sentence}" for sentence, by_name in names.items()]
+def _by_sentence(said: Iterable[tuple[TrainingRun, str, str]]) -> list[str]:
+    """Return one line per sentence, with the folds that it is about: those of one data set have their frames in common.
+
+    said: runs, the parts that their folds test, and sentences.
+    """
+    parts: dict[str, dict[str, dict[str, None]]] = {}
+    for run, part, sentence in said:
+        parts.setdefault(sentence, {}).setdefault(run.experiment.name, {})[part] = None
+    lines = []
+    for sentence, by_name in parts.items():
+        names = [f"{name}, fold{'s' * (len(of_name) > 1)} {', '.join(of_name)}" for name, of_name in by_name.items()]
+        lines.append(f"{join_first(names, 5, separator='; ')}: {sentence}")
+    return lines
 
 
 def _train_together(heads: list[HeadTraining], device: str) -> float:

@@ -218,7 +218,7 @@ def test_stdout_gets_the_rows_of_the_file_and_largest_keeps_one_face(world, tmp_
     ended = fantrans(*words, "--out", out)
     assert (ended.status, ended.out) == (
         0,
-        f"{out}: 4 faces in 6 frames of 1 inputs; 2 frames without a face, 0 unreadable\n",
+        f"{out}: 4 faces in 6 frames of 1 input; 2 frames without a face, 0 unreadable\n",
     )
     assert fantrans(*words, "--out", "-").out == out.read_text()
     summary = fantrans(*words, "--out", tmp_path / "au.parquet", "--json", "--format", "openface")

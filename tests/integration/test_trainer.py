@@ -207,7 +207,7 @@ def test_a_head_whose_loss_goes_out_of_bounds_is_named_and_the_others_are_traine
         return learn(self, batch) * (float("nan") if self.run is wild and self.num_epochs_done == 1 else 1.0)
 
     monkeypatch.setattr(HeadTraining, "_learn", blowing_up)
-    with pytest.raises(TrainingError, match=r"small, fold P2: the loss of epoch 2 is nan; lower `train.lr`"):
+    with pytest.raises(TrainingError, match=r"small, folds P1, P2: the loss of epoch 2 is nan; lower `train.lr`"):
         train_heads([(run, part) for run in (good, wild) for part in ("P1", "P2")])
     assert good.is_fold_finished("P1")
     assert good.is_fold_finished("P2")
@@ -380,7 +380,7 @@ def test_heads_of_one_fold_share_the_sentence_of_their_fault(folder):
     frames = make_run(folder).frames
     never = frames.assign(au_01=pd.array(np.zeros(len(frames)), "Int8"))
     runs = [make_run(folder, name=name, frames=never) for name in "ab"]
-    with pytest.raises(TrainingError, match=r"^small, fold P1; small, fold P2: no training frame .*\(0 of 4 folds are"):
+    with pytest.raises(TrainingError, match=r"^small, folds P1, P2: no training frame .*\(0 of 4 folds are"):
         train_heads([(run, part) for run in runs for part in ("P1", "P2")])
 
 

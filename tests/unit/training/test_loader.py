@@ -220,10 +220,12 @@ def test_all_landmark_maps_are_summed(world, tmp_path):
 
 
 def test_too_few_frames_for_a_batch_are_refused(world):
-    with pytest.raises(StoreError, match="holds 27 of the 28 frames needed, too few for one batch of 28"):
+    with pytest.raises(
+        StoreError, match=r"has 27 of 28 frames.*, fewer than a batch of 28; run `fantrans refresh`, or lower"
+    ):
         training(world, batch_size=28)
     frames, crops, cache = world
-    with pytest.raises(StoreError, match="holds 0 of the 42 frames"):
+    with pytest.raises(StoreError, match="has 0 of 42 frames, fewer than a batch of 1"):
         evaluation((frames.assign(frame_id="x"), crops, cache), parts=None)
 
 
