@@ -21,8 +21,8 @@ from pipeline.errors import ServerError
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 20.0
-_IDLE_STOP_TIMEOUT_S = 4.0
-"""For a process without children: a worker whose server was away may hang when it is to end, with nothing to lose."""
+_IDLE_WORKER_STOP_TIMEOUT_S = 4.0
+"""For a worker without a flow run: one whose server was away may hang when it is to end, with nothing to lose."""
 
 _EARLY_END_S = 10.0
 _MAX_EARLY_ENDS = 5
@@ -46,7 +46,10 @@ def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line:
                 "give another --port"
             ) from None
     signal.signal(signal.SIGTERM, _interrupt)
-    with _Supervisor(home, print_line) as servers, _Supervisor(home, print_line) as workers:
+    with (
+        _Supervisor(home, print_line) as servers,
+        _Supervisor(home, print_line, idle_stop_timeout_s=_IDLE_WORKER_STOP_TIMEOUT_S) as workers,
+    ):
         servers.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
         wait_for_server(address, seconds=_START_TIMEOUT_S, while_waiting=servers.restart_ended)
         for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
@@ -81,10 +84,15 @@ def _interrupt(*_: object) -> None:
 
 
 class _Supervisor:
-    """Runs and restarts `prefect` commands; each has its own session, so that Ctrl-C reaches this process alone."""
+    """Runs and restarts `prefect` commands; each has its own session, so that Ctrl-C reaches this process alone.
 
-    def __init__(self, logs: Path, print_line: Callable[[str], None]) -> None:
-        self._logs, self._print_line = logs, print_line
+    idle_stop_timeout_s: how long a process may take to end when it has no children.
+    """
+
+    def __init__(
+        self, logs: Path, print_line: Callable[[str], None], *, idle_stop_timeout_s: float = _STOP_TIMEOUT_S
+    ) -> None:
+        self._logs, self._print_line, self._idle_stop_timeout_s = logs, print_line, idle_stop_timeout_s
         self._commands: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
         self._running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         self._num_early_ends: dict[str, int] = {}
@@ -126,10 +134,13 @@ class _Supervisor:
         for process, _started in self._running.values():
             process.terminate()
         stopped = time.monotonic()
+        busy_until = {process.pid: stopped for process, _started in self._running.values()}
         while running := [process for process, _started in self._running.values() if process.poll() is None]:
-            waited_s = time.monotonic() - stopped
+            now = time.monotonic()
             for process in running:
-                is_idle = not psutil.Process(process.pid).children()
-                if waited_s > (_IDLE_STOP_TIMEOUT_S if is_idle else _STOP_TIMEOUT_S):
+                if psutil.Process(process.pid).children():
+                    busy_until[process.pid] = now
+                idle_s = now - busy_until[process.pid]
+                if now - stopped > _STOP_TIMEOUT_S or idle_s > self._idle_stop_timeout_s:
                     os.killpg(process.pid, signal.SIGKILL)
             time.sleep(0.1)

@@ -179,8 +179,8 @@ class HeadConfig(Settings):
     input_features: Annotated[str, OneOf(INPUT_MAPS)] = "bl"
     """Row of Table 2: all maps, without LF, H1 and H2 without the heatmap gate, or the one map of a ResNet."""
     dim: PositiveInt | None = None
-    """Width D of the head; None is a quarter of three maps' channels, as in the paper, whichever are read; with
-    `pools_early` it is a third."""
+    """Width D of the head; None is a quarter of three maps' channels, as in the paper, whichever are read, or a
+    third of them with `pools_early`."""
     num_blocks: PositiveInt = 5
     """Transblocks per trunk."""
     top_k: PositiveInt | None = None

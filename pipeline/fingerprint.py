@@ -108,9 +108,9 @@ def overrides_for(settings: CacheConfig, document: Mapping[str, Any], catalog: C
     if not all("sha256" in theirs.get(section, ()) for section in ("detector", "features")):
         return None  # of another version
     for section in ("detector", "features"):
-        entry = find_weights(theirs[section], catalog)
-        names = [name for name, each in catalog.weights.items() if each is entry]
-        theirs[section] |= {"weights": names[0]} if names else {}
+        names = [name for name, entry in catalog.weights.items() if _is_of(theirs[section], entry)]
+        if names and ours[section]["weights"] not in names:
+            theirs[section]["weights"] = names[0]
     changed = dict(_changed(ours, theirs, "cache"))
     overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
     try:
@@ -144,11 +144,12 @@ def versions() -> dict[str, str]:
 
 def find_weights(features: Mapping[str, Any], catalog: Catalog) -> WeightsEntry | None:
     """Return the catalog's entry of the weights in a cache's `features` document; None if the catalog has none."""
-    for entry in catalog.weights.values():
-        is_same_file = str(features["sha256"]).startswith(entry.sha256)
-        if is_same_file and _shape(entry).items() <= features.items():
-            return entry
-    return None
+    return next((entry for entry in catalog.weights.values() if _is_of(features, entry)), None)
+
+
+def _is_of(features: Mapping[str, Any], entry: WeightsEntry) -> bool:
+    is_same_file = str(features["sha256"]).startswith(entry.sha256)
+    return is_same_file and _shape(entry).items() <= features.items()
 
 
 def _weights(entry: WeightsEntry) -> dict[str, Any]:

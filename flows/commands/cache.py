@@ -25,6 +25,7 @@ from flows.commands.options import (
 )
 from flows.commands.output import open_page, print_json, print_line, print_table
 from pipeline.errors import ConfigError
+from pipeline.runtime.text import counted
 
 if TYPE_CHECKING:
     from pipeline.refresh.caches import CacheSummary
@@ -165,7 +166,8 @@ def remove_cache(
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     runs = runs_by_cache(catalog, dataset).get(folder.name, [])
     if not yes:
-        print_line(f"to remove: {folder} ({len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB, used by {len(runs)} runs)")
+        size = f"{counted(len(sizes), 'file')}, {sum(sizes) / 1e6:,.1f} MB"
+        print_line(f"to remove: {folder} ({size}, used by {counted(len(runs), 'run')})")
         if not typer.confirm("remove this cache?"):
             print_line("nothing is removed")
             raise typer.Exit(1)

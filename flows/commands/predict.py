@@ -102,7 +102,7 @@ def predict(
     from pipeline.predict.chunks import part_folder
     from pipeline.predict.inputs import find_sources, overlay_names
     from pipeline.predict.job import JobWorker, predict_to_file, predict_to_stream, with_batch_size
-    from pipeline.predict.model import find_model, open_model
+    from pipeline.predict.model import SHIPPED_MODELS, find_model, open_model
     from pipeline.predict.stream import Options
 
     sources = find_sources(inputs, recursive=recursive)
@@ -112,7 +112,7 @@ def predict(
     _check_targets(targets, is_replaced=force or path is None or part_folder(path).is_dir())
     catalog = load_catalog()
     opened = open_model(find_model(catalog, model, part=part), catalog)
-    if model is None:
+    if opened.folder.is_relative_to(SHIPPED_MODELS):
         logger.info("the shipped model has seen rendered faces only: not for measurements on people")
     chosen = choose_device(device)
     options = with_batch_size(

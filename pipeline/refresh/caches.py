@@ -97,7 +97,7 @@ class CacheSummary(NamedTuple):
             return f"damaged {self.num_damaged}"
         if self.has_damaged_tables:
             return "damaged tables"
-        return f"behind {self.num_behind:,} frames" if self.num_behind else "intact"
+        return f"behind {counted(self.num_behind, 'frame')}" if self.num_behind else "intact"
 
 
 def list_caches(catalog: Catalog, dataset: str, *, names_commands: bool = True) -> list[CacheSummary]:
@@ -182,23 +182,34 @@ def refresh_command(catalog: Catalog, dataset: str, fingerprint: str) -> str:
     Looks among the data set's own experiment and those that are known by name, in every profile; another one is
     named by what it changes in the first.
     """
-    own = catalog.get_dataset(dataset).experiment
+    own, folder = catalog.get_dataset(dataset).experiment, catalog.caches_folder(dataset) / fingerprint
     names = sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
     for name in dict.fromkeys((own, *names)):
-        for profile, found in _fingerprints(catalog, dataset, name):
+        for profile, num_views, found in _fingerprints(catalog, dataset, name):
             if found == fingerprint:
                 words = [*(["--experiment", name] if name != own else []), *(["--profile", profile] if profile else [])]
-                return shlex.join(["fantrans", "refresh", dataset, *words])
+                return shlex.join(["fantrans", "refresh", dataset, *words, *_fewer_views(folder, num_views)])
     words = ["--experiment", "EXPERIMENT"]
     with suppress(FantransError, OSError):
-        document = read_fingerprint(catalog.caches_folder(dataset) / fingerprint)
-        overrides = overrides_for(resolve(catalog, dataset).cache, document, catalog)
-        words = words if overrides is None else [word for each in overrides for word in ("--set", each)]
+        settings = resolve(catalog, dataset).cache
+        overrides = overrides_for(settings, read_fingerprint(folder), catalog)
+        if overrides is not None:
+            words = [word for each in overrides for word in ("--set", each)]
+            words += _fewer_views(folder, settings.views.num_views)
     return shlex.join(["fantrans", "refresh", dataset, *words])
 
 
-def _fingerprints(catalog: Catalog, dataset: str, experiment: str) -> Iterator[tuple[str | None, str]]:
-    """Yield the fingerprints of an experiment's cache in its own profile (None) and in each.
+def _fewer_views(folder: Path, num_views: int) -> list[str]:
+    """Return the option with which a refresh keeps a cache's number of views, if that is below `num_views`."""
+    with suppress(FantransError, OSError):
+        revision = load_revision(folder)
+        if revision is not None and len(revision.groups) < num_views:
+            return ["--views", str(len(revision.groups))]
+    return []
+
+
+def _fingerprints(catalog: Catalog, dataset: str, experiment: str) -> Iterator[tuple[str | None, int, str]]:
+    """Yield profile, number of views and fingerprint of an experiment's cache in its own profile (None) and in each.
 
     Skips what has none here, such as a set, or a profile without its weights.
     """
@@ -209,7 +220,8 @@ def _fingerprints(catalog: Catalog, dataset: str, experiment: str) -> Iterator[t
     for profile in (None, *PROFILES):
         features = settings.features.model_copy(update={"profile": profile} if profile else {})
         with suppress(FantransError, OSError):
-            yield profile, cache_fingerprint(settings.model_copy(update={"features": features}), catalog)
+            fingerprint = cache_fingerprint(settings.model_copy(update={"features": features}), catalog)
+            yield profile, settings.views.num_views, fingerprint
 
 
 def _size(folder: Path) -> int:

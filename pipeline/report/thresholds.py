@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UsageError
 from pipeline.runtime.text import join_first
 from pipeline.tables import au_column, probability_column
 from pipeline.training.metrics import (
@@ -136,10 +136,12 @@ def chosen_thresholds(predictions: Mapping[str, pd.DataFrame], aus: Sequence[int
 def thresholds_of_fold(folder: Path, test_part: str) -> list[float]:
     """Return the calibrated threshold of each action unit for the head of one fold of a run, see `chosen_thresholds`.
 
-    Raises `DataError` if no other fold is finished, or if predictions are damaged.
+    Raises `UsageError` for a fold that is not finished, `DataError` if no other one is, or for damaged predictions.
     """
     folds = finished_folds(folder)
-    if test_part not in folds or len(folds) < 2:
+    if folds and test_part not in folds:
+        raise UsageError(f"{folder.name} has no finished fold {test_part}; finished: {', '.join(folds)}")
+    if len(folds) < 2:
         raise DataError(
             f"thresholds for the head that tests {test_part} are chosen on the other folds of {folder}, and it has "
             f"{join_first(folds, 3) or 'no fold'}; finish them with `fantrans train`, or use the threshold {THRESHOLD}"

@@ -128,7 +128,7 @@ class Runs:
         if cache.num_views < num_views:
             raise StoreError(
                 f"{cache.folder} has {cache.num_views} views, {experiment.name} trains on {num_views}; run `fantrans "
-                f"refresh {dataset} --experiment {experiment.refresh_args}`, or add `--set "
+                f"refresh {dataset} --experiment {experiment.refresh_args}`, or give `--set "
                 f"cache.views.num_views={cache.num_views}`"
             )
         check_maps(experiment.name, experiment.head, cache)
@@ -185,7 +185,7 @@ class Runs:
 def _existing(experiment: ExperimentConfig, catalog: Catalog, dataset: str) -> str:
     """Return the beginning of a sentence that names the options with which an experiment uses a cache that exists."""
     found = []
-    for folder in sorted(catalog.caches_folder(dataset).glob("*")):
+    for folder in sorted(catalog.caches_folder(dataset).glob("[!.]*")):
         try:
             revision, document = load_revision(folder), read_fingerprint(folder)
         except StoreError:  # damaged, or no cache
@@ -196,8 +196,7 @@ def _existing(experiment: ExperimentConfig, catalog: Catalog, dataset: str) -> s
         num_views = len(revision.groups)
         overrides += [f"cache.views.num_views={num_views}"] * (num_views < experiment.cache.views.num_views)
         found.append(f"`{shlex.join(word for override in overrides for word in ('--set', override))}`")
-    which = "the cache that exists" if len(found) == 1 else f"one of the {len(found)} caches that exist"
-    return f"for {which} add {join_first(found, 3, separator=' or ')}; or " if found else ""
+    return f"to use a cache that exists, give {join_first(found, 3, separator=' or ')}; or " if found else ""
 
 
 def prepare_run(experiment: str, *, dataset: str, init_from: str | None = None) -> TrainingRun:

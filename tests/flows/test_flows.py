@@ -189,7 +189,7 @@ def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_cata
 
 @pytest.mark.usefixtures("refreshed")
 def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command_that_creates_it(environment):
-    from pipeline.refresh.caches import list_caches
+    from pipeline.refresh.caches import list_caches, refresh_command
     from pipeline.refresh.stages import refresh_cache
     from pipeline.report.compare import compare_runs
     from pipeline.training.trainer import train_folds
@@ -206,10 +206,15 @@ def test_a_member_with_its_own_cache_trains_on_it_and_an_error_names_the_command
     with pytest.raises(ConfigError, match="trains on several caches"):
         refresh_cache("small", experiment=str(path), base=environment)
     refresh_cache("small", experiment=f"{path}:r18", base=environment)
-    assert "resnet18" in {cache.weights for cache in list_caches(load_catalog(), "small")}
+    commands = {cache.weights: cache.refresh_command for cache in list_caches(load_catalog(), "small")}
+    assert commands["resnet18"] == "fantrans refresh small --set cache.features.weights=resnet18-rendered"
     plain, r18 = train_folds(str(path), dataset="small", base=environment)
     caches = [json.loads((folder / "run.json").read_bytes())["cache"] for folder in (plain, r18)]
     assert caches[0] != caches[1]
+    catalog = load_catalog()
+    of_three_views = catalog.datasets["small"].model_copy(update={"experiment": "demo_quick"})
+    there = catalog.model_copy(update={"datasets": {"small": of_three_views}})
+    assert refresh_command(there, "small", caches[0]) == "fantrans refresh small --views 2"
     assert compare_runs(plain.name, r18.name).num_subjects == 8
 
 

@@ -1,11 +1,14 @@
 """What `fantrans ops status` finds wrong, and how a deployment's schedule is shown."""
 
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
+from flows.ops import _Supervisor
 from flows.status import Deployment, Worker, _reason, _schedule, find_hints, find_problems
 from flows.tasks import run_name
 from flows.train import describe_folds
@@ -74,6 +77,18 @@ def test_a_coming_run_without_a_worker_is_a_hint_and_so_are_schedules_that_are_o
         "one, and `prefect deployment schedule resume DEPLOYMENT ID` switches it on",
     ]
     assert not find_hints([Worker("gpu", "a", "online", NOW)], [coming], now=NOW)
+
+
+def test_a_worker_that_hangs_is_killed_when_it_has_been_idle_for_a_while(tmp_path):
+    ignores = "trap '' TERM; "
+    scripts = {"hangs": "exec sleep 60", "was busy": "sleep 1.5; read -t 0.3 x < /dev/zero; exit 3", "ends": "exit 4"}
+    with _Supervisor(tmp_path, print, idle_stop_timeout_s=0.8) as workers:
+        started = {
+            name: subprocess.Popen(["bash", "-c", ignores + script], start_new_session=True)
+            for name, script in scripts.items()
+        }
+        workers._running = {name: (process, time.monotonic()) for name, process in started.items()}
+    assert {name: process.returncode for name, process in started.items()} == {"hangs": -9, "was busy": 3, "ends": 4}
 
 
 def test_the_sentence_of_an_error_stands_alone():

@@ -93,6 +93,7 @@ def test_the_option_that_gives_another_cache_is_found_from_its_document(where):
 def test_no_option_gives_a_cache_of_unknown_weights_or_of_another_version():
     settings, document = CacheConfig(), cache_document(CacheConfig(), make_catalog())
     assert overrides_for(settings, document, make_catalog()) == []
+    assert overrides_for(changed(settings, "features.weights", "fan"), document, make_catalog()) == []
     assert overrides_for(settings, document, make_catalog(fan_sha="c" * 64)) is None
     assert overrides_for(settings, document | {"version": 2}, make_catalog()) is None
 

@@ -246,13 +246,13 @@ def test_what_a_run_needs_and_lacks_is_named(catalog):
     fp16 = changed(EXPERIMENT, cache={"features": {"weights": "tiny", "precision": "fp16"}})
     with pytest.raises(
         StoreError,
-        match=r"small has no cache with the settings of small .*; for one of the 2 caches that exist add "
+        match=r"small has no cache with the settings of small .*; to use a cache that exists, give "
         r"`--set cache\.features\.precision=fp32` or `--set cache\.features\.precision=bf16`; or run `fantrans refresh",
     ):
         resolve(catalog, fp16)
     many = changed(EXPERIMENT, cache={"views": {"num_views": 5}, "features": {"weights": "tiny"}})
     with pytest.raises(
-        StoreError, match=r"has 3 views, small trains on 5; run .*, or add `--set cache.views.num_views=3`"
+        StoreError, match=r"has 3 views, small trains on 5; run .*, or give `--set cache.views.num_views=3`"
     ):
         resolve(catalog, many)
     with pytest.raises(UsageError, match="run or data set 'nowhere' does not exist"):
