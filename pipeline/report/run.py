@@ -114,9 +114,10 @@ class Report:
 
     def markdown(self) -> str:
         """Return the table with its legend."""
-        lines = [f"# F1 of {self.folder.name}", "", _legend(self), ""]
         wide = self.wide_table()
         further = {name: shown for name, shown in _FURTHER.items() if name in wide}
+        legend = " ".join([_legend(self), *(f"{shown}: {_FURTHER_LEGEND[name]}." for name, shown in further.items())])
+        lines = [f"# F1 of {self.folder.name}", "", legend, ""]
         cells = [map(_percent, wide[name].astype(float)) for name in further]
         rows = [[*row, *more] for row, *more in zip(_display_rows(self), *cells, strict=True)]
         lines += markdown_table([*_display_columns(self.parts), *further.values()], rows)
@@ -214,6 +215,12 @@ _NOT_ON_TERMINAL = ("pooled", "of")
 """Columns that do not fit 80 characters."""
 _FURTHER = {AP_PERCENT: "AP", "calibrated_f1_percent": "calibrated F1", ROC_AUC: "AUC", ECE: "ECE"}
 """Columns of `Report.wide_table` that report.md shows, with their titles."""
+_FURTHER_LEGEND = {
+    AP_PERCENT: "average precision",
+    "calibrated_f1_percent": "at a threshold per action unit, chosen on the other folds",
+    ROC_AUC: "area under the ROC curve",
+    ECE: "expected calibration error",
+}
 
 
 def _legend(report: Report, *, is_on_terminal: bool = False) -> str:
@@ -221,18 +228,12 @@ def _legend(report: Report, *, is_on_terminal: bool = False) -> str:
     note = f" {undefined} pairs of fold and AU are undefined (0/0) and left out." if undefined else ""
     note += f" Data: {report.gaps}." if report.gaps else ""
     pooled = "" if is_on_terminal else " Pooled: F1 of summed counts."
-    known = "" if is_on_terminal else f" Of: known labels. {_FURTHER_LEGEND}"
+    known = "" if is_on_terminal else " Of: known labels."
     return (
         f"{', '.join(report.parts)}: F1 on that part, trained on the others. F1: averaged over folds. 95 %: bootstrap "
         f"over subjects; seed-to-seed variation is not included.{pooled} Always: F1 of always predicting "
         f'"present". Positive: labels "present".{known} Threshold {THRESHOLD}, last epoch.{note}'
     )
-
-
-_FURTHER_LEGEND = (
-    "AP: average precision. Calibrated F1: at a threshold per action unit, chosen on the other folds. AUC: area under "
-    "the ROC curve. ECE: expected calibration error."
-)
 
 
 def _display_columns(parts: tuple[str, ...]) -> list[str]:
