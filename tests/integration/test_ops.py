@@ -80,14 +80,17 @@ def test_a_coming_run_without_a_worker_is_a_hint_and_so_are_schedules_that_are_o
 
 
 def test_a_worker_that_hangs_is_killed_when_it_has_been_idle_for_a_while(tmp_path):
-    ignores = "trap '' TERM; "
+    ignores = "trap '' TERM; echo ready; "
     scripts = {"hangs": "exec sleep 60", "was busy": "sleep 1.5; read -t 0.3 x < /dev/zero; exit 3", "ends": "exit 4"}
     with _Supervisor(tmp_path, print, idle_stop_timeout_s=0.8) as workers:
         started = {
-            name: subprocess.Popen(["bash", "-c", ignores + script], start_new_session=True)
+            name: subprocess.Popen(["bash", "-c", ignores + script], start_new_session=True, stdout=subprocess.PIPE)
             for name, script in scripts.items()
         }
+        assert [process.stdout.readline() for process in started.values()] == [b"ready\n"] * 3
         workers._running = {name: (process, time.monotonic()) for name, process in started.items()}
+    for process in started.values():
+        process.stdout.close()
     assert {name: process.returncode for name, process in started.items()} == {"hangs": -9, "was busy": 3, "ends": 4}
 
 
