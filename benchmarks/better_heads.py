@@ -35,7 +35,7 @@ from pipeline.runtime.machine import describe_machine
 PAGE = Path(__file__).parent.parent / "docs/better_heads.md"
 NUM_AUS = 12
 WIDTHS = {"FAN-64, as measured here": 64, "a published FAN of 256 channels": 256}
-"""Channels C of a map; D is 3 C / 4."""
+"""Channels C of a map; D is 3 C / 4, or C with early pooling."""
 
 FRESH = "bp4d-synthetic-fresh"
 CLAIMS = {FRESH: "100 fresh subjects", "bp4d-synthetic-41": "41 fresh subjects"}

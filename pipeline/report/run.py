@@ -115,12 +115,12 @@ class Report:
     def markdown(self) -> str:
         """Return the table with its legend."""
         wide = self.wide_table()
-        further = {name: shown for name, shown in _FURTHER.items() if name in wide}
-        legend = " ".join([_legend(self), *(f"{shown}: {_FURTHER_LEGEND[name]}." for name, shown in further.items())])
+        further = {name: titled for name, titled in _FURTHER.items() if name in wide}
+        legend = " ".join([_legend(self), *(f"{title}: {meaning}." for title, meaning in further.values())])
         lines = [f"# F1 of {self.folder.name}", "", legend, ""]
         cells = [map(_percent, wide[name].astype(float)) for name in further]
         rows = [[*row, *more] for row, *more in zip(_display_rows(self), *cells, strict=True)]
-        lines += markdown_table([*_display_columns(self.parts), *further.values()], rows)
+        lines += markdown_table([*_display_columns(self.parts), *(title for title, _ in further.values())], rows)
         return "\n".join(lines) + "\n"
 
     def rich_table(self) -> Table:
@@ -213,14 +213,13 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 _NOT_ON_TERMINAL = ("pooled", "of")
 """Columns that do not fit 80 characters."""
-_FURTHER = {AP_PERCENT: "AP", "calibrated_f1_percent": "calibrated F1", ROC_AUC: "AUC", ECE: "ECE"}
-"""Columns of `Report.wide_table` that report.md shows, with their titles."""
-_FURTHER_LEGEND = {
-    AP_PERCENT: "average precision",
-    "calibrated_f1_percent": "at a threshold per action unit, chosen on the other folds",
-    ROC_AUC: "area under the ROC curve",
-    ECE: "expected calibration error",
+_FURTHER = {
+    AP_PERCENT: ("AP", "average precision"),
+    "calibrated_f1_percent": ("calibrated F1", "at a threshold per action unit, chosen on the other folds"),
+    ROC_AUC: ("AUC", "area under the ROC curve"),
+    ECE: ("ECE", "expected calibration error"),
 }
+"""Columns of `Report.wide_table` that report.md shows, with their titles and meanings."""
 
 
 def _legend(report: Report, *, is_on_terminal: bool = False) -> str:

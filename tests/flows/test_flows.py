@@ -10,6 +10,7 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 
+import fantrans as package
 from pipeline.catalog import load_catalog
 from pipeline.datasets.index import read_index
 from pipeline.errors import ConfigError, StoreError
@@ -185,6 +186,15 @@ def test_a_new_frame_is_computed_and_the_others_are_kept(environment, small_cata
         _, detect, crop, extract = stages.refresh_cache("small", experiment=environment)
         assert detect.num_computed == 1, "an unreadable frame is tried each time"
         assert (extract.num_computed, extract.num_dropped) == (0, num_dropped)
+
+
+@pytest.mark.usefixtures("refreshed")
+def test_a_head_that_is_not_trained_yet_is_scored_by_its_deployed_branch(environment):
+    cache = package.open_cache("small", environment)
+    head = package.new_head(cache, num_blocks=1)
+    scored = package.score(head, cache, "P1", device="cpu")
+    assert scored["num_known"].sum() > 0
+    pd.testing.assert_frame_equal(scored, package.score(head.deployed(), cache, "P1", device="cpu"))
 
 
 @pytest.mark.usefixtures("refreshed")
