@@ -73,8 +73,9 @@ mutants: $(READY)  ## break 90 or so lines, one at a time, and see whether the t
 fuzz: $(READY)  ## read randomly damaged labels, images, videos, settings and weights (1 hour)
 	$(BIN)/python benchmarks/fuzz.py --minutes 60
 
-bench: $(READY)  ## speed of extraction, loader and training, compared with other libraries (after the demo)
-	$(BIN)/python benchmarks/throughput.py
+bench: $(READY)  ## speed of extraction and training, compared with other libraries (20 minutes); more in benchmarks/
+	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/training.py
 
 $(DOCS_READY): $(READY)
 	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[docs]'

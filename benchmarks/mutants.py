@@ -354,9 +354,17 @@ MUTANTS = [
         tests="integration/test_trainer.py",
     ),
     *_of(
-        "pipeline/training/head_training.py",
+        "pipeline/training/step.py",
         ("is_present_BA & (labels_BA == 0)", "is_present_BA & (labels_BA <= 0)"),
         tests="unit/training/test_live_page.py",
+    ),
+    *_of(
+        "pipeline/training/step.py",
+        ("values.copy_(batch[name])", "pass"),
+        ("values.clone() for values in self._result", "values for values in self._result"),
+        ('self._lr.fill_(self._step.optimiser.param_groups[0]["lr"])', "pass"),
+        ("group |= own", "pass"),
+        tests="unit/training/test_step.py",
     ),
     *_of(
         "pipeline/training/live_page.py",

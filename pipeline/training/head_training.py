@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from models.fan_trans import FanTransHead, carry_over
-from models.head import carry_over_by_size, deployed_head, run_head
-from models.losses import total_loss
-from pipeline.config import TrainConfig
+from models.head import carry_over_by_size, deployed_head
+from pipeline.config import OwnHeadConfig, TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.protocols import train_parts
 from pipeline.runtime.atomic import write_atomically, write_json, write_safetensors
@@ -53,6 +52,7 @@ from pipeline.training.run_files import (
     read_run,
 )
 from pipeline.training.runs import TrainingRun, write_record
+from pipeline.training.step import CudaGraphs, GraphedStep, Step
 from pipeline.training.tracking import FoldTracking
 
 logger = logging.getLogger("fantrans")
@@ -102,7 +102,7 @@ class HeadTraining:
     _epoch: list[Tensor] = field(default_factory=list)
     """Losses (3,) of the epoch's steps so far, on the device: reading them would make the CPU wait for it."""
     _counts: list[Tensor] = field(default_factory=list)
-    """Counts (3, A) of the same steps, see `_confusion`."""
+    """Counts (3, A) of the same steps, see `step.confusion`."""
     _seconds: float = 0.0
     _lr: float = 0.0
 
@@ -112,7 +112,8 @@ class HeadTraining:
         parts: dict[str, Any] = {"head": self.head, "optimiser": self.optimiser, "schedule": self._schedule}
         if self.built.draws_random_numbers:
             parts["random"] = OwnRandomNumbers(self.settings.seed, torch.device(self.device))
-        self._random = parts.get("random", nullcontext())
+        step = Step(self.head, self.optimiser, self.weights_A, self.settings, parts.get("random", nullcontext()))
+        self._step = GraphedStep(step, CudaGraphs.of(self.weights_A.device)) if self._can_be_recorded else step
         path = self.run.fold_folder(self.test_part) / CHECKPOINT_NAME
         self._checkpoint = Checkpoint(path, {}, **parts, training=self)  # the folder's name stands for all settings
 
@@ -158,6 +159,12 @@ class HeadTraining:
     def head(self) -> nn.Module:
         """The head as it is trained."""
         return self.built.head
+
+    @property
+    def _can_be_recorded(self) -> bool:
+        """Whether a CUDA graph repeats the steps: those of a head of one's own may differ from batch to batch."""
+        is_own = isinstance(self.run.experiment.head, OwnHeadConfig)
+        return self.weights_A.is_cuda and not is_own and not self.built.draws_random_numbers
 
     @property
     def warning(self) -> str | None:
@@ -213,25 +220,11 @@ class HeadTraining:
 
     def _learn(self, batch: Batch) -> Tensor:
         """Take one optimiser step; return its losses (3,): total, classification, distillation."""
-        settings = self.settings
-        kind = torch.device(self.device).type
-        with self._random, torch.autocast(kind, torch.bfloat16, enabled=settings.precision == "bf16"):
-            output = run_head(self.head, batch.features)
-        terms = total_loss(
-            output,
-            batch.labels_BA,
-            self.weights_A,
-            kd_weight=settings.kd_weight,
-            kd_form=settings.kd_form,
-            kd_temperature=settings.kd_temperature,
-        )
-        self.optimiser.zero_grad(set_to_none=True)
-        terms.total.backward()
-        self.optimiser.step()
+        result = self._step(batch.features, batch.labels_BA)
         self._lr = float(self._schedule.get_last_lr()[0])
         self._schedule.step()
-        self._counts.append(_confusion(output.deployed.detach(), batch.labels_BA))
-        return torch.stack(terms).detach()
+        self._counts.append(result.counts)
+        return result.losses
 
     def _end_epoch(self) -> None:
         means = torch.stack(self._epoch).double().mean(0).tolist()
@@ -313,13 +306,6 @@ class HeadTraining:
             self.history[-1]["loss"],
             len(predictions),
         )
-
-
-def _confusion(logits_BA: Tensor, labels_BA: Tensor) -> Tensor:
-    """Return the true positives, false positives and false negatives (3, A) of a batch; unknown labels do not count."""
-    is_present_BA, is_positive_BA = logits_BA >= 0, labels_BA == 1
-    false_BA = is_present_BA & (labels_BA == 0)
-    return torch.stack([is_present_BA & is_positive_BA, false_BA, ~is_present_BA & is_positive_BA]).sum(1)
 
 
 def _scores(counts: pd.DataFrame) -> dict[str, float]:

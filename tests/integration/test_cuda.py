@@ -1,5 +1,6 @@
 """A GPU gives nearly the values of a CPU, and the same bytes each time, however the work is distributed."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import cv2
@@ -13,8 +14,11 @@ from skimage.data import astronaut
 
 from flows.cluster import GPU, Cluster
 from flows.cluster_workers import ClusterWorkers
+from models.fan_trans import FanTransHead
+from models.head import HeadInputs
 from pipeline.cache.reader import open_cache
 from pipeline.catalog import load_catalog
+from pipeline.config import TrainConfig
 from pipeline.faces.features import extract_features, load_fan
 from pipeline.refresh import stages
 from pipeline.refresh.job import cache_build, prepare_refresh
@@ -24,6 +28,7 @@ from pipeline.training.export import load_deployed
 from pipeline.training.predict import predict
 from pipeline.training.run_files import read_history
 from pipeline.training.runs import prepare_run
+from pipeline.training.step import CudaGraphs, GraphedStep, Step
 from pipeline.training.trainer import train_heads
 from tests.devices import needs_cuda
 from tests.small_catalog import write_small_catalog
@@ -155,3 +160,47 @@ def test_a_head_scores_as_on_a_cpu(place):
     train_heads([(on_cpu, "P1")])
     ours, theirs = (read_history(each.fold_folder("P1"))["loss"].item() for each in (run, on_cpu))
     assert ours == pytest.approx(theirs, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_steps_learn_what_ordinary_ones_learn(precision):
+    inputs, graphs = HeadInputs(num_channels=64, map_size=64, num_aus=12), CudaGraphs(torch.device("cuda:0"))
+    losses = {}
+    for name in ("ordinary", "recorded", "recorded beside another"):
+        step = make_step(inputs, precision)
+        take = step if name == "ordinary" else GraphedStep(step, graphs)
+        numbers = torch.Generator("cuda").manual_seed(1)
+        losses[name] = []
+        for _ in range(200):
+            maps = {k: torch.rand(v.shape, generator=numbers, device="cuda") for k, v in inputs.random_maps(8).items()}
+            labels_BA = torch.randint(0, 2, (8, 12), generator=numbers, device="cuda", dtype=torch.int8)
+            losses[name].append(take(maps, labels_BA).losses)
+        assert name == "ordinary" or take._replay is not None, "it was recorded"
+    ordinary = torch.stack(losses.pop("ordinary"))
+    for name, recorded in losses.items():
+        torch.testing.assert_close(torch.stack(recorded), ordinary, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def make_step(inputs, precision):
+    torch.manual_seed(0)
+    head = FanTransHead.from_inputs(inputs, dim=48).cuda().train()
+    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
+    return Step(head, optimiser, torch.ones(12, device="cuda"), TrainConfig(precision=precision), nullcontext())
+
+
+def test_a_step_that_waits_for_the_device_cannot_be_recorded_and_goes_on(caplog):
+    class Waiting(FanTransHead):
+        def forward_features(self, features):
+            features["lf"].sum().item()
+            return super().forward_features(features)
+
+    inputs = HeadInputs(num_channels=4, map_size=16, num_aus=12)
+    step = make_step(inputs, "fp32")
+    step.head.__class__ = Waiting
+    take, before = GraphedStep(step, CudaGraphs(torch.device("cuda:0"))), torch.cuda.current_stream()
+    maps = {name: values.cuda() for name, values in inputs.random_maps(4).items()}
+    labels_BA = torch.ones(4, 12, dtype=torch.int8, device="cuda")
+    losses = torch.stack([take(maps, labels_BA).losses[0] for _ in range(20)]).tolist()
+    assert losses == sorted(losses, reverse=True)
+    assert "cannot be recorded as a CUDA graph" in caplog.text
+    assert torch.cuda.current_stream() == before

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError
-from pipeline.training import head_training, live_page, trainer
+from pipeline.training import live_page, step, trainer
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.live_page import LivePages, chart, describe, pause_after
 from pipeline.training.run_files import read_history
@@ -127,8 +127,8 @@ def test_the_training_f1_is_that_of_the_batches(world, monkeypatch):
 
     def spied(self, batch):
         with monkeypatch.context() as patch:
-            run_head = head_training.run_head
-            patch.setattr(head_training, "run_head", lambda head, maps: keep(run_head(head, maps), batch))
+            run_head = step.run_head
+            patch.setattr(step, "run_head", lambda head, maps: keep(run_head(head, maps), batch))
             return learn(self, batch)
 
     def keep(output, batch):
