@@ -263,8 +263,8 @@ def step_rates(run: TrainingRun, precision: str, device: torch.device, is_small:
 def training_rate(run: TrainingRun, num_heads: int, device: torch.device, folder: Path) -> dict[str, float]:
     """Return frames times heads per second of further epochs, and the share of the time in which heads wait for data.
 
-    Heads differ by part and seed, and share a reading. Trains for one epoch, then anew for more: what the difference
-    takes is without the start and the scoring.
+    Heads differ by part and seed, and share a reading. Trains for one epoch, and once more for further ones:
+    what the difference takes is without the start and the scoring.
     """
     seconds, num_epochs = [], run.experiment.train.num_epochs
     for epochs in (1, 1 + num_epochs):

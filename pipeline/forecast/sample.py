@@ -36,15 +36,14 @@ from pipeline.tables import au_column
 from pipeline.training.export import load_deployed
 from pipeline.training.loader import NEIGHBOUR_ROWS, CachedFrames
 from pipeline.training.predict import predict
-from pipeline.training.run_files import DEPLOYED_NAME
+from pipeline.training.run_files import DEPLOYED_NAME, read_history
 from pipeline.training.runs import Runs, TrainingRun
-from pipeline.training.trainer import train_heads
+from pipeline.training.trainer import num_head_threads, train_heads
 
 MIN_SAMPLE_FRAMES = 96
 _FRAMES_PER_BATCH = 1.6
 """Frames of the sample per frame of a batch: two of three parts must fill a batch, also if some faces are not found."""
-_NUM_VIEWS = 2
-_TIMED_EPOCHS = 2
+_UNTIMED_EPOCHS, _TIMED_EPOCHS = 1, 2
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,8 @@ class _Sample:
 
     def __init__(self, dataset: str, members: Sequence[ExperimentConfig], catalog: Catalog, device: str) -> None:
         self._dataset, self._catalog, self._device = dataset, catalog, device
-        self._members = [_with_cache(each, _with_two_views(each.cache)) for each in members]
+        self._num_views = 2 if any(each.train.averages_flip for each in members) else 1
+        self._members = [_with_cache(each, _with_views(each.cache, self._num_views)) for each in members]
         self._job = RefreshJob(
             dataset=dataset, catalog=catalog, config=self._members[0].cache, limit=None, device=device
         )
@@ -124,10 +124,8 @@ class _Sample:
         """Return all rates."""
         job, sample = self._job, self._chosen(frames)
         write_index(job.work, sample)
-        worker = DetectionWorker(job)
-        worker.detect(sample[:8])  # loads the network
-        detect_s = _seconds(lambda: worker.detect(sample))
-        _run(DetectStage(), job)
+        DetectionWorker(job).detect(sample[:8])  # loads the libraries, which takes longer than the network
+        detect_s = _seconds(lambda: _run(DetectStage(), job))
         crop_s = _seconds(lambda: _run(CropStage(), job))
         num_faces, largest = len(crop_reader(job).index), max(each.train.batch_size for each in self._members)
         if 2 * num_faces < 3 * largest:
@@ -177,42 +175,42 @@ class _Sample:
         seconds = _seconds(lambda: build.run(frames, crop_reader(job))) - load_s
         revision = load_revision(build.folder)
         assert revision is not None
-        num_views = revision.manifest["num_rows"] * _NUM_VIEWS
+        num_views = revision.manifest["num_rows"] * self._num_views
         return seconds / num_views, revision.manifest["num_bytes"] / num_views
 
     def _learn(self, profile: Profile) -> dict[str, float]:
-        """Train on a profile; return the fields of `ProfileRate` that it shows."""
-        _, short_s, _ = self._train(profile, 1)
-        run, long_s, waiting = self._train(profile, 1 + _TIMED_EPOCHS)
-        parts = run.experiment.parts
-        num_frames = sum(
-            CachedFrames(run.cache, run.frames, aus=run.rules.aus, parts=train_parts(part)).rows.size
-            // each.train.batch_size
-            * each.train.batch_size
+        """Train all folds on a profile; return the fields of `ProfileRate` that it shows."""
+        runs = Runs(self._catalog, self._dataset)
+        folds = [
+            (run, part)
             for each in self._members
-            for part in parts
-        )
-        model = load_deployed(run.fold_folder(parts[0]) / DEPLOYED_NAME)
-        tested = run.frames[run.frames["part"] == parts[0]]
+            for run in [runs.resolve(_for_epochs(each, profile, _UNTIMED_EPOCHS + _TIMED_EPOCHS))]
+            for part in run.experiment.parts
+        ]
+        waiting = train_heads(folds, device=self._device)
+        seconds = num_frames = 0.0
+        for run, part in folds:
+            batch_size = run.experiment.train.batch_size
+            learned = CachedFrames(run.cache, run.frames, aus=run.rules.aus, parts=train_parts(part)).rows.size
+            num_frames += learned // batch_size * batch_size
+            seconds += read_history(run.fold_folder(part))["seconds"][_UNTIMED_EPOCHS:].sum()
+        num_threads = min(num_head_threads(self._device), len(folds))
+        return {
+            "epoch_s": seconds / num_threads / (1 - waiting) / _TIMED_EPOCHS / num_frames,
+            "waiting": waiting,
+            "evaluation_s": self._evaluation_seconds(*folds[-1]),
+        }
+
+    def _evaluation_seconds(self, run: TrainingRun, part: str) -> float:
+        """Return the seconds per frame of scoring a fold."""
+        model = load_deployed(run.fold_folder(part) / DEPLOYED_NAME)
+        tested = run.frames[run.frames["part"] == part]
         evaluation = partial(
-            predict, model.head, run.cache, tested, aus=run.rules.aus, test_part=parts[0], device=self._device,
+            predict, model.head, run.cache, tested, aus=run.rules.aus, test_part=part, device=self._device,
             averages_flip=run.experiment.train.averages_flip,
         )  # fmt: skip
         evaluation()
-        return {
-            "epoch_s": (long_s - short_s) / _TIMED_EPOCHS / num_frames,
-            "waiting": waiting,
-            "evaluation_s": _seconds(evaluation) / len(tested),
-        }
-
-    def _train(self, profile: Profile, num_epochs: int) -> tuple[TrainingRun, float, float]:
-        """Train all folds; return the last run, the seconds, and the share of the time that was spent waiting."""
-        runs = Runs(self._catalog, self._dataset)
-        resolved = [runs.resolve(_for_epochs(each, profile, num_epochs)) for each in self._members]
-        folds = [(run, part) for run in resolved for part in run.experiment.parts]
-        started = time.perf_counter()
-        waiting = train_heads(folds, device=self._device)
-        return resolved[-1], time.perf_counter() - started, waiting
+        return _seconds(evaluation) / len(tested)
 
     def _live_seconds(self) -> float:
         """Return the seconds per view of a FAN in the loop, for the profile of the experiment."""
@@ -220,12 +218,12 @@ class _Sample:
         frames = read_index(job.work, dataset=self._dataset)
         live = LiveFeatures(cache_build(job), frames, crop_reader(job))
         rows = live.index["row"].to_numpy()[:NEIGHBOUR_ROWS]
-        live.read(rows)
+        live.read(rows[:8])
         return _seconds(lambda: live.read(rows)) / len(rows)
 
 
-def _with_two_views(settings: CacheConfig) -> CacheConfig:
-    return settings.model_copy(update={"views": settings.views.model_copy(update={"num_views": _NUM_VIEWS})})
+def _with_views(settings: CacheConfig, num_views: int) -> CacheConfig:
+    return settings.model_copy(update={"views": settings.views.model_copy(update={"num_views": num_views})})
 
 
 def _with_cache(experiment: ExperimentConfig, cache: CacheConfig) -> ExperimentConfig:

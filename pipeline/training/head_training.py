@@ -212,9 +212,10 @@ class HeadTraining:
         for batch in self.batches.from_page(page):
             self._epoch.append(self._learn(batch))
             on_progress(len(batch.labels_BA))
+        losses = torch.stack(self._epoch).double().mean(0).tolist() if page.is_last else []  # waits for the device
         self._seconds += time.monotonic() - started
         if page.is_last:
-            self._end_epoch()
+            self._end_epoch(*losses)
             if self.fault is None and self.num_epochs_done == self.settings.num_epochs:
                 self.finish()
 
@@ -226,17 +227,16 @@ class HeadTraining:
         self._counts.append(result.counts)
         return result.losses
 
-    def _end_epoch(self) -> None:
-        means = torch.stack(self._epoch).double().mean(0).tolist()
-        if not math.isfinite(means[0]):
+    def _end_epoch(self, loss: float, loss_cls: float, loss_kd: float) -> None:
+        if not math.isfinite(loss):
             epoch = self.num_epochs_done + 1
-            self.fault = f"the loss of epoch {epoch} is {means[0]}; lower `train.lr`, or train in fp32"
+            self.fault = f"the loss of epoch {epoch} is {loss}; lower `train.lr`, or train in fp32"
             return
-        named = dict(zip(("loss", "loss_cls", "loss_kd"), means, strict=True))
         percents = f1_percent(*torch.stack(self._counts).sum(0).cpu().numpy())
         f1 = float(mean_of_defined(percents, axis=0))
         scored = {"f1_train_percent": f1} if math.isfinite(f1) else {}
-        entry = {"epoch": self.num_epochs_done, **named, "lr": self._lr, "seconds": self._seconds, **scored}
+        losses = {"loss": loss, "loss_cls": loss_cls, "loss_kd": loss_kd}
+        entry = {"epoch": self.num_epochs_done, **losses, "lr": self._lr, "seconds": self._seconds, **scored}
         self._epoch, self._counts = [], []
         self.history.append(entry)
         self._checkpoint.save(self.num_epochs_done * self.batches.num_batches)

@@ -122,7 +122,7 @@ class GraphedStep:
             self._replay, self._result = self._graphs.record(partial(self._learn, self._batch))
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            logger.warning("training goes on with slower steps: one cannot be recorded as a CUDA graph (%s)", reason)
+            logger.warning("training continues with slower steps: one cannot be recorded as a CUDA graph (%s)", reason)
 
     def _learn(self, batch: Mapping[str, Tensor]) -> StepResult:
         """Take the step with a learning rate that is on the device, where a replay reads it.

@@ -140,7 +140,7 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
     )
     first = min(head.num_epochs_done for head in heads)
     end = max(head.settings.num_epochs for head in heads)
-    num_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    num_threads = num_head_threads(device)
     names = f"fold {heads[0].test_part}" if len(heads) == 1 else f"{len(heads)} heads"
     epochs = EpochLog({_name_among(head, heads): head for head in heads})
     for head in heads:
@@ -164,6 +164,11 @@ def _train_together(heads: list[HeadTraining], device: str) -> float:
         broadcast([None], [partial(_finish, head) for head in before], num_threads=num_threads)
     logger.info("train %s: %.1f %% of the time spent waiting for data", names, 100 * share)
     return share
+
+
+def num_head_threads(device: str) -> int:
+    """Return how many heads of a reading learn at once."""
+    return torch.get_num_threads() if torch.device(device).type == "cpu" else 1
 
 
 def _name_among(head: HeadTraining, heads: Sequence[HeadTraining]) -> str:

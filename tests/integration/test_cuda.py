@@ -188,7 +188,7 @@ def make_step(inputs, precision):
     return Step(head, optimiser, torch.ones(12, device="cuda"), TrainConfig(precision=precision), nullcontext())
 
 
-def test_a_step_that_waits_for_the_device_cannot_be_recorded_and_goes_on(caplog):
+def test_a_step_that_waits_for_the_device_cannot_be_recorded_and_training_continues(caplog):
     class Waiting(FanTransHead):
         def forward_features(self, features):
             features["lf"].sum().item()

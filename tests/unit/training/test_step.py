@@ -91,7 +91,7 @@ def test_a_step_that_cannot_be_recorded_is_one_warning(caplog):
     inner = make_step()
     take_steps(inner, GraphedStep(inner, Refusing()))
     assert [record.getMessage() for record in caplog.records] == [
-        "training goes on with slower steps: one cannot be recorded as a CUDA graph (operation not permitted when "
+        "training continues with slower steps: one cannot be recorded as a CUDA graph (operation not permitted when "
         "stream is capturing)"
     ]
 
@@ -112,8 +112,8 @@ def test_a_training_with_recorded_steps_resumes_to_the_same_weights(tmp_path, re
     assert num_replays > 0
     stopped, end_epoch = make_run(tmp_path, name="stopped"), HeadTraining._end_epoch
 
-    def stop(self):
-        end_epoch(self)
+    def stop(self, *losses):
+        end_epoch(self, *losses)
         raise TrainingError("stop")
 
     with monkeypatch.context() as patch:
