@@ -43,12 +43,12 @@ coverage: $(READY)  ## which lines the tests run that need no server; too few of
 kill-test: $(READY)  ## kill refreshes at 200 random moments and before every kind of write; 2,000 random steps on a cache
 	FANTRANS_KILLS=200 FANTRANS_MODEL_STEPS=2000 $(BIN)/pytest tests/integration/test_kills.py tests/integration/test_cache_model.py
 
-check: $(READY)  ## format, style, types, import contracts, words, dependencies, licences, sdist and wheel
+check: $(READY)  ## format, style, types, import contracts, words, measured numbers, dependencies, licences, sdist and wheel
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/unit/test_words.py
+	$(BIN)/pytest -q tests/unit/test_words.py tests/unit/test_numbers.py
 	$(BIN)/deptry .
 	! $(BIN)/pip check | grep -vE '^(retinaface-pytorch |No broken)'  # its pins are ignored, see setup
 	$(BIN)/pip-licenses --partial-match --fail-on "GNU;GPL;SSPL;BUSL;Commons Clause" --ignore-packages text-unidecode > /dev/null

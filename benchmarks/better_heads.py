@@ -4,10 +4,12 @@
     fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3,6e-3 --set train.seed=0 --set parts=[P1]
     fantrans train bp4d-synthetic-fresh --experiment benchmarks/claims.yaml
     fantrans report bp4d-synthetic-fresh --experiment benchmarks/claims.yaml    # the same on bp4d-synthetic-41
-    python benchmarks/better_heads.py cost --out var/better_heads/cost.json
-    python benchmarks/better_heads.py page --tables var/runs/tables --results var/better_heads
+    python benchmarks/better_heads.py cost
+    python benchmarks/better_heads.py page
 
-`page` replaces what stands between the page's comments `<!-- scores -->` and `<!-- /scores -->`, and so on.
+`report` writes JSON into `runs/tables`: copy those files to `docs/results`, as claims-DATASET.json and
+heads-DATASET.json. `page` reads them there and replaces what stands between the page's comments `<!-- scores -->` and
+`<!-- /scores -->`, and so on. `tests/unit/test_numbers.py` fails where the page is not what `page` writes.
 `cost` counts parameters and multiply-accumulates of the deployed heads, and times them on one thread in fp32. The heads
 take turns, and the fastest of many passes counts: whatever else runs on the machine only adds to the others.
 """
@@ -33,6 +35,7 @@ from pipeline.report.scored import AP, CALIBRATED, F1
 from pipeline.runtime.machine import describe_machine
 
 PAGE = Path(__file__).parent.parent / "docs/better_heads.md"
+RESULTS = PAGE.parent / "results"
 NUM_AUS = 12
 WIDTHS = {"FAN-64, as measured here": 64, "a published FAN of 256 channels": 256}
 """Channels C of a map; D is 3 C / 4, or C with early pooling."""
@@ -44,11 +47,6 @@ CLAIMED = Path(__file__).with_name("claims.yaml")
 """The heads with the learning rates that were chosen on the data set `SETTINGS`."""
 
 SIGNIFICANT = 0.05
-NOT_MEASURED = f"""No run is finished yet. To train them, and to fill in this page:
-
-    fantrans train {FRESH} --experiment benchmarks/{CLAIMED.name}
-    fantrans report {FRESH} --experiment benchmarks/{CLAIMED.name}
-    python benchmarks/better_heads.py page"""
 
 
 def main() -> None:
@@ -56,14 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     cost = commands.add_parser("cost")
-    cost.add_argument("--out", type=Path, default=Path("var/better_heads/cost.json"))
+    cost.add_argument("--out", type=Path, default=RESULTS / "cost.json")
     cost.add_argument("--passes", type=int, default=40)
-    page = commands.add_parser("page")
-    page.add_argument("--tables", type=Path, default=Path("var/runs/tables"))
-    page.add_argument("--results", type=Path, default=Path("var/better_heads"))
+    commands.add_parser("page")
     arguments = parser.parse_args()
     if arguments.command == "page":
-        PAGE.write_text(filled_in(PAGE.read_text(), arguments.tables, arguments.results))
+        PAGE.write_text(filled_in(PAGE.read_text(), RESULTS))
         return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(measure_cost(arguments.passes), indent=1))
@@ -107,17 +103,16 @@ def of_width(width: int, shapes: Mapping[str, Any], num_passes: int) -> dict[str
     return found
 
 
-def filled_in(page: str, tables: Path, results: Path) -> str:
+def filled_in(page: str, results: Path) -> str:
     """Return the page with the tables and conclusions between its comments."""
-    settings = [json.loads(path.read_bytes()) for path in sorted(tables.glob(f"heads_*,*-{SETTINGS}.json"))]
     claims = {
         what: json.loads(path.read_bytes())
         for name, what in CLAIMS.items()
-        if (path := tables / f"{CLAIMED.stem}-{name}.json").is_file()
+        if (path := results / f"{CLAIMED.stem}-{name}.json").is_file()
     }
     parts = {
-        "scores": "\n".join(section(what, found) for what, found in claims.items()) or NOT_MEASURED,
-        "settings": "\n".join(settings_table(found) for found in settings),
+        "scores": "\n".join(section(what, found) for what, found in claims.items()),
+        "settings": settings_table(json.loads((results / f"heads-{SETTINGS}.json").read_bytes())),
         "cost": cost_tables(json.loads((results / "cost.json").read_bytes())),
     }
     for name, part in parts.items():

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.origin import origin
 from models.fan import FAN
 from pipeline.cache import prepare
 from pipeline.cache.crops import CropReader
@@ -41,7 +42,6 @@ from pipeline.refresh.stages import CropStage, DetectStage, IndexStage
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.atomic import file_sha256
 from pipeline.runtime.device import exact_convolutions, map_batches
-from pipeline.runtime.machine import machine_name
 
 DATASET, EXPERIMENT = "frames", "demo"
 BATCH = 8
@@ -61,7 +61,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         catalog = make_catalog(Path(folder), arguments.frames)
         result: dict[str, Any] = {
-            "machine": machine_name(),
+            **origin(),
             "num_frames": arguments.frames,
             "product_gflops": {name: product_rate(dtype) for name, dtype in DTYPES.items()},
         }

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.extraction import BATCH, DTYPES, PRODUCT_SIDE, alone
+from benchmarks.origin import origin
 from models.fan import FAN
 from pipeline.cache.live import feature_opener
 from pipeline.catalog import Catalog, FileEntry, WeightsEntry, load_catalog
@@ -38,7 +39,6 @@ from pipeline.refresh.job import RefreshJob
 from pipeline.refresh.stages import CropStage, DetectStage, ExtractStage, IndexStage, run_stage
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.atomic import file_sha256
-from pipeline.runtime.machine import machine_name
 from pipeline.training.fold_weights import fold_weights
 from pipeline.training.heads import build_head
 from pipeline.training.loader import CachedFrames, HeadBatches, TrainingPages
@@ -82,7 +82,7 @@ def main() -> None:
 def measure(folder: Path, arguments: argparse.Namespace, say: Callable[[str, Any], None]) -> None:
     """Measure everything; `say` receives each finding by name."""
     device = torch.device(arguments.device)
-    say("machine", {"device": machine_name(arguments.device), "cores": os.cpu_count(), "torch": torch.__version__})
+    say("machine", {**origin(arguments.device), "cores": os.cpu_count(), "torch": torch.__version__})
     say("limits", limits(device, folder, arguments.small))
     catalog = make_catalog(folder, arguments.subjects, arguments.frames, arguments.weights)
     catalog.get_dataset(DATASET).render()

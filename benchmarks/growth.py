@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.origin import origin
 from pipeline.catalog import CATALOG_FILE
-from pipeline.runtime.machine import machine_name
 
 FACTORS = (1, 2, 4, 8)
 NUM_TASKS = 8
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/speed/growth.json"))
     arguments = parser.parse_args()
     result: dict[str, Any] = {
-        "machine": machine_name(),
+        **origin(),
         "num_frames": [factor * arguments.subjects * NUM_TASKS for factor in arguments.factors],
         "commands": {command: [] for command in COMMANDS},
     }

@@ -28,6 +28,7 @@ import torch
 import zarr
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.origin import origin
 from pipeline.cache.format import view_group
 from pipeline.cache.reader import CacheReader, open_cache
 from pipeline.catalog import load_catalog
@@ -36,7 +37,6 @@ from pipeline.experiments import load_experiment
 from pipeline.fingerprint import cache_fingerprint
 from pipeline.protocols import PARTS
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.machine import machine_name
 from pipeline.training.loader import TrainingPages
 
 BATCH_ROWS = 64
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("var/loading.json"))
     arguments = parser.parse_args()
     tune_allocator()
-    result: dict[str, Any] = {"machine": machine_name(), "rows": arguments.rows}
+    result: dict[str, Any] = {**origin(), "rows": arguments.rows}
     for profile in arguments.profiles:
         with TemporaryDirectory(dir=arguments.place) as place:
             result[profile] = measure(arguments, profile, Path(place))

@@ -1,19 +1,19 @@
-"""Write docs/performance.md from the results of the benchmarks of speed, which lie in one folder as JSON.
+"""Write docs/performance.md from the results of the benchmarks of speed.
 
-    python benchmarks/extraction.py --out var/speed/extraction.json
-    python benchmarks/loading.py --out var/speed/loading.json        # after a refresh, see there
-    python benchmarks/training.py --out var/speed/training.json
-    python benchmarks/growth.py --out var/speed/growth.json
-    python benchmarks/performance.py --results var/speed
+    python benchmarks/extraction.py --out docs/results/extraction.json
+    python benchmarks/loading.py --out docs/results/loading.json        # after a refresh, see there
+    python benchmarks/training.py --out docs/results/training.json
+    python benchmarks/growth.py --out docs/results/growth.json
+    python benchmarks/performance.py
 
-A page names the machine, the commit and the command of every table. Results that are not there are left out.
+The page names the machine, the commit and the command of every table. Results that are not there are left out.
+`tests/unit/test_numbers.py` fails where the page is not what this script writes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from typing import Any
 from pipeline.report.run import markdown_table
 
 PAGE = Path(__file__).parent.parent / "docs/performance.md"
+RESULTS = PAGE.parent / "results"
 INTRODUCTION = """# Performance
 
-Written by `python benchmarks/performance.py` from one run of each benchmark; commit {commit}. All ways of a table took
+Written by `python benchmarks/performance.py` from `docs/results`, one run of each benchmark. All ways of a table took
 turns in one process: compare numbers within a table, not between machines. Numbers are medians, with their range.
 `fantrans cache plan DATASET` measures your own machine in the same way.
 """
@@ -32,18 +33,22 @@ turns in one process: compare numbers within a table, not between machines. Numb
 def main() -> None:
     """Parse the command line, read the results, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("var/speed"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=PAGE.parent
-    ).stdout.strip()
-    parts = [INTRODUCTION.format(commit=commit)]
-    for name, write in SECTIONS.items():
-        path = arguments.results / f"{name}.json"
-        if path.is_file():
-            parts.append(write(json.loads(path.read_bytes())))
-    arguments.out.write_text("\n".join(parts))
+    arguments.out.write_text(page(arguments.results))
+
+
+def page(results: Path) -> str:
+    """Return the page with the sections whose results are in a folder."""
+    found = {name: results / f"{name}.json" for name in SECTIONS}
+    sections = [SECTIONS[name](json.loads(path.read_bytes())) for name, path in found.items() if path.is_file()]
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def where(result: Mapping[str, Any]) -> str:
+    """Return the machine and the commit of a result."""
+    return f"{result['machine']}, at commit {result['commit']}"
 
 
 def spread(found: Mapping[str, Any]) -> str:
@@ -58,7 +63,7 @@ def extraction(result: Mapping[str, Any]) -> str:
     lines = [
         "## From frames to features",
         "",
-        f"{result['num_frames']} frames of 512 px on {result['machine']}; a matrix product: {product}. End to end: "
+        f"{result['num_frames']} frames of 512 px on {where(result)}; a matrix product: {product}. End to end: "
         "detection, crop, and one view in the profile standard (`python benchmarks/extraction.py`). `face-alignment`, "
         "where it is listed: landmarks with the same weights, as its README uses it.",
     ]
@@ -88,7 +93,7 @@ def loading(result: Mapping[str, Any]) -> str:
     lines = [
         "## Reading features",
         "",
-        f"{result['rows']} rows in shuffled order on {result['machine']}, frames per second "
+        f"{result['rows']} rows in shuffled order on {where(result)}; frames per second "
         "(`python benchmarks/loading.py`). Warm: the files are in memory. Cold: they are not.",
     ]
     for profile, found in result.items():
@@ -117,7 +122,7 @@ def training(result: Mapping[str, Any]) -> str:
             [
                 "## Three folds",
                 "",
-                f"{result['num_frames']} frames, {result['num_epochs']} epochs on {result['machine']}, training and "
+                f"{result['num_frames']} frames, {result['num_epochs']} epochs on {where(result)}; training and "
                 "scoring (`python benchmarks/training.py`). The plain loop reads fp16 arrays by numpy's memmap.",
                 "",
                 *markdown_table(["", "seconds", "range", "F1"], rows),
@@ -137,7 +142,7 @@ def growth(result: Mapping[str, Any]) -> str:
     lines = [
         "## Time and memory as a data set grows",
         "",
-        f"On {result['machine']} (`python benchmarks/growth.py`). Memory: the largest process of a command. Training "
+        f"On {where(result)} (`python benchmarks/growth.py`). Memory: the largest process of a command. Training "
         "reads pages of up to 512 rows, so its memory grows until a page is full.",
         "",
         *markdown_table(header, rows),

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.origin import origin
 from models.losses import total_loss
 from pipeline.cache.live import feature_opener
 from pipeline.cache.reader import CacheReader
@@ -36,7 +37,6 @@ from pipeline.refresh.job import RefreshJob
 from pipeline.refresh.stages import job_stages, run_stage
 from pipeline.report.run import read_report
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.machine import machine_name
 from pipeline.tables import au_column
 from pipeline.training.fold_weights import fold_weights
 from pipeline.training.head_training import learning_rate
@@ -85,7 +85,7 @@ def main() -> None:
                 seconds[way].append(time.perf_counter() - started)
                 print(f"{way}: {seconds[way][-1]:.1f} s, F1 {f1[way]:.1f}", flush=True)
         result = {
-            "machine": machine_name(arguments.device),
+            **origin(arguments.device),
             "num_frames": len(student.frames),
             "num_epochs": arguments.epochs,
             "ways": {
