@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +26,7 @@ _IDLE_WORKER_STOP_TIMEOUT_S = 4.0
 
 _EARLY_END_S = 10.0
 _MAX_EARLY_ENDS = 5
+_WITHOUT_DATA = "refresh-cache/bp4d-synthetic"
 _SHARED_VARIABLES = ("FANTRANS_CATALOG", "FANTRANS_WORK", "FANTRANS_CACHE", "FANTRANS_RUNS")
 
 
@@ -52,7 +53,8 @@ def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line:
     ):
         servers.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(port))
         wait_for_server(address, seconds=_START_TIMEOUT_S, while_waiting=servers.restart_ended)
-        for name, what in bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs):
+        done = bootstrap(num_gpus=max(1, num_gpus), num_cpu_runs=num_cpu_runs)
+        for name, what in done:
             print_line(f"{name}: {what}")
         for i in range(num_gpus):
             words = (*_worker_command("gpu", f"gpu-{i}"), "--limit", "1")
@@ -65,7 +67,8 @@ def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line:
         for name in _SHARED_VARIABLES:
             if name in os.environ:
                 print_line(f"    export {name}={shlex.quote(str(Path(os.environ[name]).absolute()))}")
-        print_line("    prefect --no-prompt deployment run 'refresh-cache/bp4d-synthetic' --watch")
+        if example := _example([name for name, what in done if what == "deployed"]):
+            print_line(f"    prefect --no-prompt deployment run {shlex.quote(example)} --watch")
         try:
             while True:
                 time.sleep(1)
@@ -73,6 +76,13 @@ def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line:
                 workers.restart_ended()
         except KeyboardInterrupt:
             print_line("stopping")
+
+
+def _example(deployments: Sequence[str]) -> str | None:
+    """Return the deployment to try first: one that needs no data, else a refresh, else any; None of none."""
+    return min(
+        deployments, key=lambda name: (name != _WITHOUT_DATA, not name.startswith("refresh-cache/")), default=None
+    )
 
 
 def _worker_command(pool: str, name: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from flows.connection import check_server
 from pipeline.catalog import load_catalog
 from pipeline.errors import FantransError
 from pipeline.refresh.caches import CacheSummary, list_caches
-from pipeline.runtime.text import age_in_words
+from pipeline.runtime.text import age_in_words, counted
 
 _LATE_AFTER = timedelta(seconds=60)
 _SHORT_STATES = {
@@ -127,8 +127,9 @@ def find_hints(workers: list[Worker], deployments: list[Deployment], *, now: dat
     off = [each.name for each in deployments if each.schedule is not None and each.schedule.endswith(", off")]
     if off:
         found.append(
-            f"the schedules of {len(off)} deployments are off; `prefect deployment schedule ls {off[0]}` prints the id "
-            "of one, and `prefect deployment schedule resume DEPLOYMENT ID` switches it on"
+            f"the schedules of {counted(len(off), 'deployment')} are off; "
+            f"`prefect deployment schedule ls {off[0]}` prints the id of one, and "
+            "`prefect deployment schedule resume DEPLOYMENT ID` switches it on"
         )
     return found
 

@@ -24,7 +24,7 @@ from flows.commands.options import (
     refuse_ignored,
 )
 from flows.commands.output import open_page, print_json, print_line, print_table
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreNotFoundError
 from pipeline.runtime.text import counted
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def verify_caches(
 ) -> None:
     """Check crops and caches against their indexes and checksums.
 
-    Prints what is damaged, and which frames that affects; the exit status is 1 if anything is. The next refresh
-    repairs it.
+    Prints what is damaged, and which frames that affects; the exit status is 1 if anything is, or if the data set that
+    is named has no cache. The next refresh repairs damage.
     """
     if not deep:
         refuse_ignored(context, ["device"], when="without --deep, which recomputes frames")
@@ -130,11 +130,18 @@ def verify_caches(
                 print_line("  " + join_first((str(damage) for damage in damages), separator="\n  "))
                 print_line(f"  to repair it: {repair}")
     is_intact = not any(store["num_damaged"] for store in stores)
+    has_cache = any(Path(str(store["folder"])).is_relative_to(catalog.roots.cache) for store in stores)
+    if dataset is not None and not has_cache:
+        hint = "; its crops are checked" if stores else ""
+        raise StoreNotFoundError(
+            f"{dataset} has no cache below {catalog.roots.cache}{hint}: is a disk away, or FANTRANS_CACHE another one? "
+            f"Else run `fantrans refresh {dataset}`"
+        )
     if as_json:
         print_json("cache-verify", is_deep=deep, is_intact=is_intact, stores=stores)
     elif not stores:
         print_line(f"nothing to verify: no crops below {catalog.roots.work}, no cache below {catalog.roots.cache}")
-    elif not any(Path(str(store["folder"])).is_relative_to(catalog.roots.cache) for store in stores):
+    elif not has_cache:
         print_line(f"no cache below {catalog.roots.cache}: only crops were checked")
     elif not deep:
         print_line("checked: tables, and that each file exists in its size; --deep reads every byte")

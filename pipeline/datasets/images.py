@@ -20,7 +20,7 @@ from pipeline.datasets.videos import read_video_frames
 from pipeline.errors import DataError, DataNotFoundError
 from pipeline.runtime.atomic import open_regular
 from pipeline.runtime.prefetch import prefetch_map
-from pipeline.runtime.text import join_first
+from pipeline.runtime.text import counted, join_first
 from pipeline.tables import Status
 
 logger = logging.getLogger("fantrans")
@@ -80,7 +80,7 @@ def read_frames(
                 yield unread(position, error)
     if reasons:
         named = join_first(dict.fromkeys(reasons), _MAX_NAMED, separator="; ")
-        logger.warning("%d frames cannot be read: %s", len(reasons), named)
+        logger.warning("%s cannot be read: %s", counted(len(reasons), "frame"), named)
 
 
 def _data_error(result: Future[np.ndarray]) -> DataError | None:

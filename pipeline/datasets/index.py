@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from pipeline.datasets.files import describe_missing
 from pipeline.datasets.frame_list import keep_listed
 from pipeline.datasets.layout import Layout, RawData
 from pipeline.datasets.settings import DatasetSettings
 from pipeline.datasets.video_counts import VideoCounts, drop_sources_beyond_end
-from pipeline.errors import DataError
+from pipeline.errors import DataError, DataNotFoundError
 from pipeline.protocols import PARTS, Protocol
 from pipeline.tables import FRAME_COLUMNS, UNKNOWN, au_column, read_table, write_table
 
 INDEX_NAME = "frames.parquet"
+_TEXT_COLUMNS = ("frame_id", "subject", "task", "source_file", "part")
 
 logger = logging.getLogger("fantrans")
 
@@ -37,6 +39,8 @@ def index_frames(
     Raises `DataError` for a missing folder, a file out of format or a subject outside the protocol.
     """
     raw = layout.open(root, settings)
+    if not raw.folders and not root.is_dir():
+        raise DataNotFoundError(f"{describe_missing(root)}; is its disk away? Else fix `root` in the catalog")
     for role in raw.folders:
         raw.folder(role)
     rows = layout.index_rows(raw, rules)
@@ -53,7 +57,7 @@ def index_frames(
     rows = rows.sort_values(["subject", "task", "frame"], ignore_index=True)
     if limit is not None and limit < len(rows):
         rows = rows.sample(limit, random_state=0).sort_index().reset_index(drop=True)
-    return rows
+    return rows.astype(dict.fromkeys(_TEXT_COLUMNS, "str"))  # as Parquet gives them: whatever a layout makes is equal
 
 
 def _check_sources(rows: pd.DataFrame, layout: Layout, raw: RawData) -> None:
@@ -65,7 +69,8 @@ def _check_sources(rows: pd.DataFrame, layout: Layout, raw: RawData) -> None:
     if len(missing) == len(rows):
         expected = "" if layout.source_pattern is None else f"expected {raw.root / layout.source_pattern}; "
         raise DataError(
-            f"none of the {len(rows):,} coded frames in {raw.root} has its image or video; {expected}{hint}"
+            f"none of the {len(rows):,} coded frames in {raw.root} has its image or video; {expected}{hint}; bring "
+            "the files there (is a disk away?), or run `fantrans catalog check` to see what is read from where"
         )
     logger.warning("%s of %s coded frames have no image or video; %s", f"{len(missing):,}", f"{len(rows):,}", hint)
 

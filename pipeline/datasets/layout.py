@@ -44,7 +44,9 @@ class RawData:
         return found[0]
 
     def missing_folders(self) -> list[Path]:
-        """Return the folders that do not exist, the first one of each role."""
+        """Return the folders that do not exist: the first one of each role, or the root of a layout without folders."""
+        if not self.folders and not self.root.is_dir():
+            return [self.root]
         return [self.root / paths[0] for role, paths in self.folders.items() if not self._found(role)]
 
     def _found(self, role: str) -> list[Path]:

@@ -29,12 +29,12 @@ def refuse_lost(
         return
     is_labelled = lost["frame_id"].isin(now["frame_id"])
     if is_labelled.any():
+        what = "have lost it" if is_labelled.all() else "have lost it or their labels"
         hint = describe_no_source(lost[is_labelled], layout, raw)
     else:
-        hint = f"the first is {lost['frame_id'].iloc[0]}"
-    lost_labels = "" if is_labelled.all() else " or their labels"
+        what, hint = "are no longer in the label files", f"the first is {lost['frame_id'].iloc[0]}"
     raise DataError(
-        f"{len(lost):,} of the {num_known:,} frames of {dataset} that had an image or video have lost it"
-        f"{lost_labels}; {hint}; nothing was dropped: bring the files back (is a disk away?), or, "
-        f"if they are gone for good, run `fantrans refresh {dataset} --allow-lost`"
+        f"{len(lost):,} of the {num_known:,} frames of {dataset} that had an image or video {what}; {hint}; nothing "
+        "was dropped: bring them back (is a disk away, or a label file?), or, if they are gone for good, run "
+        f"`fantrans refresh {dataset} --allow-lost`"
     )

@@ -38,7 +38,7 @@ class TableSettings(Settings):
     source_file: str = "source_file"
     """Image or video, relative to the root; an empty cell is a frame without one."""
     source_frame: str | None = None
-    """0-based frame of the video; without it, each file is an image."""
+    """0-based frame of the video, empty for an image; without this column, each file is an image."""
     part: str | None = None
     """P1, P2 or P3; without it, the protocol decides."""
     aus: Annotated[dict[ActionUnit, str], Field(min_length=1)]

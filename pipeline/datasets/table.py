@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 
 from pipeline.datasets.codes import OddCodes
-from pipeline.datasets.files import describe_missing_file, find_child
+from pipeline.datasets.files import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    describe_missing_file,
+    find_child,
+    split_suffix,
+)
 from pipeline.datasets.layout import Layout, RawData
 from pipeline.datasets.settings import TableSettings
 from pipeline.errors import DataError, DataNotFoundError
@@ -45,7 +51,7 @@ def index_rows(raw: RawData, rules: Protocol) -> pd.DataFrame:
             "task": tasks,
             "frame": frames,
             "source_file": _files(raw, table[names.source_file]),
-            "source_frame": -1 if names.source_frame is None else _numbers(path, table[names.source_frame], unknown=()),
+            "source_frame": _positions(path, table, names),
         }
     )
     twice = rows["frame_id"].duplicated(keep=False)
@@ -129,6 +135,25 @@ def _files(raw: RawData, column: pd.Series) -> pd.Series:
     files = _stripped(column)  # any text: os.path raises for none
     exists = {name: name != "" and os.path.isfile(raw.root / name) for name in files.unique()}  # noqa: PTH113
     return pd.Series([name if exists[name] else "" for name in files], index=files.index, dtype=object)
+
+
+def _positions(path: Path, table: pd.DataFrame, names: TableSettings) -> pd.Series:
+    """Return each frame's place in its video, -1 for an image; `DataError` for a place that its file cannot have."""
+    files = _stripped(table[names.source_file])
+    suffixes = files.map(lambda name: split_suffix(name)[1])
+    is_image, is_video = suffixes.isin(IMAGE_SUFFIXES), suffixes.isin(VIDEO_SUFFIXES)
+    if names.source_frame is None:
+        _refuse(
+            path, files, is_video, "an image, since `source_frame` names no column with the frame's place in a video"
+        )
+        return pd.Series(-1, index=table.index)
+    cells = _stripped(table[names.source_frame])
+    is_empty = cells.isin(("", "-1"))
+    _refuse(path, cells, ~is_empty & is_image, "an empty cell, since the file is an image")
+    _refuse(path, cells, is_empty & is_video, "a frame from 0 up, since the file is a video")
+    positions = _numbers(path, cells.mask(is_empty, "-1"), unknown=())
+    _refuse(path, cells, positions < -1, "a frame from 0 up")
+    return positions
 
 
 def _parts(path: Path, column: pd.Series) -> pd.Series:

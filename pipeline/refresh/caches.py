@@ -23,9 +23,7 @@ from pipeline.runtime.atomic import TEMP_PREFIX, fsync_folder
 from pipeline.runtime.text import age_in_words, counted, join_first, unknown_name
 from pipeline.store.hashing import hash_document
 from pipeline.store.lock import is_held, writer_lock
-from pipeline.store.mirror import MIRROR_NAME
 from pipeline.store.revisions import (
-    FINGERPRINT_NAME,
     POINTER_NAME,
     has_intact_tables,
     load_revision,
@@ -33,6 +31,7 @@ from pipeline.store.revisions import (
     read_damage,
     read_fingerprint,
     revision_numbers,
+    store_folders,
 )
 from pipeline.tables import read_record, read_table_if_intact
 
@@ -147,19 +146,13 @@ def _network_name(features: Mapping[str, Any]) -> str:
 
 
 def cache_folders(catalog: Catalog, dataset: str) -> list[Path]:
-    """Return the folders of a data set's feature caches, sorted; a fingerprint in either copy counts."""
-    root = catalog.caches_folder(dataset)
-    folders = {
-        path.parent if path.parent.name != MIRROR_NAME else path.parent.parent
-        for pattern in (f"*/{FINGERPRINT_NAME}", f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")
-        for path in root.glob(pattern)
-    }
-    return sorted(folder for folder in folders if not folder.name.startswith(TEMP_PREFIX))
+    """Return the folders of a data set's feature caches, sorted."""
+    return store_folders(catalog.caches_folder(dataset))
 
 
 def crop_folders(catalog: Catalog, dataset: str) -> list[Path]:
     """Return the folders of a data set's stores of crops, sorted."""
-    return sorted(path.parent for path in catalog.crops_folder(dataset).glob(f"*/{FINGERPRINT_NAME}"))
+    return store_folders(catalog.crops_folder(dataset))
 
 
 def runs_by_cache(catalog: Catalog, dataset: str) -> dict[str, list[str]]:

@@ -24,6 +24,8 @@ from pipeline.tables import au_column
 
 NUM_SAMPLED = 200
 """Frames that are decoded, unless all are."""
+_MANY_UNREADABLE = 0.1
+"""Share of the decoded frames above which a data set is not ready."""
 _FAR_POINTS = 3.0
 """A base rate that differs by more from the published one is named."""
 
@@ -121,18 +123,19 @@ def _examine_images(found: Examination, job: RefreshJob, frames: pd.DataFrame, *
     if not is_deep:  # the first frames of each recording: a video is decoded from its start
         nth = chosen.groupby(["subject", "task"]).cumcount()
         chosen = chosen.loc[nth.sort_values(kind="stable").index[:NUM_SAMPLED]].reset_index(drop=True)
-    unreadable: list[str] = []
+    reasons: dict[int, str] = {}
     with track("decode", total=len(chosen), unit="frames") as on_progress:
-        for position, image in read_frames(job.entry.root, chosen):
-            if image is None:
-                unreadable.append(str(chosen["frame_id"].iloc[position]))
+        for _ in read_frames(job.entry.root, chosen, on_unreadable=reasons.__setitem__):
             on_progress(1)
     found.num_decoded = len(chosen)
-    if unreadable:
-        found.notes.append(
-            f"{len(unreadable):,} of {len(chosen):,} decoded frames are unreadable, and get no features: "
-            f"{join_first(sorted(unreadable))}; fetch their files again"
+    if reasons:
+        names = chosen["frame_id"].iloc[sorted(reasons)].sort_values()
+        sentence = (
+            f"{len(reasons):,} of {len(chosen):,} decoded frames cannot be read, and get no features: "
+            f"{join_first(names)}; the first: {reasons[int(names.index[0])]}"
         )
+        is_much = len(reasons) > _MANY_UNREADABLE * len(chosen)
+        (found.faults if is_much else found.notes).append(sentence)
 
 
 def _examine_disk(found: Examination, job: RefreshJob, num_frames: int) -> None:

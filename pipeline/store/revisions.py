@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import LockError, StoreError, StoreNotFoundError
-from pipeline.runtime.atomic import write_bytes_atomically
+from pipeline.runtime.atomic import TEMP_PREFIX, write_bytes_atomically
 from pipeline.runtime.parquet import parse_parquet
 from pipeline.store.hashing import canonical_json, hash_document
 from pipeline.store.lock import is_current, shared
@@ -236,6 +236,13 @@ def table_bytes(table: pd.DataFrame) -> bytes:
     buffer = BytesIO()
     table.to_parquet(buffer, index=False)
     return buffer.getvalue()
+
+
+def store_folders(root: Path) -> list[Path]:
+    """Return the folders of the stores in a folder, sorted; a fingerprint in either copy counts."""
+    found = {path.parent for path in root.glob(f"*/{FINGERPRINT_NAME}")}
+    found |= {path.parent.parent for path in root.glob(f"*/{MIRROR_NAME}/{FINGERPRINT_NAME}")}
+    return sorted(folder for folder in found if not folder.name.startswith(TEMP_PREFIX))
 
 
 def has_fingerprint(folder: Path) -> bool:

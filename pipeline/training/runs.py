@@ -20,15 +20,15 @@ from pipeline import experiments
 from pipeline.cache.reader import Features, open_cache
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
-from pipeline.datasets.index import coverage, read_index
-from pipeline.errors import DataError, StoreError, StoreNotFoundError, UsageError
+from pipeline.datasets.index import INDEX_NAME, coverage, read_index
+from pipeline.errors import DataError, DataNotFoundError, StoreError, StoreNotFoundError, UsageError
 from pipeline.fingerprint import cache_fingerprint, overrides_for
 from pipeline.protocols import Protocol, check_subject_exclusive
 from pipeline.runtime.atomic import file_sha256, write_bytes_atomically, write_json
 from pipeline.runtime.text import join_first, unknown_name
 from pipeline.runtime.version import written_by
 from pipeline.store.hashing import hash_document
-from pipeline.store.revisions import load_revision, read_fingerprint
+from pipeline.store.revisions import load_revision, read_fingerprint, store_folders
 from pipeline.training.heads import check_maps
 from pipeline.training.loader import page_sizes
 from pipeline.training.run_files import (
@@ -161,6 +161,12 @@ class Runs:
         if self._frames is None:
             self._catalog.check_labels(self._dataset)
             work = self._catalog.work_folder(self._dataset)
+            if not (work / INDEX_NAME).is_file() and store_folders(self._catalog.caches_folder(self._dataset)):
+                raise DataNotFoundError(
+                    f"{work / INDEX_NAME} does not exist, and heads learn from its labels; run `fantrans refresh "
+                    f"{self._dataset} --until index` where the labels are, or copy it and labels.json from where the "
+                    "cache was made (docs/sharing.md)"
+                )
             self._frames = read_index(work, dataset=self._dataset, experiment=experiment.refresh_args)
             check_subject_exclusive(self._frames)
         return self._frames
@@ -185,10 +191,10 @@ class Runs:
 def _existing(experiment: ExperimentConfig, catalog: Catalog, dataset: str) -> str:
     """Return the beginning of a sentence that names the options with which an experiment uses a cache that exists."""
     found = []
-    for folder in sorted(catalog.caches_folder(dataset).glob("[!.]*")):
+    for folder in store_folders(catalog.caches_folder(dataset)):
         try:
             revision, document = load_revision(folder), read_fingerprint(folder)
-        except StoreError:  # damaged, or no cache
+        except StoreError:  # damaged
             continue
         overrides = overrides_for(experiment.cache, document, catalog)
         if revision is None or not overrides:

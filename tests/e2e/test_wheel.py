@@ -4,6 +4,7 @@ Takes two minutes on two cores, most of it for the quick demo and for a server.
 """
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -110,6 +111,17 @@ def test_without_a_project_the_working_folder_holds_the_outputs(installed, tmp_p
 
 
 def test_a_deployment_runs_the_installed_flows_in_the_project(installed, project):
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", (CHECKOUT / "docs/operations.md").read_text(), re.M | re.S)
+    settings = yaml.safe_load(example)
+    settings["deployments"].append(
+        {
+            "name": "demo",
+            "entrypoint": "flows.main_job.main_job",
+            "parameters": {"dataset": "demo_quick", "device": "cpu"},
+            "work_pool": settings["deployments"][0]["work_pool"],
+        }
+    )
+    (project / "prefect.yaml").write_text(yaml.safe_dump(settings))
     port = str(free_port())
     address = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with (project / "up.log").open("w+") as log, subprocess.Popen(
@@ -127,5 +139,8 @@ def test_a_deployment_runs_the_installed_flows_in_the_project(installed, project
             run(installed.bin / "python", *words, cwd=installed.home, env=installed.environment | address)
         finally:
             server.terminate()
+    shown = Path(project / "up.log").read_text()
+    assert {"refresh-cache/lab: deployed", "train-folds/lab: deployed"} <= set(shown.splitlines())
+    assert "prefect --no-prompt deployment run refresh-cache/lab --watch" in shown
     assert not (installed.home / "var").exists()
     assert len(list((project / "var/runs").glob("*/run.json"))) == 1

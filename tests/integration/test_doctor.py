@@ -44,11 +44,16 @@ def test_an_unreadable_image_beyond_the_sample_is_found_by_a_deep_examination_on
     monkeypatch.setattr(doctor, "NUM_SAMPLED", 3)
     (project / IMAGE).with_name("6.jpg").write_bytes(b"no image")
     assert examined().num_decoded == 3
-    assert not any("unreadable" in note for note in examined().notes)
+    assert not any("cannot be read" in note for note in examined().notes)
     deep = examined(is_deep=True)
     assert deep.num_decoded == 18
-    assert any(note.startswith("1 of 18 decoded frames are unreadable") and "F001/T1/6" in note for note in deep.notes)
+    (note,) = [each for each in deep.notes if each.startswith("1 of 18 decoded frames cannot be read")]
+    assert ": F001/T1/6; the first: " in note
+    assert "6.jpg is not an image that can be decoded" in note
     assert deep.is_ready
+    (project / IMAGE).with_name("5.jpg").write_bytes(b"no image")
+    (fault,) = examined(is_deep=True).faults
+    assert fault.startswith("2 of 18 decoded frames cannot be read"), "more than a tenth"
 
 
 def test_a_fold_without_positive_labels_is_named(project):

@@ -202,7 +202,7 @@ def test_a_server_is_described(world, monkeypatch):
         caches,
         ["x: is damaged"],
         ["report/bp4d failed: because"],
-        ["the schedules of 1 deployments are off"],
+        ["the schedules of 1 deployment are off"],
     )
     monkeypatch.setattr("flows.status.read_status", lambda: status)
     assert document("ops", "status", "--json")["deployments"][0]["last_run_at"] is None
@@ -211,10 +211,10 @@ def test_a_server_is_described(world, monkeypatch):
     assert "never" in shown
     assert "0 7 * * 1 UTC, off" in shown
     assert "late: 2026-01-05" in shown
-    assert "\nreport/bp4d failed: because\nthe schedules of 1 deployments are off\n" in shown
+    assert "\nreport/bp4d failed: because\nthe schedules of 1 deployment are off\n" in shown
     assert f"caches are those of this shell, below {load_catalog().roots.cache}\n" in shown
     assert document("ops", "status", "--json")["problems"] == ["report/bp4d failed: because"]
-    assert document("ops", "status", "--json")["hints"] == ["the schedules of 1 deployments are off"]
+    assert document("ops", "status", "--json")["hints"] == ["the schedules of 1 deployment are off"]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr("flows.connection.wait_for_server", lambda address, seconds: None)
     monkeypatch.setattr("flows.bootstrap.bootstrap", lambda **limits: [("pool gpu", "unchanged")])

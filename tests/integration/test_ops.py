@@ -73,7 +73,7 @@ def test_a_coming_run_without_a_worker_is_a_hint_and_so_are_schedules_that_are_o
     assert find_hints(workers, [coming, off], now=NOW) == [
         "pool gpu has no worker online, and its next run is in 3 h; start one with "
         "`prefect worker start --type process --pool gpu --limit 1`",
-        "the schedules of 1 deployments are off; `prefect deployment schedule ls train-folds/bp4d` prints the id of "
+        "the schedules of 1 deployment are off; `prefect deployment schedule ls train-folds/bp4d` prints the id of "
         "one, and `prefect deployment schedule resume DEPLOYMENT ID` switches it on",
     ]
     assert not find_hints([Worker("gpu", "a", "online", NOW)], [coming], now=NOW)

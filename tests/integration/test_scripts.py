@@ -183,3 +183,16 @@ def test_unused_caches_are_listed_and_what_is_freed_is_counted(world):
 def test_a_server_that_does_not_answer_raises_an_alert(world, title):
     alert = world.run(title, PREFECT_API_URL="http://127.0.0.1:9/api", PREFECT_HOME=str(world.folder / "prefect"))
     assert alert.startswith("ALERT: ")
+
+
+def test_jobs_with_problems_and_old_ones_are_listed(world):
+    title = "List jobs that failed, are late, or have not run for two days"
+    old, new = (f"{datetime.now(UTC) - timedelta(hours=hours):%Y-%m-%dT%H:%M:%S+00:00}" for hours in (49, 47))
+    runs = [("old", old, "0 2 * * * UTC"), ("new", new, "0 2 * * * UTC"), ("off", old, "0 2 * * * UTC, off")]
+    runs += [("by hand", old, None), ("never", None, "0 2 * * * UTC")]
+    listed = [{"name": name, "last_run_at": at, "schedule": schedule} for name, at, schedule in runs]
+    status = repr({"problems": ["x is late"], "deployments": listed})
+    shown = world.run(title, replace=('read_json("ops", "status")', status))
+    assert shown == f"x is late\nold ran last at {old}\n"
+    server = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(world.folder / "prefect")}
+    assert world.run(title, status=1, **server) == ""

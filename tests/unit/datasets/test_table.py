@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from pipeline.catalog import load_catalog
-from pipeline.datasets.index import index_frames
+from pipeline.datasets.index import index_frames, read_index, write_index
 from pipeline.errors import CatalogError, DataError
 from pipeline.tables import FRAME_COLUMNS
 
@@ -123,3 +123,46 @@ def test_a_file_name_longer_than_a_disk_allows_is_a_frame_without_a_file(tmp_pat
         "S2/all/1": "i/2.png",
         "S3/all/2": "",
     }
+
+
+MIXED = "who,n,image,pos,a1,a12\nS1,1,i/1.png,{},0,1\nS2,1,talk.mp4,{},1,0\n"
+
+
+def test_images_and_frames_of_videos_share_a_table(tmp_path):
+    frames = index(tmp_path, MIXED.format("", "12"), table=TABLE + ", source_frame: pos")
+    assert frames["source_frame"].tolist() == [-1, 12]
+    frames = index(tmp_path, MIXED.format("-1", "0"), table=TABLE + ", source_frame: pos")
+    assert frames["source_frame"].tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence"),
+    [
+        (("0", "0"), "row 2, column pos: expected an empty cell, since the file is an image, found '0'; fix the row"),
+        (("", ""), "row 3, column pos: expected a frame from 0 up, since the file is a video, found nothing"),
+        (("", "-3"), "row 3, column pos: expected a frame from 0 up, found '-3'"),
+        (("", "x"), "row 3, column pos: expected a whole number, found 'x'"),
+    ],
+)
+def test_a_place_that_its_file_cannot_have_is_named(tmp_path, places, sentence):
+    with pytest.raises(DataError, match=sentence):
+        index(tmp_path, MIXED.format(*places), table=TABLE + ", source_frame: pos")
+
+
+def test_a_video_needs_a_column_of_places(tmp_path):
+    with pytest.raises(DataError, match="row 3, column image: expected an image, since `source_frame` names no column"):
+        index(tmp_path, MIXED.format("", "0"))
+
+
+def test_an_index_equals_what_is_read_of_it(tmp_path):
+    frames = index(tmp_path)
+    write_index(tmp_path, frames)
+    pd.testing.assert_frame_equal(read_index(tmp_path, dataset="mine"), frames)
+    assert read_index(tmp_path, dataset="mine").equals(frames), "else a refresh is never up to date"
+
+
+def test_a_root_that_is_away_is_named(tmp_path):
+    mine = entry(tmp_path)
+    assert mine.missing_folders() == [tmp_path / "raw"]
+    with pytest.raises(DataError, match=r"raw does not exist; is its disk away\? Else fix `root` in the catalog"):
+        index_frames(mine.root, mine.raw_layout, mine.rules, mine)

@@ -75,7 +75,7 @@ def test_labels_that_are_away_count_as_lost_but_a_smaller_selection_does_not(roo
     before = indexed(root)
     away = move(root / "AUCoding/AU_OCC/F002_T1.csv")
     with pytest.raises(
-        DataError, match=r"10 of the 40 frames .* have lost it or their labels; the first is F002/T1/1; "
+        DataError, match=r"10 of the 40 frames .* are no longer in the label files; the first is F002/T1/1; "
     ):
         refresh(make_job(root))
     assert indexed(root).equals(before)

@@ -261,6 +261,9 @@ def test_what_a_run_needs_and_lacks_is_named(catalog):
     with pytest.raises(DataError, match="subject F000 has frames in 2 parts"):
         resolve(catalog)
     (catalog.work_folder("small") / INDEX_NAME).unlink()
+    with pytest.raises(DataError, match=r"frames.parquet does not exist, and heads learn from its labels; .*copy it"):
+        resolve(catalog)  # a cache that was copied or imported without its index
+    shutil.rmtree(catalog.caches_folder("small"))
     with pytest.raises(
         DataError, match=r"frames.parquet does not exist; run `fantrans refresh small --experiment small"
     ):
