@@ -36,7 +36,7 @@ from pipeline.training.metrics import (
     resampled_percent,
     subjects_interval,
 )
-from pipeline.training.run_files import finished_folds, read_counts
+from pipeline.training.run_files import finished_folds, read_counts, read_history
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ class Row:
     def std(self) -> float:
         """Standard deviation of F1 over the seeds, in points; NaN for a single run."""
         return float(np.std(self.percents, ddof=1)) if len(self.percents) > 1 else math.nan
+
+    @property
+    def train_percent(self) -> float:
+        """F1 on the batches of the last epochs, as trained on, over runs and folds; NaN where a history lacks it."""
+        folds = [fold for folder in self.folders for fold in finished_folds(folder).values()]
+        found = [read_history(fold).get("f1_train_percent", pd.Series([math.nan])).iloc[-1] for fold in folds]
+        return float(np.mean(found)) if found else math.nan
 
     def interval(self, beside: Collection[Row] = ()) -> tuple[float, float]:
         """Return the 95 % interval of the mean over action units, in percent; the row must have runs.

@@ -37,7 +37,8 @@ def runs(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             table.to_parquet(folder / "counts.parquet", index=False)
             (folder / "predictions.parquet").touch()
-            (folder / "result.json").write_text("{}")
+            history = [{"f1_train_percent": 10.0}, {"f1_train_percent": 90.0 + int(part[1])}]
+            (folder / "result.json").write_text(json.dumps({"history": history}))
         (tmp_path / name / "run.json").write_text("{}")
     monkeypatch.setenv("FANTRANS_RUNS", str(tmp_path))
     return tmp_path
@@ -135,6 +136,7 @@ def test_a_set_is_printed_beside_the_published_table(runs):
     assert records.loc["good", "published_over_first"] == pytest.approx(3.3)
     assert records.loc["plain", "minus_published"] == pytest.approx(rows[0].values[0, -1] - 61.5)
     assert records["seeds"].tolist() == [2, 1, 0]
+    assert records.loc["plain", "train_f1_percent"] == pytest.approx(91.5), "last epochs of P1 and P2"
     assert table.orderings() == ((("good", "plain"),), (), ())
     reverse = SetTable("table9", "small", "rendered faces", rows, 3, published.assign(f1_percent=[50.0, 61.5, 60.0]))
     assert reverse.orderings() == ((), (), (("plain", "good"),))
