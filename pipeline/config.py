@@ -276,7 +276,13 @@ class TrainConfig(Settings):
     """Arithmetic of the conv module in training, most of the work; tokens, losses, weights and scoring are fp32."""
     averages_flip: bool = False
     """Whether test logits are averaged with those of the flipped view."""
+    max_shift_cells: Annotated[int, Field(ge=0, le=8)] = 0
+    """Most rows and columns that a frame's maps are moved by in training, at random; a cell is 4 px of a crop."""
     seed: Seed = 0
+
+    def document(self) -> dict[str, Any]:
+        """Return everything that decides a training; newer fields at their defaults are left out."""
+        return self.model_dump(exclude=set() if self.max_shift_cells else {"max_shift_cells"})
 
 
 class ExperimentConfig(Settings):

@@ -139,7 +139,13 @@ class HeadTraining:
         optimiser = torch.optim.AdamW(
             head.parameters(), lr=1.0, betas=(0.9, 0.999), weight_decay=settings.weight_decay, fused=True
         )
-        batches = HeadBatches(run.cache, frames, batch_size=settings.batch_size, seed=settings.seed)
+        batches = HeadBatches(
+            run.cache,
+            frames,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            max_shift_cells=settings.max_shift_cells,
+        )
         write_record(run)
         machine = describe_machine(device) | describe_threads()
         training = cls(run, test_part, device, built, batches, weights_A, optimiser, machine=machine)

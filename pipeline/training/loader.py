@@ -26,6 +26,7 @@ from pipeline.errors import DataError, StoreError
 from pipeline.faces.views import CLEAN_VIEW, FIRST_AUGMENTED_VIEW, FLIPPED_VIEW
 from pipeline.store.shards import ArraySpec
 from pipeline.tables import au_column
+from pipeline.training.augmentation import shifted
 
 MAX_PAGE_ROWS = 512
 MAX_PAGE_BYTES = 2**30
@@ -189,8 +190,11 @@ class HeadBatches:
     only, and not on the other heads.
     """
 
-    def __init__(self, cache: Features, frames: CachedFrames, *, batch_size: int, seed: int) -> None:
-        self.frames = frames
+    def __init__(
+        self, cache: Features, frames: CachedFrames, *, batch_size: int, seed: int, max_shift_cells: int = 0
+    ) -> None:
+        """max_shift_cells: see `augmentation.shifted`."""
+        self.frames, self._max_shift_cells = frames, max_shift_cells
         self._codec, self._batch_size, self._seed = cache.codec, batch_size, seed
         self._left_rows = np.empty(0, np.int64)
         self._left: dict[str, Tensor] = {}
@@ -206,14 +210,18 @@ class HeadBatches:
             self._left_rows = np.empty(0, np.int64)
         mine = np.flatnonzero(np.isin(page.rows, self.frames.rows, assume_unique=True))
         rows = np.concatenate((self._left_rows, page.rows[mine]))
-        order = np.random.default_rng((self._seed, page.epoch, page.number)).permutation(len(rows))
+        rng = np.random.default_rng((self._seed, page.epoch, page.number))
+        order = rng.permutation(len(rows))
         num_used = len(order) // self._batch_size * self._batch_size
         for chosen in order[:num_used].reshape(-1, self._batch_size):
             stored = {name: self._gathered(name, page.stored[name], mine, chosen) for name in page.stored}
             at = np.searchsorted(self.frames.rows, rows[chosen])
             labels_BA = torch.from_numpy(self.frames.labels_NA[at])
             device = next(iter(stored.values())).device
-            yield Batch(self._codec.decode(stored), labels_BA.to(device), [self.frames.frame_ids[i] for i in at])
+            maps = self._codec.decode(stored)
+            if self._max_shift_cells:
+                maps = shifted(maps, rng, max_cells=self._max_shift_cells)
+            yield Batch(maps, labels_BA.to(device), [self.frames.frame_ids[i] for i in at])
         rest = order[num_used:]
         if page.is_last:
             self._left, self._left_rows = {}, np.empty(0, np.int64)

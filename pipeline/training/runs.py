@@ -134,7 +134,7 @@ class Runs:
         check_maps(experiment.name, experiment.head, cache)
         document = {
             "head": experiment.head.document(),
-            "train": experiment.train.model_dump(),
+            "train": experiment.train.document(),
             "cache": cache.fingerprint,
             "index": cache.index_sha256,
             "num_views": num_views,

@@ -242,3 +242,17 @@ def test_damage_reaches_the_consumer_and_threads_end_with_the_epoch(world, tmp_p
     with pytest.raises(StoreError, match=r"view_00/h2/c.3.0.0.0 does not exist"):
         list(evaluation_batches(cache, found, batch_size=4))
     assert threading.active_count() == num_threads
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_shifted_batches_have_the_frames_and_labels_of_others_and_other_maps(world):
+    pages, plain = training(world, batch_size=2)
+    frames, _, cache = world
+    found = CachedFrames(cache, frames, aus=AUS, parts=("P1", "P3"), at_least=2)
+    moving = HeadBatches(cache, found, batch_size=2, seed=0, max_shift_cells=1)
+    for epoch in (0, 1):
+        ours, theirs, again = (epoch_of((pages, batches), epoch) for batches in (moving, plain, moving))
+        assert names_of(ours) == names_of(theirs)
+        assert all(torch.equal(a.labels_BA, b.labels_BA) for a, b in zip(ours, theirs, strict=True))
+        assert all(torch.equal(a.features["lf"], b.features["lf"]) for a, b in zip(ours, again, strict=True))
+        assert not all(torch.equal(a.features["lf"], b.features["lf"]) for a, b in zip(ours, theirs, strict=True))
