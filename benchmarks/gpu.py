@@ -1,11 +1,12 @@
 """Measure this project on a GPU, beside what the card and the disk can do, in one run of a few minutes.
 
-    python benchmarks/gpu.py --out var/speed/gpu.json                    # a FAN of width 256 with random weights
+    python benchmarks/gpu.py --out var/gpu.json                    # a FAN of width 256 with random weights
     python benchmarks/gpu.py --weights fan-64 --small --device cpu       # tries the script itself
 
 Renders a data set and fills the caches of all profiles, then reads them and trains from them. Prints one line of JSON
-per finding, so that a run that is cut short has shown what it found until then. Rates are per second, of one pass
-after a warm-up: views of extraction, frames of reading, and frames times heads of training.
+per finding, so that a run that is cut short has shown what it found until then. Rates are per second: views of
+extraction and frames of the stages before it, each in one run with its start; frames of reading, and frames times heads
+of training, each after a first epoch.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def measure(folder: Path, arguments: argparse.Namespace, say: Callable[[str, Any
         entry.codec = FileEntry(path=path, sha256=file_sha256(path))
     runs = {}
     for profile in PROFILES:
+        roots = catalog.roots.model_copy(update={"cache": folder / profile})  # else it is encoded from the exact cache
+        catalog = catalog.model_copy(update={"roots": roots})
         of_this = of_profile(catalog, experiment, profile, arguments.device)
         say(f"extraction, {profile}", round(NUM_VIEWS * stage_rate(of_this, ExtractStage()), 1))
         settings = experiment.model_copy(update={"cache": of_this.config})

@@ -1,6 +1,6 @@
 """Measure time and peak memory of the commands at 1, 2, 4 and 8 times the frames.
 
-    python benchmarks/growth.py --out var/speed/growth.json
+    python benchmarks/growth.py --out var/growth.json
 
 Rendered frames of 128 px, two views in the profile standard of FAN-64, one epoch of three folds. Memory is the greatest
 resident size of any process of a command.
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=48, help="each has 8 frames at the smallest size")
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS)
     parser.add_argument("--place", type=Path, default=None, help="folder for a temporary project")
-    parser.add_argument("--out", type=Path, default=Path("var/speed/growth.json"))
+    parser.add_argument("--out", type=Path, default=Path("var/growth.json"))
     arguments = parser.parse_args()
     result: dict[str, Any] = {
         **origin(),

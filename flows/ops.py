@@ -79,7 +79,7 @@ def run_trial_server(*, port: int, num_gpus: int, num_cpu_runs: int, print_line:
 
 
 def _example(deployments: Sequence[str]) -> str | None:
-    """Return the deployment to try first: one that needs no data, else a refresh, else any; None of none."""
+    """Return the deployment to try first: one that needs no data, else a refresh, else any; None if there are none."""
     return min(
         deployments, key=lambda name: (name != _WITHOUT_DATA, not name.startswith("refresh-cache/")), default=None
     )

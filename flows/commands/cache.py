@@ -24,7 +24,7 @@ from flows.commands.options import (
     refuse_ignored,
 )
 from flows.commands.output import open_page, print_json, print_line, print_table
-from pipeline.errors import ConfigError, StoreNotFoundError
+from pipeline.errors import ConfigError
 from pipeline.runtime.text import counted
 
 if TYPE_CHECKING:
@@ -131,21 +131,17 @@ def verify_caches(
                 print_line(f"  to repair it: {repair}")
     is_intact = not any(store["num_damaged"] for store in stores)
     has_cache = any(Path(str(store["folder"])).is_relative_to(catalog.roots.cache) for store in stores)
-    if dataset is not None and not has_cache:
-        hint = "; its crops are checked" if stores else ""
-        raise StoreNotFoundError(
-            f"{dataset} has no cache below {catalog.roots.cache}{hint}: is a disk away, or FANTRANS_CACHE another one? "
-            f"Else run `fantrans refresh {dataset}`"
-        )
     if as_json:
-        print_json("cache-verify", is_deep=deep, is_intact=is_intact, stores=stores)
+        print_json("cache-verify", is_deep=deep, is_intact=is_intact, has_cache=has_cache, stores=stores)
     elif not stores:
         print_line(f"nothing to verify: no crops below {catalog.roots.work}, no cache below {catalog.roots.cache}")
     elif not has_cache:
         print_line(f"no cache below {catalog.roots.cache}: only crops were checked")
     elif not deep:
         print_line("checked: tables, and that each file exists in its size; --deep reads every byte")
-    if not is_intact:
+    if dataset is not None and not has_cache and not as_json:
+        print_line(f"{dataset} should have one: check the disk and FANTRANS_CACHE, or run `fantrans refresh {dataset}`")
+    if not is_intact or (dataset is not None and not has_cache):
         raise typer.Exit(1)
 
 

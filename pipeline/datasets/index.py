@@ -40,7 +40,7 @@ def index_frames(
     """
     raw = layout.open(root, settings)
     if not raw.folders and not root.is_dir():
-        raise DataNotFoundError(f"{describe_missing(root)}; is its disk away? Else fix `root` in the catalog")
+        raise DataNotFoundError(f"{describe_missing(root)}; bring its disk back, or fix `root` in the catalog")
     for role in raw.folders:
         raw.folder(role)
     rows = layout.index_rows(raw, rules)
@@ -70,7 +70,7 @@ def _check_sources(rows: pd.DataFrame, layout: Layout, raw: RawData) -> None:
         expected = "" if layout.source_pattern is None else f"expected {raw.root / layout.source_pattern}; "
         raise DataError(
             f"none of the {len(rows):,} coded frames in {raw.root} has its image or video; {expected}{hint}; bring "
-            "the files there (is a disk away?), or run `fantrans catalog check` to see what is read from where"
+            "the files there (is a disk away?), or fix `root` or the names in the catalog"
         )
     logger.warning("%s of %s coded frames have no image or video; %s", f"{len(missing):,}", f"{len(rows):,}", hint)
 

@@ -105,12 +105,12 @@ def _stripped(column: pd.Series) -> pd.Series:
     return pd.Series(texts, index=column.index, name=column.name, dtype=object)
 
 
-def _refuse(path: Path, cells: pd.Series, wrong: pd.Series, expected: str) -> None:
+def _refuse(path: Path, cells: pd.Series, wrong: pd.Series, expected: str, *, fix: str = "fix the row") -> None:
     """Raise `DataError` for the first cell that is wrong, if there is one."""
     if wrong.any():
         row = wrong.index[wrong][0]
         found = repr(cells[row]) if cells[row] else "nothing"
-        raise DataError(f"{path}, row {row}, column {cells.name}: expected {expected}, found {found}; fix the row")
+        raise DataError(f"{path}, row {row}, column {cells.name}: expected {expected}, found {found}; {fix}")
 
 
 def _texts(path: Path, column: pd.Series) -> pd.Series:
@@ -143,15 +143,13 @@ def _positions(path: Path, table: pd.DataFrame, names: TableSettings) -> pd.Seri
     suffixes = files.map(lambda name: split_suffix(name)[1])
     is_image, is_video = suffixes.isin(IMAGE_SUFFIXES), suffixes.isin(VIDEO_SUFFIXES)
     if names.source_frame is None:
-        _refuse(
-            path, files, is_video, "an image, since `source_frame` names no column with the frame's place in a video"
-        )
+        fix = "name the column of a frame's place in its video in the catalog, `source_frame`"
+        _refuse(path, files, is_video, "an image", fix=fix)
         return pd.Series(-1, index=table.index)
     cells = _stripped(table[names.source_frame])
-    is_empty = cells.isin(("", "-1"))
-    _refuse(path, cells, ~is_empty & is_image, "an empty cell, since the file is an image")
-    _refuse(path, cells, is_empty & is_video, "a frame from 0 up, since the file is a video")
-    positions = _numbers(path, cells.mask(is_empty, "-1"), unknown=())
+    positions = _numbers(path, cells.mask(cells == "", "-1").rename(names.source_frame), unknown=())
+    _refuse(path, cells, is_image & (positions != -1), "an empty cell, since the file is an image")
+    _refuse(path, cells, is_video & (positions < 0), "a frame from 0 up, since the file is a video")
     _refuse(path, cells, positions < -1, "a frame from 0 up")
     return positions
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from pipeline.catalog import Catalog
 from pipeline.config import PROFILES, CacheConfig, ExperimentConfig, Profile
 from pipeline.datasets.index import index_frames, read_index, write_index
 from pipeline.errors import CatalogError, ConfigError, DataError
-from pipeline.protocols import train_parts
+from pipeline.protocols import PARTS, train_parts
 from pipeline.refresh.boxes import DetectionWorker
 from pipeline.refresh.job import RefreshJob, cache_build, crop_reader
 from pipeline.refresh.stages import CropStage, DetectStage, Stage
@@ -34,7 +35,7 @@ from pipeline.runtime.allocator import tune_allocator
 from pipeline.store.revisions import load_revision
 from pipeline.tables import au_column
 from pipeline.training.export import load_deployed
-from pipeline.training.loader import NEIGHBOUR_ROWS, CachedFrames
+from pipeline.training.loader import NEIGHBOUR_ROWS, CachedFrames, TrainingPages
 from pipeline.training.predict import predict
 from pipeline.training.run_files import DEPLOYED_NAME, read_history
 from pipeline.training.runs import Runs, TrainingRun
@@ -124,7 +125,7 @@ class _Sample:
         """Return all rates."""
         job, sample = self._job, self._chosen(frames)
         write_index(job.work, sample)
-        DetectionWorker(job).detect(sample[:8])  # loads the libraries, which takes longer than the network
+        DetectionWorker(job).detect(sample[:8])  # loads the libraries; the network loads again below, in a blink
         detect_s = _seconds(lambda: _run(DetectStage(), job))
         crop_s = _seconds(lambda: _run(CropStage(), job))
         num_faces, largest = len(crop_reader(job).index), max(each.train.batch_size for each in self._members)
@@ -187,19 +188,26 @@ class _Sample:
             for run in [runs.resolve(_for_epochs(each, profile, _UNTIMED_EPOCHS + _TIMED_EPOCHS))]
             for part in run.experiment.parts
         ]
-        waiting = train_heads(folds, device=self._device)
+        train_heads(folds, device=self._device)
         seconds = num_frames = 0.0
         for run, part in folds:
             batch_size = run.experiment.train.batch_size
             learned = CachedFrames(run.cache, run.frames, aus=run.rules.aus, parts=train_parts(part)).rows.size
             num_frames += learned // batch_size * batch_size
             seconds += read_history(run.fold_folder(part))["seconds"][_UNTIMED_EPOCHS:].sum()
-        num_threads = min(num_head_threads(self._device), len(folds))
+        learn_s = seconds / _TIMED_EPOCHS / min(num_head_threads(self._device), len(folds))
+        epoch_s = max(learn_s, self._reading_seconds(folds[0][0]))
         return {
-            "epoch_s": seconds / num_threads / (1 - waiting) / _TIMED_EPOCHS / num_frames,
-            "waiting": waiting,
+            "epoch_s": epoch_s / num_frames,
+            "waiting": 1 - learn_s / epoch_s,
             "evaluation_s": self._evaluation_seconds(*folds[-1]),
         }
+
+    def _reading_seconds(self, run: TrainingRun) -> float:
+        """Return the seconds in which an epoch of the whole sample is read, without a head."""
+        pages = TrainingPages(run.cache, run.frames, parts=PARTS, device=self._device)
+        next(iter(pages.epochs(0, 1)))
+        return _seconds(lambda: deque(pages.epochs(0, _TIMED_EPOCHS), maxlen=0)) / _TIMED_EPOCHS
 
     def _evaluation_seconds(self, run: TrainingRun, part: str) -> float:
         """Return the seconds per frame of scoring a fold."""

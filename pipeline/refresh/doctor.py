@@ -134,8 +134,10 @@ def _examine_images(found: Examination, job: RefreshJob, frames: pd.DataFrame, *
             f"{len(reasons):,} of {len(chosen):,} decoded frames cannot be read, and get no features: "
             f"{join_first(names)}; the first: {reasons[int(names.index[0])]}"
         )
-        is_much = len(reasons) > _MANY_UNREADABLE * len(chosen)
-        (found.faults if is_much else found.notes).append(sentence)
+        if len(reasons) > _MANY_UNREADABLE * len(chosen):
+            found.faults.append(f"{sentence} (more than {100 * _MANY_UNREADABLE:.0f} % are a fault)")
+        else:
+            found.notes.append(sentence)
 
 
 def _examine_disk(found: Examination, job: RefreshJob, num_frames: int) -> None:

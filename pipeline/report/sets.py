@@ -223,9 +223,9 @@ class SetTable:
             else ", one seed"
         )
         return (
-            "F1 in percent, averaged over parts and action units, threshold 0.5, last epoch; train: of the batches "
-            f"that are trained on. Ours: on {self.what_data}{seeds}.{published} 95 %: over subjects and trainings; "
-            f"{self._how_trainings_vary()}.{over_first}{left_out}"
+            f"F1 in percent, averaged over parts and action units, threshold 0.5, last epoch. Ours: on "
+            f"{self.what_data}{seeds}.{published} 95 %: over subjects and trainings; {self._how_trainings_vary()}."
+            f"{over_first}{left_out}"
         )
 
     def _how_trainings_vary(self) -> str:
@@ -264,7 +264,7 @@ class SetTable:
 
     def markdown(self) -> str:
         """Return the summary and, in the layout of the paper, all action units: each row, then its published one."""
-        lines = [f"# {self.name} on {self.dataset}", "", self.legend(), ""]
+        lines = [f"# {self.name} on {self.dataset}", "", f"{self.legend()} train: F1 on what is trained on.", ""]
         lines += markdown_table(_COLUMNS, self._cells())
         aus = next((row.aus for row in self.rows if row.values is not None), ())
         if aus:
@@ -286,8 +286,8 @@ class SetTable:
                 f"{record['seeds']}",
                 _number(record, "f1_percent"),
                 _number(record, "std"),
-                _number(record, "train_f1_percent"),
                 _span(record, "low_percent", "high_percent", ".1f"),
+                _number(record, "train_f1_percent"),
                 _number(record, "published_percent"),
                 _number(record, "minus_published", "+.1f"),
                 _number(record, "over_first", "+.1f") + ("*" if record.get("over_first_p", 1.0) <= ERROR_RATE else ""),
@@ -317,7 +317,7 @@ _JSON_NAMES = {
 }
 """Keys of a row in JSON, and the columns of the table that they are."""
 
-_COLUMNS = ["member", "seeds", "F1", "sd", "train", "95 %", "publ.", "diff.", "over first", "95 %", "publ."]
+_COLUMNS = ["member", "seeds", "F1", "sd", "95 %", "train", "publ.", "diff.", "over first", "95 %", "publ."]
 
 
 def write_set_report(experiment: str, *, dataset: str, **more: Any) -> tuple[SetTable, Path]:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import ClassVar, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +95,7 @@ class GraphedStep:
 
     All batches must have the shapes of the first one. The head may draw no random numbers, and its forward pass must do
     the same for every batch: a graph repeats the kernels, and no line of Python. If the step cannot be recorded, a
-    warning says why, and ordinary steps go on.
+    warning gives the reason, and ordinary steps continue.
     """
 
     def __init__(self, step: Step, graphs: Graphs) -> None:
@@ -121,7 +123,7 @@ class GraphedStep:
         try:
             self._replay, self._result = self._graphs.record(partial(self._learn, self._batch))
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(_first_cause(error)).partition("\n")[0]
             logger.warning("training continues with slower steps: one cannot be recorded as a CUDA graph (%s)", reason)
 
     def _learn(self, batch: Mapping[str, Tensor]) -> StepResult:
@@ -139,8 +141,16 @@ class GraphedStep:
             group |= own
 
 
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error that came first: one that ends a recording is followed by that of the recording's own end."""
+    return error if error.__context__ is None else _first_cause(error.__context__)
+
+
 class CudaGraphs:
-    """CUDA graphs of one device. Their work shares memory, so one thread replays them, one after the other."""
+    """CUDA graphs of one device and thread. Their work shares memory: they are replayed one after the other."""
+
+    _shared: ClassVar[WeakValueDictionary[tuple[torch.device, int], CudaGraphs]] = WeakValueDictionary()
+    """By device and thread, while a head uses them: trainings in other threads have others."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -149,10 +159,13 @@ class CudaGraphs:
         self._buffers: dict[tuple[tuple[object, ...], ...], dict[str, Tensor]] = {}
 
     @classmethod
-    @cache
     def of(cls, device: torch.device) -> CudaGraphs:
-        """Return those of a device, which all heads share."""
-        return cls(device)
+        """Return those that the heads of a training on this thread share."""
+        key = device, threading.get_ident()
+        graphs = cls._shared.get(key)
+        if graphs is None:
+            graphs = cls._shared[key] = cls(device)
+        return graphs
 
     def run(self, work: Callable[[], StepResult]) -> StepResult:
         """Do the work on the stream of the recordings, between what came before it and what comes after."""
@@ -166,12 +179,14 @@ class CudaGraphs:
     def record(self, work: Callable[[], StepResult]) -> tuple[Callable[[], None], StepResult]:
         """Record the work as a graph, while other threads may copy to the device."""
         graph = torch.cuda.CUDAGraph()
+        pool, self._pool = self._pool, torch.cuda.graph_pool_handle()  # a new one if the recording fails
         with (
             torch.cuda.device(self._device),
             torch.cuda.stream(torch.cuda.current_stream(self._device)),  # restores it where a recording fails
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
         ):
             result = work()
+        self._pool = pool
         return graph.replay, result
 
     def buffers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def test_the_project_itself_is_ready(copy, name):
     ended = fantrans("catalog", "check", name, "--deep")
     assert ended.status == 0, ended
     assert ended.out.splitlines()[-1] == f"{name} is ready; run `fantrans refresh {name} --dry-run`"
-    assert "unreadable" not in ended.out
+    assert "cannot be read" not in ended.out
 
 
 def test_there_are_a_hundred_faults_of_different_names():

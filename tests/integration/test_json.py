@@ -95,7 +95,12 @@ def test_what_lists_and_checks(world):
     stats = document("cache", "stats", "small", "--frames", 8, "--json")
     assert len(stats["tables"]) == 3
     verified = document("cache", "verify", "small", "--json")
-    assert (verified["is_intact"], len(verified["stores"])) == (True, 2)
+    assert (verified["is_intact"], verified["has_cache"], len(verified["stores"])) == (True, True, 2)
+    verified = document("cache", "verify", "undisturbed", "--json", status=1)
+    assert (verified["is_intact"], verified["has_cache"], verified["stores"]) == (True, False, [])
+    gone = fantrans("cache", "verify", "undisturbed")
+    assert gone.status == 1
+    assert "undisturbed should have one: check the disk and FANTRANS_CACHE, or run `fantrans refresh undi" in gone.out
     assert document("cache", "prune", "small", "--json")["stores"][0]["freed_bytes"] == 0
 
 

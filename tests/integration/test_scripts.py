@@ -67,7 +67,7 @@ def test_every_recipe_has_one_block_and_is_run():
 def test_damage_raises_an_alert_until_a_refresh_has_repaired_it(world):
     shard = next(world.cache.glob("arrays.zarr/*/*/c.*"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert world.run("Alert on damage").startswith("ALERT: bp4d is damaged")
+    assert world.run("Alert on damage").startswith("ALERT: bp4d is damaged or away")
     assert not json.loads((world.folder / "verify.json").read_text())["is_intact"]
     (line,) = world.run("List the damaged frames").splitlines()
     assert line.startswith(str(world.cache))
@@ -185,14 +185,14 @@ def test_a_server_that_does_not_answer_raises_an_alert(world, title):
     assert alert.startswith("ALERT: ")
 
 
-def test_jobs_with_problems_and_old_ones_are_listed(world):
-    title = "List jobs that failed, are late, or have not run for two days"
-    old, new = (f"{datetime.now(UTC) - timedelta(hours=hours):%Y-%m-%dT%H:%M:%S+00:00}" for hours in (49, 47))
+def test_deployments_with_problems_and_those_that_do_not_run_are_listed(world):
+    title = "List deployments that failed, are late, or have not run for eight days"
+    old, new = (f"{datetime.now(UTC) - timedelta(hours=hours):%Y-%m-%dT%H:%M:%S+00:00}" for hours in (193, 191))
     runs = [("old", old, "0 2 * * * UTC"), ("new", new, "0 2 * * * UTC"), ("off", old, "0 2 * * * UTC, off")]
     runs += [("by hand", old, None), ("never", None, "0 2 * * * UTC")]
     listed = [{"name": name, "last_run_at": at, "schedule": schedule} for name, at, schedule in runs]
     status = repr({"problems": ["x is late"], "deployments": listed})
     shown = world.run(title, replace=('read_json("ops", "status")', status))
-    assert shown == f"x is late\nold ran last at {old}\n"
+    assert shown == f"x is late\nold ran last at {old}\nnever has never run\n"
     server = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(world.folder / "prefect")}
     assert world.run(title, status=1, **server) == ""

@@ -1,5 +1,7 @@
 """Any data set as one table: its columns are named in the catalog."""
 
+from io import StringIO
+
 import pandas as pd
 import pytest
 
@@ -133,6 +135,12 @@ def test_images_and_frames_of_videos_share_a_table(tmp_path):
     assert frames["source_frame"].tolist() == [-1, 12]
     frames = index(tmp_path, MIXED.format("-1", "0"), table=TABLE + ", source_frame: pos")
     assert frames["source_frame"].tolist() == [-1, 0]
+    (tmp_path / "raw/labels.csv").unlink()
+    rows = pd.read_csv(StringIO(MIXED.format("", "12")))
+    rows.to_parquet(tmp_path / "raw/labels.parquet")
+    assert rows["pos"].dtype == float
+    table = TABLE.replace("labels.csv", "labels.parquet") + ", source_frame: pos"
+    assert index(tmp_path, None, table=table)["source_frame"].tolist() == [-1, 12]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,8 @@ def test_images_and_frames_of_videos_share_a_table(tmp_path):
     [
         (("0", "0"), "row 2, column pos: expected an empty cell, since the file is an image, found '0'; fix the row"),
         (("", ""), "row 3, column pos: expected a frame from 0 up, since the file is a video, found nothing"),
-        (("", "-3"), "row 3, column pos: expected a frame from 0 up, found '-3'"),
+        (("", "-3"), "row 3, column pos: expected a frame from 0 up, since the file is a video, found '-3'"),
+        (("", "-1.0"), "row 3, column pos: expected a frame from 0 up, since the file is a video, found '-1.0'"),
         (("", "x"), "row 3, column pos: expected a whole number, found 'x'"),
     ],
 )
@@ -150,7 +159,7 @@ def test_a_place_that_its_file_cannot_have_is_named(tmp_path, places, sentence):
 
 
 def test_a_video_needs_a_column_of_places(tmp_path):
-    with pytest.raises(DataError, match="row 3, column image: expected an image, since `source_frame` names no column"):
+    with pytest.raises(DataError, match=r"row 3, column image: expected an image, found 'talk.mp4'; name the column"):
         index(tmp_path, MIXED.format("", "0"))
 
 
@@ -164,5 +173,5 @@ def test_an_index_equals_what_is_read_of_it(tmp_path):
 def test_a_root_that_is_away_is_named(tmp_path):
     mine = entry(tmp_path)
     assert mine.missing_folders() == [tmp_path / "raw"]
-    with pytest.raises(DataError, match=r"raw does not exist; is its disk away\? Else fix `root` in the catalog"):
+    with pytest.raises(DataError, match="raw does not exist; bring its disk back, or fix `root` in the catalog"):
         index_frames(mine.root, mine.raw_layout, mine.rules, mine)

@@ -6,6 +6,7 @@ results; `tests/integration/test_cuda.py` has the real ones.
 
 import logging
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from models.fan_trans import FanTransHead
 from models.head import HeadInputs
-from pipeline.config import TrainConfig
+from pipeline.config import HeadConfig, OwnHeadConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training.head_training import HeadTraining
 from pipeline.training.step import NUM_ORDINARY_STEPS, CudaGraphs, GraphedStep, Step, StepResult
@@ -49,7 +50,10 @@ class Repeated:
 
 class Refusing(Repeated):
     def record(self, work):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        finally:
+            raise RuntimeError("the recording's own end")
 
 
 def make_step():
@@ -94,6 +98,24 @@ def test_a_step_that_cannot_be_recorded_is_one_warning(caplog):
         "training continues with slower steps: one cannot be recorded as a CUDA graph (operation not permitted when "
         "stream is capturing)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("is_cuda", "head", "draws", "expected"),
+    [
+        (True, HeadConfig(), False, True),
+        (False, HeadConfig(), False, False),
+        (True, HeadConfig(), True, False),
+        (True, OwnHeadConfig(**{"class": "torch.nn:Linear", "out_features": 1}), False, False),
+    ],
+)
+def test_built_in_heads_are_recorded_on_cuda_if_they_draw_no_random_numbers(is_cuda, head, draws, expected):
+    training = SimpleNamespace(
+        run=SimpleNamespace(experiment=SimpleNamespace(head=head)),
+        weights_A=SimpleNamespace(is_cuda=is_cuda),
+        built=SimpleNamespace(draws_random_numbers=draws),
+    )
+    assert HeadTraining._can_be_recorded.fget(training) is expected
 
 
 @pytest.fixture
