@@ -2,14 +2,16 @@
 
     fantrans train bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3,6e-3 --set train.seed=0 --set parts=[P1]
     fantrans report bp4d-synthetic --experiment heads --set train.lr=1e-3,3e-3,6e-3 --set train.seed=0 --set parts=[P1]
+    fantrans train bp4d-synthetic --experiment benchmarks/shifts.yaml --set parts=[P1]
+    fantrans report bp4d-synthetic --experiment benchmarks/shifts.yaml --set parts=[P1]
     fantrans train bp4d-synthetic-fresh --experiment benchmarks/claims.yaml
     fantrans report bp4d-synthetic-fresh --experiment benchmarks/claims.yaml    # the same on bp4d-synthetic-41
     python benchmarks/better_heads.py cost
     python benchmarks/better_heads.py page
 
-`report` writes JSON into `runs/tables`: copy those files to `docs/results`, as claims-DATASET.json and
-heads-DATASET.json. `page` reads them there and replaces what stands between the page's comments `<!-- scores -->` and
-`<!-- /scores -->`, and so on. `tests/unit/test_numbers.py` fails where the page is not what `page` writes.
+`report` writes JSON into `runs/tables`: copy those files to `docs/results`, as claims-DATASET.json, heads-DATASET.json
+and shifts-DATASET.json. `page` reads them there and replaces what stands between the page's comments `<!-- scores -->`
+and `<!-- /scores -->`, and so on. `tests/unit/test_numbers.py` fails where the page is not what `page` writes.
 `cost` counts parameters and multiply-accumulates of the deployed heads, and times them on one thread in fp32. The heads
 take turns, and the fastest of many passes counts: whatever else runs on the machine only adds to the others.
 """
@@ -113,6 +115,7 @@ def filled_in(page: str, results: Path) -> str:
     parts = {
         "scores": "\n".join(section(what, found) for what, found in claims.items()),
         "settings": settings_table(json.loads((results / f"heads-{SETTINGS}.json").read_bytes())),
+        "shifts": settings_table(json.loads((results / f"shifts-{SETTINGS}.json").read_bytes())),
         "cost": cost_tables(json.loads((results / "cost.json").read_bytes())),
     }
     for name, part in parts.items():
@@ -191,13 +194,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def settings_table(found: Mapping[str, Any]) -> str:
-    """Return the table by which learning rates were chosen."""
-    rows = [
-        [row["member"], str(row["seeds"]), *(interval(measures(row)[name]["mean"]) for name in (F1, AP))]
-        for row in found["rows"]
-        if measures(row)
-    ]
-    return "\n".join([*markdown_table(["member", "seeds", "F1 at 0.5", "AP"], rows), ""])
+    """Return a table by which a setting was chosen; reports of earlier versions lack the training F1."""
+    rows, columns = [], ["member", "seeds", "F1 at 0.5", "AP"]
+    has_training = all("train_f1_percent" in row for row in found["rows"])
+    for row in found["rows"]:
+        cells = [row["member"], str(row["seeds"]), *(interval(measures(row)[name]["mean"]) for name in (F1, AP))]
+        rows.append([*cells, f"{row['train_f1_percent']:.1f}"] if has_training else cells)
+    return "\n".join(markdown_table([*columns, "training F1"] if has_training else columns, rows))
 
 
 def cost_tables(cost: Mapping[str, Any]) -> str:

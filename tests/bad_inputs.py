@@ -290,10 +290,10 @@ IMAGES = [
     ),
     Fault("a text for a video", content(VIDEO, "no video"), DISFA, 1, "6 of 18 decoded frames cannot be read"),
     Fault("an empty video", content(VIDEO, b""), DISFA, 1, "6 of 18 decoded frames cannot be read"),
-    Fault("half a video", lambda f: (f / VIDEO).write_bytes((f / VIDEO).read_bytes()[:2500]), DISFA, 0, "SN001/left/"),
+    Fault("half a video", lambda f: (f / VIDEO).write_bytes((f / VIDEO).read_bytes()[:2500]), DISFA, 1, "SN001/left/"),
     Fault("a video away", gone(VIDEO), DISFA, 0, "6 of 18 coded frames have no image or video"),
     Fault(
-        "a video of another kind", lambda f: (f / VIDEO).write_bytes((f / IMAGE).read_bytes()), DISFA, 0, "SN001/left/"
+        "a video of another kind", lambda f: (f / VIDEO).write_bytes((f / IMAGE).read_bytes()), DISFA, 1, "SN001/left/"
     ),
 ]
 
