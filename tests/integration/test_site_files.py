@@ -48,7 +48,7 @@ def settings():
 
 
 def test_every_command_of_the_operations_page_is_run_by_a_test_or_marked():
-    page = (ROOT / "docs/operations.md").read_text()
+    page = re.sub(r"^```yaml$.*?^```$", "", (ROOT / "docs/operations.md").read_text(), flags=re.M | re.S)
     commands = [line.strip() for line in page.splitlines() if line.startswith("    ")]
     assert len(commands) > 10
     named = [re.split(r"\s+# ", command)[0] for command in commands if "# not run by a test" not in command]
