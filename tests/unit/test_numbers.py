@@ -46,7 +46,7 @@ def sentences_of_heads():
     yield (
         "README.md",
         f"is {f1['points']:.1f} points of F1 ({f1['low_points']:.1f} to {f1['high_points']:.1f}) and "
-        f"{ap['points']:.1f} of AP above the paper's, with half the deployed parameters",
+        f"{ap['points']:.1f} of AP above the paper's, with half the deployed parameters;",
     )
     low_high = [
         f"{each['low_points']:.0f} to {each['high_points']:.0f}" for each in (f1, gap[better_heads.CALIBRATED], ap)
