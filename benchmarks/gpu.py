@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 
 from benchmarks.extraction import BATCH, DTYPES, PRODUCT_SIDE, alone
 from benchmarks.origin import origin
+from benchmarks.training import DATASET, make_catalog, of_profile
 from models.fan import FAN
 from pipeline.cache.live import feature_opener
-from pipeline.catalog import Catalog, FileEntry, WeightsEntry, load_catalog
+from pipeline.catalog import Catalog, FileEntry, WeightsEntry
 from pipeline.config import PROFILES, ExperimentConfig, Profile
 from pipeline.experiments import load_experiment
 from pipeline.faces.features import load_fan
@@ -48,7 +49,7 @@ from pipeline.training.runs import Runs, TrainingRun
 from pipeline.training.step import CudaGraphs, GraphedStep, Step
 from pipeline.training.trainer import train_heads
 
-DATASET, WIDE = "faces", "fan-256"
+WIDE = "fan-256"
 NUM_VIEWS = 3
 BYTES_WRITTEN = 2**29
 
@@ -85,10 +86,10 @@ def measure(folder: Path, arguments: argparse.Namespace, say: Callable[[str, Any
     device = torch.device(arguments.device)
     say("machine", {**origin(arguments.device), "cores": os.cpu_count(), "torch": torch.__version__})
     say("limits", limits(device, folder, arguments.small))
-    catalog = make_catalog(folder, arguments.subjects, arguments.frames, arguments.weights)
+    catalog = with_random_weights(make_catalog(folder, arguments.subjects, 8, arguments.frames), folder)
     catalog.get_dataset(DATASET).render()
     experiment = make_experiment(arguments.weights, arguments.epochs)
-    job = of_profile(catalog, experiment, "exact", arguments.device)
+    job = refresh_of(catalog, experiment, "exact", arguments.device)
     for stage in (IndexStage(), DetectStage(), CropStage()):
         say(f"stage {stage.name}", stage_rate(job, stage))
     entry = catalog.get_weights(arguments.weights)
@@ -102,7 +103,7 @@ def measure(folder: Path, arguments: argparse.Namespace, say: Callable[[str, Any
     for profile in PROFILES:
         roots = catalog.roots.model_copy(update={"cache": folder / profile})  # else it is encoded from the exact cache
         catalog = catalog.model_copy(update={"roots": roots})
-        of_this = of_profile(catalog, experiment, profile, arguments.device)
+        of_this = refresh_of(catalog, experiment, profile, arguments.device)
         say(f"extraction, {profile}", round(NUM_VIEWS * stage_rate(of_this, ExtractStage()), 1))
         settings = experiment.model_copy(update={"cache": of_this.config})
         runs[profile] = Runs(catalog, DATASET).resolve(settings)
@@ -118,30 +119,15 @@ def measure(folder: Path, arguments: argparse.Namespace, say: Callable[[str, Any
     say("training, crops, 3 heads", training_rate(from_crops, 3, device, folder))
 
 
-def make_catalog(folder: Path, num_subjects: int, num_frames: int, weights: str) -> Catalog:
-    """Return a catalog with one rendered data set below `folder`, and the FAN with random weights if it is wanted."""
-    catalog = load_catalog()
-    entry = catalog.get_dataset("demo_quick")
-    assert entry.rendered is not None
-    sizes = {"num_subjects": num_subjects, "num_tasks": 8, "num_frames": num_frames, "size_px": 256}
-    entry = entry.model_copy(update={"root": folder / "raw", "rendered": entry.rendered.model_copy(update=sizes)})
-    roots = {name: folder / name for name in ("work", "cache", "runs")}
-    added = {}
-    if weights == WIDE:
-        torch.manual_seed(0)
-        fan, path = FAN(256, 2, pooling="max"), folder / f"{WIDE}.safetensors"
-        save_file(fan.state_dict(), path)
-        added[WIDE] = WeightsEntry(
-            path=path, sha256=file_sha256(path), family="fan", width=256, num_stacks=2, pooling="max", codec=None
-        )
-    return catalog.model_copy(
-        update={
-            "roots": catalog.roots.model_copy(update=roots),
-            "datasets": {DATASET: entry},
-            "weights": catalog.weights | added,
-            "tracking": "none",
-        }
+def with_random_weights(catalog: Catalog, folder: Path) -> Catalog:
+    """Return the catalog with a FAN of width 256 and random weights, in a file in `folder`."""
+    torch.manual_seed(0)
+    path = folder / f"{WIDE}.safetensors"
+    save_file(FAN(256, 2, pooling="max").state_dict(), path)
+    wide = WeightsEntry(
+        path=path, sha256=file_sha256(path), family="fan", width=256, num_stacks=2, pooling="max", codec=None
     )
+    return catalog.model_copy(update={"weights": catalog.weights | {WIDE: wide}})
 
 
 def make_experiment(weights: str, num_epochs: int) -> ExperimentConfig:
@@ -159,10 +145,9 @@ def make_experiment(weights: str, num_epochs: int) -> ExperimentConfig:
     )
 
 
-def of_profile(catalog: Catalog, experiment: ExperimentConfig, profile: Profile, device: str) -> RefreshJob:
+def refresh_of(catalog: Catalog, experiment: ExperimentConfig, profile: Profile, device: str) -> RefreshJob:
     """Return the refresh of a profile."""
-    features = experiment.cache.features.model_copy(update={"profile": profile})
-    config = experiment.cache.model_copy(update={"features": features})
+    config = of_profile(experiment, profile).cache
     return RefreshJob(dataset=DATASET, catalog=catalog, config=config, limit=None, device=device)
 
 

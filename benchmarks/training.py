@@ -102,12 +102,12 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def make_catalog(folder: Path, num_subjects: int, num_tasks: int) -> Catalog:
+def make_catalog(folder: Path, num_subjects: int, num_tasks: int, num_frames: int = 1) -> Catalog:
     """Return a catalog with one rendered data set below `folder`."""
     catalog = load_catalog()
     entry = catalog.get_dataset("demo_quick")
     assert entry.rendered is not None
-    sizes = {"num_subjects": num_subjects, "num_tasks": num_tasks, "num_frames": 1, "size_px": 256}
+    sizes = {"num_subjects": num_subjects, "num_tasks": num_tasks, "num_frames": num_frames, "size_px": 256}
     entry = entry.model_copy(update={"root": folder / "raw", "rendered": entry.rendered.model_copy(update=sizes)})
     roots = {name: folder / name for name in ("work", "cache", "runs")}
     return catalog.model_copy(

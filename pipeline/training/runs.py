@@ -20,7 +20,7 @@ from pipeline import experiments
 from pipeline.cache.reader import Features, open_cache
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.config import ExperimentConfig, OwnHeadConfig
-from pipeline.datasets.index import INDEX_NAME, coverage, read_index
+from pipeline.datasets.index import coverage, read_index
 from pipeline.errors import DataError, DataNotFoundError, StoreError, StoreNotFoundError, UsageError
 from pipeline.fingerprint import cache_fingerprint, overrides_for
 from pipeline.protocols import Protocol, check_subject_exclusive
@@ -160,10 +160,10 @@ class Runs:
     def _frames_for(self, experiment: ExperimentConfig) -> pd.DataFrame:
         if self._frames is None:
             self._catalog.check_labels(self._dataset)
-            work = self._catalog.work_folder(self._dataset)
-            if not (work / INDEX_NAME).is_file() and store_folders(self._catalog.caches_folder(self._dataset)):
+            work, path = self._catalog.work_folder(self._dataset), self._catalog.index_path(self._dataset)
+            if not path.is_file() and store_folders(self._catalog.caches_folder(self._dataset)):
                 raise DataNotFoundError(
-                    f"{work / INDEX_NAME} does not exist, and heads learn from its labels; run `fantrans refresh "
+                    f"{path} does not exist, and heads learn from its labels; run `fantrans refresh "
                     f"{self._dataset} --until index` where the labels are, or copy it and labels.json from where the "
                     "cache was made (docs/sharing.md)"
                 )

@@ -7,7 +7,7 @@ import pytest
 from pipeline.cache.codecs import make_codec
 from pipeline.cache.format import features_format
 from pipeline.catalog import Catalog, DatasetEntry, Roots, WeightsEntry
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, TrainConfig
 from pipeline.datasets.index import INDEX_NAME
 from pipeline.datasets.origin import describe_origin, write_origin
 from pipeline.errors import ConfigError, DataError, StoreError, UsageError
@@ -355,3 +355,8 @@ def test_a_run_is_found_by_folder_name_or_a_beginning_that_only_it_has(catalog):
         find_run(catalog, "a-sed0-11")
     with pytest.raises(UsageError, match="known ones: a-seed0-11, a-seed1-22, a-seed1-22b"):
         find_run(catalog, "zzz")
+
+
+def test_runs_of_an_earlier_version_keep_their_names():
+    assert "max_shift_cells" not in TrainConfig().document(), "a newer setting at its default"
+    assert TrainConfig(max_shift_cells=2).document()["max_shift_cells"] == 2
